@@ -1,1 +1,3 @@
-//! Under construction.
+//! Time, seeded randomness and the fault facility.
+
+pub mod fault;
