@@ -25,7 +25,7 @@ fn node_hello() {
             version_min: 1,
             version_max: 2,
             features: vec!["f".into()],
-            instance_uuid: "i".into(),
+            instance_id: "i".into(),
             boot_id: "b".into(),
             software_version: "0.1.0".into(),
         })),
@@ -64,15 +64,18 @@ fn create_volume() {
             size_bytes: 1 << 30,
             replicas: 1,
             thin: false,
-            transport: api::Transport::Tcp.into(),
             allowed_hosts: vec!["*".into()],
-            node_selector: BTreeMap::from([("b".into(), "2".into()), ("a".into(), "1".into())]),
+            selector: Some(api::VolumeSelector {
+                labels: BTreeMap::from([("b".into(), "2".into()), ("a".into(), "1".into())]),
+                ..api::VolumeSelector::default()
+            }),
+            reclaim_policy: api::ReclaimPolicy::Retain.into(),
         }),
         adopt_volume_id: String::new(),
     };
     golden(
         &message,
-        "0a080a017212017518011201761a1d088080808004100120012a012a32060a016112013132060a0162120132",
+        "0a080a017212017518011201761a1f088080808004100122012a2a101a060a01611201311a060a01621201323002",
     );
 }
 
