@@ -54,11 +54,7 @@ fn desired_state_with_tombstone() {
 #[test]
 fn create_volume() {
     let message = api::CreateVolumeRequest {
-        context: Some(api::MutationContext {
-            request_id: "r".into(),
-            owner_uid: "u".into(),
-            owner_generation: 1,
-        }),
+        context: Some(api::MutationContext { request_id: "r".into(), owner_uid: "u".into() }),
         name: "v".into(),
         spec: Some(api::VolumeSpec {
             size_bytes: 1 << 30,
@@ -75,7 +71,7 @@ fn create_volume() {
     };
     golden(
         &message,
-        "0a080a017212017518011201761a1f088080808004100122012a2a101a060a01611201311a060a01621201323002",
+        "0a060a01721201751201761a1f088080808004100122012a2a101a060a01611201311a060a01621201323002",
     );
 }
 
