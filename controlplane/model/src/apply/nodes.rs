@@ -1,0 +1,266 @@
+//! Commands about nodes.
+
+use super::Context;
+use crate::command::{NodeReport, Receipt};
+use crate::ids::{InstanceId, NodeName, ObjectUid, PoolName};
+use crate::node::{Cores, Liveness, Node, NodeObserved, NodeSpec};
+use crate::refusal::{Field, Limited, Refusal, Rule};
+use crate::state::{Change, State};
+use crate::volume::VolumeHealth;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most pools of a node.
+const POOLS_MAX: usize = 32;
+/// Most disks of a pool.
+const DISKS_MAX: usize = 64;
+/// Most listeners of a node.
+const LISTENERS_MAX: usize = 16;
+/// Most reactor cores of a node.
+const CORES_MAX: u32 = 1_024;
+/// Most labels of a pool.
+const LABELS_MAX: usize = 64;
+
+impl State {
+    pub(super) fn put_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        uid: Option<&ObjectUid>,
+        spec: &NodeSpec,
+    ) -> Result<Receipt, Refusal> {
+        check_spec(spec)?;
+        let Some(node) = self.nodes.get(name) else {
+            return self.create_node(context, name, uid, spec);
+        };
+        check_uid(node.uid.as_ref(), uid, name)?;
+        for pool in node.spec.pools.keys().filter(|pool| !spec.pools.contains_key(pool)) {
+            let volumes = self.volumes_on(name).filter(|volume| volume.placement.pool == *pool).count();
+            if volumes > 0 {
+                let (node, pool) = (name.clone(), pool.clone());
+                return Err(Refusal::PoolHoldsVolumes { node, pool, volumes: volumes as u64 });
+            }
+        }
+        let node = self.nodes.get_mut(name).ok_or_else(|| Refusal::NoSuchNode { node: name.clone() })?;
+        let adopted = node.uid.is_none() && uid.is_some();
+        if node.spec == *spec && !adopted {
+            return Ok(Receipt::Done);
+        }
+        if adopted {
+            node.uid = uid.cloned();
+        }
+        if node.spec != *spec {
+            node.pool_ids.retain(|pool, _| spec.pools.contains_key(pool));
+            node.observed.pools.retain(|pool, _| spec.pools.contains_key(pool));
+            node.spec = spec.clone();
+            context.desired(name);
+        }
+        node.modified = context.revision;
+        context.changed(Change::Node(name.clone()));
+        Ok(Receipt::Done)
+    }
+
+    fn create_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        uid: Option<&ObjectUid>,
+        spec: &NodeSpec,
+    ) -> Result<Receipt, Refusal> {
+        if self.nodes.len() >= Self::MAX_NODES {
+            return Err(Refusal::LimitReached { what: Limited::Nodes, limit: Self::MAX_NODES as u64 });
+        }
+        let node = Node {
+            name: name.clone(),
+            uid: uid.cloned(),
+            spec: spec.clone(),
+            binding: None,
+            pool_ids: BTreeMap::new(),
+            observed: NodeObserved::default(),
+            liveness: Liveness::Never,
+            desired: context.revision,
+            created: context.revision,
+            modified: context.revision,
+        };
+        self.nodes.insert(name.clone(), node);
+        context.changed(Change::Node(name.clone()));
+        context.desired(name);
+        Ok(Receipt::Done)
+    }
+
+    pub(super) fn delete_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        uid: Option<&ObjectUid>,
+    ) -> Result<Receipt, Refusal> {
+        let node = self.node(name)?;
+        check_uid(node.uid.as_ref(), uid, name)?;
+        let volumes = self.volumes_on(name).count();
+        if volumes > 0 {
+            return Err(Refusal::NodeHoldsVolumes { node: name.clone(), volumes: volumes as u64 });
+        }
+        self.nodes.remove(name);
+        context.changed(Change::NodeRemoved(name.clone()));
+        Ok(Receipt::Done)
+    }
+
+    pub(super) fn unbind_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+    ) -> Result<Receipt, Refusal> {
+        if self.node(name)?.binding.is_some() {
+            self.touch_node(context, name, |node| node.binding = None);
+        }
+        Ok(Receipt::Done)
+    }
+
+    pub(super) fn bind_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        instance: InstanceId,
+    ) -> Result<Receipt, Refusal> {
+        match self.node(name)?.binding {
+            Some(bound) if bound == instance => Ok(Receipt::Done),
+            Some(bound) => Err(Refusal::OtherInstance { node: name.clone(), bound }),
+            None => {
+                self.touch_node(context, name, |node| node.binding = Some(instance));
+                Ok(Receipt::Done)
+            }
+        }
+    }
+
+    pub(super) fn report_node(
+        &mut self,
+        context: &mut Context<'_>,
+        report: &NodeReport,
+    ) -> Result<Receipt, Refusal> {
+        let node = self.node(&report.node)?;
+        match node.binding {
+            Some(bound) if bound == report.instance => {}
+            Some(bound) => return Err(Refusal::OtherInstance { node: report.node.clone(), bound }),
+            None => return Err(Refusal::NotBound { node: report.node.clone() }),
+        }
+        if let Some(observed) = &report.observed {
+            self.take_observed(context, report, observed);
+        }
+        for (id, observed) in &report.volumes {
+            let Some(volume) = self.volumes.get(id).filter(|v| v.placement.node == report.node) else {
+                continue;
+            };
+            let provisioned = volume.provisioned || observed.health == VolumeHealth::Online;
+            if volume.observed.as_ref() == Some(observed) && volume.provisioned == provisioned {
+                continue;
+            }
+            if provisioned != volume.provisioned {
+                context.desired(&report.node);
+            }
+            self.touch_volume(context, *id, |volume| {
+                volume.observed = Some(observed.clone());
+                volume.provisioned = provisioned;
+            });
+        }
+        Ok(Receipt::Done)
+    }
+
+    /// Takes over what was reported about the node itself.
+    fn take_observed(&mut self, context: &mut Context<'_>, report: &NodeReport, observed: &NodeObserved) {
+        let Some(node) = self.nodes.get(&report.node) else { return };
+        let mut observed = observed.clone();
+        observed.boot = Some(report.boot);
+        observed.pools.retain(|pool, _| node.spec.pools.contains_key(pool));
+        let new_ids: Vec<(PoolName, _)> = observed
+            .pools
+            .iter()
+            .filter(|(pool, _)| !node.pool_ids.contains_key(*pool))
+            .filter_map(|(pool, seen)| seen.id.map(|id| (pool.clone(), id)))
+            .collect();
+        if node.observed == observed && new_ids.is_empty() {
+            return;
+        }
+        if !new_ids.is_empty() {
+            context.desired(&report.node);
+        }
+        self.touch_node(context, &report.node, |node| {
+            node.observed = observed;
+            node.pool_ids.extend(new_ids);
+        });
+    }
+
+    pub(super) fn set_liveness(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        liveness: Liveness,
+    ) -> Result<Receipt, Refusal> {
+        if self.node(name)?.liveness == liveness {
+            return Ok(Receipt::Done);
+        }
+        self.touch_node(context, name, |node| node.liveness = liveness);
+        let ids: Vec<_> = self.volumes_on(name).map(|volume| volume.id).collect();
+        for id in ids {
+            self.refresh_volume(context, id);
+        }
+        Ok(Receipt::Done)
+    }
+
+    fn node(&self, name: &NodeName) -> Result<&Node, Refusal> {
+        self.nodes.get(name).ok_or_else(|| Refusal::NoSuchNode { node: name.clone() })
+    }
+
+    fn touch_node(&mut self, context: &mut Context<'_>, name: &NodeName, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            change(node);
+            node.modified = context.revision;
+            context.changed(Change::Node(name.clone()));
+        }
+    }
+}
+
+/// The caller's UID must be the object's, once that is known.
+fn check_uid(present: Option<&ObjectUid>, given: Option<&ObjectUid>, name: &NodeName) -> Result<(), Refusal> {
+    match (present, given) {
+        (Some(present), Some(given)) if present != given => {
+            Err(Refusal::NameTaken { name: name.to_string() })
+        }
+        (Some(_), None) => Err(Refusal::NameTaken { name: name.to_string() }),
+        _ => Ok(()),
+    }
+}
+
+fn check_spec(spec: &NodeSpec) -> Result<(), Refusal> {
+    let out_of_range = |field, rule| Err(Refusal::OutOfRange { field, rule });
+    if spec.listeners.is_empty() {
+        return out_of_range(Field::Listeners, Rule::AtLeastOne);
+    }
+    if spec.listeners.len() > LISTENERS_MAX {
+        return out_of_range(Field::Listeners, Rule::NotTooMany);
+    }
+    if spec.pools.len() > POOLS_MAX {
+        return out_of_range(Field::Pools, Rule::NotTooMany);
+    }
+    let mut disks = BTreeSet::new();
+    for pool in spec.pools.values() {
+        if pool.disks.is_empty() {
+            return out_of_range(Field::Disks, Rule::AtLeastOne);
+        }
+        if pool.disks.len() > DISKS_MAX || pool.labels.len() > LABELS_MAX {
+            return out_of_range(Field::Disks, Rule::NotTooMany);
+        }
+        if !pool.disks.iter().all(|disk| disks.insert(disk)) {
+            return out_of_range(Field::Disks, Rule::Distinct);
+        }
+    }
+    match &spec.cores {
+        Cores::Count(0) => out_of_range(Field::Cores, Rule::AtLeastOne),
+        Cores::Count(count) if *count > CORES_MAX => out_of_range(Field::Cores, Rule::NotTooMany),
+        Cores::Count(_) => Ok(()),
+        Cores::List(list) if list.is_empty() => out_of_range(Field::Cores, Rule::AtLeastOne),
+        Cores::List(list) if list.len() > CORES_MAX as usize => out_of_range(Field::Cores, Rule::NotTooMany),
+        Cores::List(list) if list.iter().collect::<BTreeSet<_>>().len() != list.len() => {
+            out_of_range(Field::Cores, Rule::Distinct)
+        }
+        Cores::List(_) => Ok(()),
+    }
+}

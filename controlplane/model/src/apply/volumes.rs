@@ -1,0 +1,314 @@
+//! Commands about volumes.
+
+use super::Context;
+use crate::command::{CreateVolume, Receipt, VolumeChange};
+use crate::ids::{Bytes, NodeName, ObjectUid, VolumeId, VolumeName};
+use crate::node::PoolHealth;
+use crate::placement::Placement;
+use crate::refusal::{Feature, Field, Limited, Refusal, Rule};
+use crate::state::{Change, State};
+use crate::volume::{AllowedHosts, Lifecycle, Tombstone, Volume, VolumeHealth, VolumeSpec, VolumeState};
+
+/// The largest volume.
+const SIZE_MAX: Bytes = Bytes(1 << 60);
+
+impl State {
+    pub(super) fn create_volume(
+        &mut self,
+        context: &mut Context<'_>,
+        create: &CreateVolume,
+    ) -> Result<Receipt, Refusal> {
+        check_spec(&create.spec)?;
+        if let Some(present) = self.volume_named(&create.name) {
+            return same_volume(present, create).map(|()| Receipt::of(present));
+        }
+        if create.adopt {
+            return self.adopt_volume(context, create);
+        }
+        if self.volumes.contains_key(&create.id) {
+            return Err(Refusal::VolumeIdTaken { id: create.id });
+        }
+        if self.volumes.len() >= Self::MAX_VOLUMES {
+            return Err(Refusal::LimitReached { what: Limited::Volumes, limit: Self::MAX_VOLUMES as u64 });
+        }
+        let footprint = self.room_for(&create.placement, create.size)?;
+        let epoch = self.issue_epoch();
+        let volume = Volume {
+            id: create.id,
+            name: create.name.clone(),
+            uid: create.uid.clone(),
+            spec: create.spec.clone(),
+            size: create.size,
+            footprint,
+            identity: create.identity.clone(),
+            placement: create.placement.clone(),
+            epoch,
+            generation: 1,
+            lifecycle: Lifecycle::Active,
+            state: VolumeState::Creating,
+            observed: None,
+            provisioned: false,
+            created_at: context.command.issued_at,
+            created: context.revision,
+            modified: context.revision,
+        };
+        self.index.add(&volume);
+        context.changed(Change::Volume(volume.id));
+        context.desired(&volume.placement.node);
+        let receipt = Receipt::of(&volume);
+        self.volumes.insert(volume.id, volume);
+        Ok(receipt)
+    }
+
+    /// The space that a volume takes from a pool, if there is room.
+    fn room_for(&self, placement: &Placement, size: Bytes) -> Result<Bytes, Refusal> {
+        let Placement { node, pool } = placement.clone();
+        let usable = self
+            .nodes
+            .get(&node)
+            .filter(|node| node.spec.pools.contains_key(&pool))
+            .and_then(|node| node.pool(&pool))
+            .filter(|observed| observed.health == PoolHealth::Online);
+        let Some(observed) = usable else {
+            return Err(Refusal::PoolNotUsable { node, pool });
+        };
+        let free = self.free(placement);
+        match size.round_up(observed.allocation_unit) {
+            Some(needed) if needed <= free => Ok(needed),
+            needed => Err(Refusal::PoolTooSmall { node, pool, free, needed: needed.unwrap_or(SIZE_MAX) }),
+        }
+    }
+
+    fn adopt_volume(&mut self, context: &mut Context<'_>, create: &CreateVolume) -> Result<Receipt, Refusal> {
+        let released = self.volumes.get(&create.id).filter(|volume| volume.lifecycle == Lifecycle::Released);
+        let Some(volume) = released else {
+            return Err(Refusal::NothingToAdopt { id: create.id });
+        };
+        if create.spec.size > volume.size {
+            return Err(Refusal::Unsupported { what: Feature::Growth });
+        }
+        let node = volume.placement.node.clone();
+        let epoch = self.issue_epoch();
+        self.touch_volume(context, create.id, |volume| {
+            volume.name = create.name.clone();
+            volume.uid = create.uid.clone();
+            volume.spec = create.spec.clone();
+            volume.lifecycle = Lifecycle::Active;
+            volume.epoch = epoch;
+            volume.generation += 1;
+        });
+        context.desired(&node);
+        Ok(Receipt::Volume { id: create.id })
+    }
+
+    pub(super) fn update_volume(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &VolumeName,
+        uid: Option<&ObjectUid>,
+        change: &VolumeChange,
+    ) -> Result<Receipt, Refusal> {
+        let volume = self.active(name, uid)?;
+        let (id, node) = (volume.id, volume.placement.node.clone());
+        let mut spec = volume.spec.clone();
+        if let Some(hosts) = &change.allowed_hosts {
+            spec.allowed_hosts = hosts.clone();
+        }
+        if let Some(reclaim) = change.reclaim {
+            spec.reclaim = reclaim;
+        }
+        if let Some(size) = change.size {
+            if size < spec.size {
+                return Err(Refusal::OutOfRange { field: Field::Size, rule: Rule::NotShrink });
+            }
+            if size > volume.size {
+                return Err(Refusal::Unsupported { what: Feature::Growth });
+            }
+            spec.size = size;
+        }
+        check_spec(&spec)?;
+        if spec == volume.spec {
+            return Ok(Receipt::Volume { id });
+        }
+        let node_acts = spec.allowed_hosts != volume.spec.allowed_hosts;
+        self.touch_volume(context, id, |volume| {
+            volume.spec = spec;
+            volume.generation += u64::from(node_acts);
+        });
+        if node_acts {
+            context.desired(&node);
+        }
+        Ok(Receipt::Volume { id })
+    }
+
+    pub(super) fn delete_volume(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &VolumeName,
+        uid: Option<&ObjectUid>,
+    ) -> Result<Receipt, Refusal> {
+        let cluster = self.cluster.ok_or(Refusal::NotBootstrapped)?;
+        let volume = self.owned(name, uid)?;
+        let id = volume.id;
+        if matches!(volume.lifecycle, Lifecycle::Deleting(_)) {
+            return Ok(Receipt::Volume { id });
+        }
+        let Placement { node, pool } = volume.placement.clone();
+        context.desired(&node);
+        self.touch_volume(context, id, |volume| {
+            volume.generation += 1;
+            let generation = volume.generation;
+            volume.lifecycle = Lifecycle::Deleting(Tombstone { cluster, volume: id, generation, node, pool });
+        });
+        Ok(Receipt::Volume { id })
+    }
+
+    pub(super) fn release_volume(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &VolumeName,
+        uid: Option<&ObjectUid>,
+    ) -> Result<Receipt, Refusal> {
+        let volume = self.active(name, uid)?;
+        let (id, node) = (volume.id, volume.placement.node.clone());
+        self.touch_volume(context, id, |volume| {
+            volume.uid = None;
+            volume.spec.allowed_hosts = AllowedHosts::default();
+            volume.lifecycle = Lifecycle::Released;
+            volume.generation += 1;
+        });
+        context.desired(&node);
+        Ok(Receipt::Volume { id })
+    }
+
+    pub(super) fn confirm_deleted(
+        &mut self,
+        context: &mut Context<'_>,
+        node: &NodeName,
+        id: VolumeId,
+        generation: u64,
+    ) -> Result<Receipt, Refusal> {
+        let confirmed = self.volumes.get(&id).is_some_and(|volume| match &volume.lifecycle {
+            Lifecycle::Deleting(tombstone) => tombstone.node == *node && tombstone.generation == generation,
+            _ => false,
+        });
+        if !confirmed {
+            return Err(Refusal::NoSuchTombstone { volume: id });
+        }
+        if let Some(volume) = self.volumes.remove(&id) {
+            self.index.remove(&volume);
+            context.desired(node);
+            context.changed(Change::VolumeRemoved(id, volume.name));
+        }
+        Ok(Receipt::Volume { id })
+    }
+
+    /// The volume of this name and object.
+    fn owned(&self, name: &VolumeName, uid: Option<&ObjectUid>) -> Result<&Volume, Refusal> {
+        let volume = self.volume_named(name).ok_or_else(|| Refusal::NoSuchVolume { volume: name.clone() })?;
+        if volume.uid.as_ref() == uid {
+            Ok(volume)
+        } else {
+            Err(Refusal::NameTaken { name: name.to_string() })
+        }
+    }
+
+    /// The volume of this name and object, which must be in use.
+    fn active(&self, name: &VolumeName, uid: Option<&ObjectUid>) -> Result<&Volume, Refusal> {
+        let volume = self.owned(name, uid)?;
+        match volume.lifecycle {
+            Lifecycle::Active => Ok(volume),
+            Lifecycle::Released | Lifecycle::Deleting(_) => {
+                Err(Refusal::BeingDeleted { volume: name.clone() })
+            }
+        }
+    }
+
+    /// Changes a volume and what follows from it.
+    pub(super) fn touch_volume(
+        &mut self,
+        context: &mut Context<'_>,
+        id: VolumeId,
+        change: impl FnOnce(&mut Volume),
+    ) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        self.index.remove(volume);
+        change(volume);
+        volume.modified = context.revision;
+        self.index.add(volume);
+        context.changed(Change::Volume(id));
+        self.refresh_volume(context, id);
+    }
+
+    /// Recomputes a volume's state.
+    pub(super) fn refresh_volume(&mut self, context: &mut Context<'_>, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let live = self.nodes.get(&volume.placement.node).is_some_and(|node| node.liveness.is_live());
+        let state = derive_state(volume, live);
+        if state != volume.state {
+            volume.state = state;
+            volume.modified = context.revision;
+            context.changed(Change::Volume(id));
+        }
+    }
+}
+
+/// What follows from all that is known about a volume.
+fn derive_state(volume: &Volume, node_live: bool) -> VolumeState {
+    match &volume.lifecycle {
+        Lifecycle::Deleting(_) => return VolumeState::Deleting,
+        Lifecycle::Released => return VolumeState::Released,
+        Lifecycle::Active => {}
+    }
+    let Some(observed) = volume.observed.as_ref().filter(|_| volume.provisioned || node_live) else {
+        return VolumeState::Creating;
+    };
+    if !node_live {
+        return VolumeState::Unavailable {
+            reason: "NodeNotConnected".to_owned(),
+            message: format!("node {} is not connected to the control plane", volume.placement.node),
+        };
+    }
+    match &observed.health {
+        VolumeHealth::Creating => VolumeState::Creating,
+        VolumeHealth::Online => VolumeState::Online,
+        VolumeHealth::Unavailable { reason, message } => {
+            VolumeState::Unavailable { reason: reason.clone(), message: message.clone() }
+        }
+        VolumeHealth::Faulted { reason, message } => {
+            VolumeState::Faulted { reason: reason.clone(), message: message.clone() }
+        }
+    }
+}
+
+/// Whether a volume that exists is the one that is being created again.
+fn same_volume(present: &Volume, create: &CreateVolume) -> Result<(), Refusal> {
+    if matches!(present.lifecycle, Lifecycle::Deleting(_)) {
+        return Err(Refusal::BeingDeleted { volume: present.name.clone() });
+    }
+    if present.uid.is_none() || present.uid != create.uid {
+        return Err(Refusal::NameTaken { name: present.name.to_string() });
+    }
+    if present.spec.size != create.spec.size || (create.adopt && present.id != create.id) {
+        return Err(Refusal::Different { volume: present.name.clone() });
+    }
+    Ok(())
+}
+
+fn check_spec(spec: &VolumeSpec) -> Result<(), Refusal> {
+    if spec.size.0 == 0 || spec.size > SIZE_MAX {
+        return Err(Refusal::OutOfRange { field: Field::Size, rule: Rule::Positive });
+    }
+    match spec.replicas {
+        0 => return Err(Refusal::OutOfRange { field: Field::Replicas, rule: Rule::AtLeastOne }),
+        1 => {}
+        _ => return Err(Refusal::Unsupported { what: Feature::Replication }),
+    }
+    if spec.thin {
+        return Err(Refusal::Unsupported { what: Feature::Thin });
+    }
+    if spec.allowed_hosts.0.len() > AllowedHosts::MAX {
+        return Err(Refusal::OutOfRange { field: Field::AllowedHosts, rule: Rule::NotTooMany });
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! What one node should hold and serve: everything its daemon needs, and nothing that it must guess.
+
+use crate::ids::{
+    Bytes, ClusterId, DiskPath, Epoch, Incarnation, NodeName, PoolId, PoolName, Revision, VolumeId,
+};
+use crate::node::{Cores, Listener};
+use crate::state::State;
+use crate::volume::{AllowedHosts, Lifecycle, Tombstone, VolumeIdentity};
+use serde::{Deserialize, Serialize};
+
+/// What one node should hold and serve.
+///
+/// What is not listed here is left alone: only [`DesiredNode::tombstones`] delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredNode {
+    /// The cluster that says so.
+    pub cluster: ClusterId,
+    /// The cluster's incarnation.
+    pub incarnation: Incarnation,
+    /// The node.
+    pub node: NodeName,
+    /// Since when; a daemon persists the highest it has seen and refuses lower ones.
+    pub revision: Revision,
+    /// Where volumes are served.
+    pub listeners: Vec<Listener>,
+    /// The cores that run reactors; takes effect when the daemon starts.
+    pub cores: Cores,
+    /// The pools, by name.
+    pub pools: Vec<DesiredPool>,
+    /// The volumes, by id.
+    pub volumes: Vec<DesiredVolume>,
+    /// The volumes to delete, by id.
+    pub tombstones: Vec<Tombstone>,
+}
+
+/// A pool that a node should hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredPool {
+    /// Its name.
+    pub name: PoolName,
+    /// The UUID in its superblock, once it was reported. A daemon that has this must import that very pool and never
+    /// create a new one in its place.
+    pub id: Option<PoolId>,
+    /// Its disks, in order.
+    pub disks: Vec<DiskPath>,
+}
+
+/// A volume that a node should hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredVolume {
+    /// Its identity.
+    pub id: VolumeId,
+    /// Grows whenever something here changes.
+    pub generation: u64,
+    /// The pool that holds it.
+    pub pool: PoolName,
+    /// The size that hosts see.
+    pub size: Bytes,
+    /// Whether it may be created.
+    pub provision: Provision,
+    /// What hosts know it by.
+    pub identity: VolumeIdentity,
+    /// Whether hosts are served at all.
+    pub serve: bool,
+    /// Who may connect.
+    pub allowed_hosts: AllowedHosts,
+    /// The epoch of this target.
+    pub epoch: Epoch,
+}
+
+/// Whether a daemon may create a volume that it does not find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provision {
+    /// It may.
+    Create,
+    /// It was there once: if it is not found, its data is lost or elsewhere, and that is to be reported.
+    Expect,
+}
+
+impl State {
+    /// What this node should hold; `None` for an unknown node or before the bootstrap.
+    pub fn desired(&self, name: &NodeName) -> Option<DesiredNode> {
+        let cluster = self.cluster()?;
+        let node = self.nodes().get(name)?;
+        let pools = node
+            .spec
+            .pools
+            .iter()
+            .map(|(pool, spec)| DesiredPool {
+                name: pool.clone(),
+                id: node.pool_ids.get(pool).copied(),
+                disks: spec.disks.clone(),
+            })
+            .collect();
+        let mut volumes = Vec::new();
+        let mut tombstones = Vec::new();
+        for volume in self.volumes_on(name) {
+            match &volume.lifecycle {
+                Lifecycle::Deleting(tombstone) => tombstones.push(tombstone.clone()),
+                Lifecycle::Active | Lifecycle::Released => volumes.push(DesiredVolume {
+                    id: volume.id,
+                    generation: volume.generation,
+                    pool: volume.placement.pool.clone(),
+                    size: volume.size,
+                    provision: if volume.provisioned { Provision::Expect } else { Provision::Create },
+                    identity: volume.identity.clone(),
+                    serve: volume.lifecycle == Lifecycle::Active,
+                    allowed_hosts: volume.spec.allowed_hosts.clone(),
+                    epoch: volume.epoch,
+                }),
+            }
+        }
+        Some(DesiredNode {
+            cluster,
+            incarnation: self.incarnation(),
+            node: name.clone(),
+            revision: node.desired,
+            listeners: node.spec.listeners.clone(),
+            cores: node.spec.cores.clone(),
+            pools,
+            volumes,
+            tombstones,
+        })
+    }
+}

@@ -1,0 +1,204 @@
+//! Storage nodes: what was asked of them, and what they reported.
+
+use crate::ids::{
+    BootId, Bytes, DiskPath, InstanceId, NodeName, ObjectUid, PoolId, PoolName, Revision, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+/// A machine that runs one daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// The UID of the Kubernetes object, when one stands for it.
+    pub uid: Option<ObjectUid>,
+    /// What was asked for.
+    pub spec: NodeSpec,
+    /// The daemon that registered first under this name; no other one is let in.
+    pub binding: Option<InstanceId>,
+    /// The UUIDs that its pools had when they were first reported; a pool with another one is not used.
+    pub pool_ids: BTreeMap<PoolName, PoolId>,
+    /// What the daemon reported last.
+    pub observed: NodeObserved,
+    /// Whether the daemon is heard.
+    pub liveness: Liveness,
+    /// The revision at which what this node should hold changed last.
+    pub desired: Revision,
+    /// The revision that created it.
+    pub created: Revision,
+    /// The revision that changed it last.
+    pub modified: Revision,
+}
+
+impl Node {
+    /// What was reported about a pool, if it is the pool that belongs here.
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolObserved> {
+        let observed = self.observed.pools.get(name)?;
+        match (self.pool_ids.get(name), observed.id) {
+            (Some(expected), Some(found)) if *expected == found => Some(observed),
+            _ => None,
+        }
+    }
+}
+
+/// What a user asks of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// The address at which hosts reach the node by default.
+    pub address: IpAddr,
+    /// Where volumes are served.
+    pub listeners: Vec<Listener>,
+    /// The pools by name.
+    pub pools: BTreeMap<PoolName, PoolSpec>,
+    /// The cores that run reactors.
+    pub cores: Cores,
+    /// Whether new volumes stay away from it.
+    pub unschedulable: bool,
+}
+
+/// Where a node serves volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// The transport.
+    pub transport: Transport,
+    /// The address to listen on.
+    pub bind: SocketAddr,
+    /// The address that hosts are told.
+    pub advertise: SocketAddr,
+}
+
+/// A transport of NVMe over Fabrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// NVMe/TCP.
+    Tcp,
+}
+
+/// The cores that run reactors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cores {
+    /// That many, wherever.
+    Count(u32),
+    /// Exactly these.
+    List(Vec<u32>),
+}
+
+/// What a user asks of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpec {
+    /// The disks, in order.
+    pub disks: Vec<DiskPath>,
+    /// Labels by which volumes select pools.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Whether a node's daemon is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Liveness {
+    /// It never connected.
+    Never,
+    /// It has a session with the leader.
+    Live {
+        /// When the session began.
+        since: Timestamp,
+    },
+    /// Its session ended or timed out.
+    Lost {
+        /// When it was noticed.
+        since: Timestamp,
+    },
+}
+
+impl Liveness {
+    /// Whether the daemon is heard now.
+    pub fn is_live(self) -> bool {
+        matches!(self, Liveness::Live { .. })
+    }
+}
+
+/// What a daemon reported about its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeObserved {
+    /// The daemon's version; empty until it first reported.
+    pub version: String,
+    /// The machine's run.
+    pub boot: Option<BootId>,
+    /// The pools by name.
+    pub pools: BTreeMap<PoolName, PoolObserved>,
+    /// Addresses at which hosts reach the node now.
+    pub endpoints: Vec<SocketAddr>,
+    /// What is wrong, if anything.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that a node could not do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// One CamelCase word, such as `ListenFailed`.
+    pub reason: String,
+    /// A sentence for a person.
+    pub message: String,
+}
+
+/// What a daemon reported about a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolObserved {
+    /// The UUID in its superblock, once it exists.
+    pub id: Option<PoolId>,
+    /// Its health.
+    pub health: PoolHealth,
+    /// Space for data, whether used or free.
+    pub capacity: Bytes,
+    /// Space that holds data.
+    pub used: Bytes,
+    /// Volumes take a multiple of this from the pool.
+    pub allocation_unit: Bytes,
+    /// The disks by the path of their configuration.
+    pub disks: BTreeMap<DiskPath, DiskObserved>,
+    /// Why it is not online, if it is not.
+    pub problem: Option<Problem>,
+}
+
+/// The health of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolHealth {
+    /// Being created or imported.
+    Pending,
+    /// In service.
+    Online,
+    /// In service for reading only.
+    ReadOnly,
+    /// Not in service.
+    Faulted,
+}
+
+/// What a daemon reported about a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskObserved {
+    /// Its health.
+    pub health: DiskHealth,
+    /// Its size.
+    pub capacity: Bytes,
+    /// Why it is not online, if it is not.
+    pub problem: Option<Problem>,
+}
+
+/// The health of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskHealth {
+    /// In service.
+    Online,
+    /// In service, with errors.
+    Suspected,
+    /// Out of service for errors.
+    Faulted,
+    /// Not there.
+    Offline,
+}

@@ -1,0 +1,103 @@
+//! Choosing the pool for a new volume. Pure; the leader calls it before it proposes.
+
+use crate::ids::{Bytes, NodeName, PoolName};
+use crate::node::PoolHealth;
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Where a volume's data is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Placement {
+    /// The node.
+    pub node: NodeName,
+    /// The pool on it.
+    pub pool: PoolName,
+}
+
+/// What a user asks of a placement. An empty one fits every pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selector {
+    /// Only on this node.
+    pub node: Option<NodeName>,
+    /// Only in pools of this name.
+    pub pool: Option<PoolName>,
+    /// Only in pools that have all these labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Why no pool fits, by how many pools each reason rules out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error(
+    "no pool has room: of {pools} pools, {not_selected} are not selected, {unschedulable} are on unschedulable nodes, \
+     {not_live} are on nodes that are not connected, {not_online} are not online, {too_small} have too little free space \
+     (the largest has {largest_free} bytes free, {needed} are needed)"
+)]
+pub struct NoFit {
+    /// Pools of the cluster.
+    pub pools: u32,
+    /// Ruled out by the volume's selector.
+    pub not_selected: u32,
+    /// On nodes that take no new volumes.
+    pub unschedulable: u32,
+    /// On nodes that are not connected.
+    pub not_live: u32,
+    /// Not yet, or not, in service.
+    pub not_online: u32,
+    /// Without enough free space.
+    pub too_small: u32,
+    /// The most free space among those that are too small.
+    pub largest_free: Bytes,
+    /// The space that is needed.
+    pub needed: Bytes,
+}
+
+/// Chooses the fitting pool with the most free space; among equals the first by name.
+///
+/// `reserved` is space that commands which are not applied yet will take.
+pub fn place(
+    state: &State,
+    selector: &Selector,
+    size: Bytes,
+    reserved: &BTreeMap<Placement, Bytes>,
+) -> Result<Placement, NoFit> {
+    let mut refused = NoFit { needed: size, ..NoFit::default() };
+    let mut best: Option<(Bytes, Placement)> = None;
+    for node in state.nodes().values() {
+        for (pool, spec) in &node.spec.pools {
+            refused.pools += 1;
+            let selected = selector.node.as_ref().is_none_or(|name| *name == node.name)
+                && selector.pool.as_ref().is_none_or(|name| name == pool)
+                && selector.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value));
+            if !selected {
+                refused.not_selected += 1;
+                continue;
+            }
+            if node.spec.unschedulable {
+                refused.unschedulable += 1;
+                continue;
+            }
+            if !node.liveness.is_live() {
+                refused.not_live += 1;
+                continue;
+            }
+            let Some(observed) = node.pool(pool).filter(|p| p.health == PoolHealth::Online) else {
+                refused.not_online += 1;
+                continue;
+            };
+            let placement = Placement { node: node.name.clone(), pool: pool.clone() };
+            let pending = reserved.get(&placement).copied().unwrap_or_default();
+            let free = Bytes(state.free(&placement).0.saturating_sub(pending.0));
+            let fits = size.round_up(observed.allocation_unit).is_some_and(|needed| needed <= free);
+            if !fits {
+                refused.too_small += 1;
+                refused.largest_free = refused.largest_free.max(free);
+                continue;
+            }
+            if best.as_ref().is_none_or(|(most, _)| free > *most) {
+                best = Some((free, placement));
+            }
+        }
+    }
+    best.map(|(_, placement)| placement).ok_or(refused)
+}

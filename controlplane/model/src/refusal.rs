@@ -1,0 +1,321 @@
+//! Why a command was refused. A refused command changed nothing.
+
+use crate::command::FeatureLevel;
+use crate::ids::{Bytes, ClusterId, InstanceId, MemberId, NodeName, PoolName, VolumeId, VolumeName};
+use crate::placement::NoFit;
+use serde::{Deserialize, Serialize};
+
+/// Why a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The cluster has an identity already.
+    #[error("the cluster was bootstrapped before, as {cluster}")]
+    AlreadyBootstrapped {
+        /// Its identity.
+        cluster: ClusterId,
+    },
+    /// The cluster has no identity yet.
+    #[error("the cluster is not bootstrapped; start its first member with --bootstrap")]
+    NotBootstrapped,
+    /// The command needs a higher feature level.
+    #[error("this needs feature level {needed}, the cluster is at {level}; upgrade all members first")]
+    FeatureLevel {
+        /// What the command needs.
+        needed: FeatureLevel,
+        /// What the cluster is at.
+        level: FeatureLevel,
+    },
+    /// A member does not support the feature level.
+    #[error("member {member} supports feature level {supported}, not {needed}; upgrade it first")]
+    MemberTooOld {
+        /// The member.
+        member: MemberId,
+        /// What it supports.
+        supported: FeatureLevel,
+        /// What was asked.
+        needed: FeatureLevel,
+    },
+    /// The feature level never goes down.
+    #[error("the feature level is {level} already and never goes down")]
+    LevelNotHigher {
+        /// What the cluster is at.
+        level: FeatureLevel,
+    },
+    /// The request id was used for something else.
+    #[error("this request id was used for another request; use a new one")]
+    RequestIdReused,
+    /// No such node.
+    #[error("there is no node {node}")]
+    NoSuchNode {
+        /// Its name.
+        node: NodeName,
+    },
+    /// No such volume.
+    #[error("there is no volume {volume}")]
+    NoSuchVolume {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// No released volume has this id.
+    #[error("there is no released volume with id {id} to adopt")]
+    NothingToAdopt {
+        /// The id.
+        id: VolumeId,
+    },
+    /// No such member.
+    #[error("there is no member {member}")]
+    NoSuchMember {
+        /// The member.
+        member: MemberId,
+    },
+    /// A member id is used once.
+    #[error("member id {member} belonged to a member that was removed; use a new id and an empty disk")]
+    MemberRetired {
+        /// The member.
+        member: MemberId,
+    },
+    /// Another object owns the name.
+    #[error(
+        "the name {name} is taken by an object with another UID; delete that one first or use another name"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The volume exists with other properties.
+    #[error("volume {volume} exists with another specification")]
+    Different {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// The id is in use.
+    #[error("volume id {id} is in use")]
+    VolumeIdTaken {
+        /// The id.
+        id: VolumeId,
+    },
+    /// The node holds volumes.
+    #[error("node {node} holds {volumes} volumes; delete or move them first")]
+    NodeHoldsVolumes {
+        /// The node.
+        node: NodeName,
+        /// How many.
+        volumes: u64,
+    },
+    /// The pool holds volumes, so that it cannot go from the node's specification.
+    #[error("pool {pool} of node {node} holds {volumes} volumes; delete or move them first")]
+    PoolHoldsVolumes {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+        /// How many.
+        volumes: u64,
+    },
+    /// No pool fits a new volume.
+    #[error(transparent)]
+    NoFit(NoFit),
+    /// The chosen pool is too small by now.
+    #[error("pool {pool} of node {node} has {free} bytes free, {needed} are needed")]
+    PoolTooSmall {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+        /// What is free.
+        free: Bytes,
+        /// What is needed.
+        needed: Bytes,
+    },
+    /// The chosen pool is not there (any more).
+    #[error("node {node} has no usable pool {pool}")]
+    PoolNotUsable {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+    },
+    /// The volume is being deleted.
+    #[error("volume {volume} is being deleted")]
+    BeingDeleted {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// Another daemon is the node's.
+    #[error(
+        "node {node} belongs to the daemon with identity {bound}; stop the second daemon, or unbind the node if its \
+         machine was replaced"
+    )]
+    OtherInstance {
+        /// The node.
+        node: NodeName,
+        /// The daemon that it belongs to.
+        bound: InstanceId,
+    },
+    /// The node is not bound to a daemon.
+    #[error("node {node} is not bound to a daemon")]
+    NotBound {
+        /// The node.
+        node: NodeName,
+    },
+    /// The daemon acted on another tombstone.
+    #[error("volume {volume} has no tombstone of that node and generation")]
+    NoSuchTombstone {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Not supported yet.
+    #[error("{what} is not supported yet")]
+    Unsupported {
+        /// What was asked for.
+        what: Feature,
+    },
+    /// A field is out of its range.
+    #[error("{field} is out of its range: {rule}")]
+    OutOfRange {
+        /// The field, as in the custom resource.
+        field: Field,
+        /// What it must satisfy.
+        rule: Rule,
+    },
+    /// Incarnations only go up.
+    #[error("the cluster is at a later incarnation already")]
+    StaleIncarnation,
+    /// A limit of the cluster.
+    #[error("the cluster holds its maximum of {limit} {what}")]
+    LimitReached {
+        /// What there are too many of.
+        what: Limited,
+        /// The maximum.
+        limit: u64,
+    },
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name {
+            $($(#[$vdoc])* $variant),*
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$variant => $text),* })
+            }
+        }
+    };
+}
+
+words!(
+    /// What is not supported yet.
+    Feature {
+        /// More than one replica.
+        Replication => "more than one replica",
+        /// Thin volumes.
+        Thin => "a thin volume",
+        /// Growing a volume.
+        Growth => "growing a volume",
+    }
+);
+words!(
+    /// A field of a custom resource.
+    Field {
+        /// `spec.size`
+        Size => "spec.size",
+        /// `spec.replicas`
+        Replicas => "spec.replicas",
+        /// `spec.allowedHosts`
+        AllowedHosts => "spec.allowedHosts",
+        /// `spec.listeners`
+        Listeners => "spec.listeners",
+        /// `spec.pools`
+        Pools => "spec.pools",
+        /// `spec.pools[].disks`
+        Disks => "spec.pools[].disks",
+        /// `spec.cores`
+        Cores => "spec.cores",
+        /// The address of a member.
+        MemberAddress => "the member's address",
+    }
+);
+words!(
+    /// What a field must satisfy.
+    Rule {
+        /// Greater than zero and small enough for arithmetic.
+        Positive => "it must be at least 1 byte and at most 2^60",
+        /// Not less than now.
+        NotShrink => "a volume never shrinks",
+        /// At least one.
+        AtLeastOne => "at least one is needed",
+        /// The bounded lists.
+        NotTooMany => "there are too many entries",
+        /// No duplicates.
+        Distinct => "entries must be distinct",
+        /// Text that is too long.
+        NotTooLong => "it is too long",
+    }
+);
+words!(
+    /// What a cluster holds a bounded number of.
+    Limited {
+        /// Nodes.
+        Nodes => "nodes",
+        /// Volumes.
+        Volumes => "volumes",
+        /// Members.
+        Members => "members",
+    }
+);
+
+/// How a client should treat a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// Something named does not exist.
+    NotFound,
+    /// Something stands in the way that somebody else put there.
+    Conflict,
+    /// The request is wrong in itself.
+    Invalid,
+    /// Not possible in the present state; may be later.
+    Precondition,
+    /// There is no room.
+    Exhausted,
+}
+
+impl Refusal {
+    /// How a client should treat it.
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Refusal::NoSuchNode { .. }
+            | Refusal::NoSuchVolume { .. }
+            | Refusal::NothingToAdopt { .. }
+            | Refusal::NoSuchMember { .. } => RefusalKind::NotFound,
+            Refusal::AlreadyBootstrapped { .. }
+            | Refusal::NameTaken { .. }
+            | Refusal::Different { .. }
+            | Refusal::VolumeIdTaken { .. }
+            | Refusal::OtherInstance { .. } => RefusalKind::Conflict,
+            Refusal::RequestIdReused | Refusal::Unsupported { .. } | Refusal::OutOfRange { .. } => {
+                RefusalKind::Invalid
+            }
+            Refusal::NoFit(_) | Refusal::PoolTooSmall { .. } | Refusal::LimitReached { .. } => {
+                RefusalKind::Exhausted
+            }
+            Refusal::NotBootstrapped
+            | Refusal::FeatureLevel { .. }
+            | Refusal::MemberTooOld { .. }
+            | Refusal::LevelNotHigher { .. }
+            | Refusal::MemberRetired { .. }
+            | Refusal::NodeHoldsVolumes { .. }
+            | Refusal::PoolHoldsVolumes { .. }
+            | Refusal::PoolNotUsable { .. }
+            | Refusal::BeingDeleted { .. }
+            | Refusal::NotBound { .. }
+            | Refusal::NoSuchTombstone { .. }
+            | Refusal::StaleIncarnation => RefusalKind::Precondition,
+        }
+    }
+}

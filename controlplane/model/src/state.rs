@@ -1,0 +1,247 @@
+//! The replicated state and its queries. [`State::apply`] is in the module `apply`.
+
+use crate::command::{FeatureLevel, Receipt};
+use crate::ids::{
+    Bytes, ClusterId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, VolumeId, VolumeName,
+};
+use crate::node::Node;
+use crate::placement::Placement;
+use crate::refusal::Refusal;
+use crate::volume::{Lifecycle, Volume};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Everything that the control plane knows. Equal on all members at the same revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) level: FeatureLevel,
+    pub(crate) revision: Revision,
+    pub(crate) epoch_counter: u64,
+    pub(crate) members: BTreeMap<MemberId, Member>,
+    pub(crate) retired: BTreeSet<MemberId>,
+    pub(crate) nodes: BTreeMap<NodeName, Node>,
+    pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    pub(crate) requests: BTreeMap<RequestId, RequestRecord>,
+    /// Derived from `volumes`: rebuilt after decoding.
+    #[serde(skip)]
+    pub(crate) index: Index,
+}
+
+/// What is derived from the rest of the state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Index {
+    pub(crate) by_name: BTreeMap<VolumeName, VolumeId>,
+    pub(crate) by_node: BTreeMap<NodeName, BTreeSet<VolumeId>>,
+    pub(crate) committed: BTreeMap<Placement, Bytes>,
+    pub(crate) expiry: BTreeMap<Revision, RequestId>,
+}
+
+/// A member of the raft group, as the others reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id.
+    pub id: MemberId,
+    /// Where the other members reach it: `host:port`.
+    pub peer_address: String,
+    /// Where clients and daemons reach it: `host:port`.
+    pub api_address: String,
+    /// The highest feature level that it supports.
+    pub supports: FeatureLevel,
+    /// Its program's version.
+    pub version: String,
+}
+
+/// What became of a request, kept until its revision is [`State::REQUEST_WINDOW`] behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequestRecord {
+    pub(crate) revision: Revision,
+    pub(crate) digest: u64,
+    pub(crate) receipt: Receipt,
+}
+
+/// What applying a command gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the client is told. A refused command changed nothing.
+    pub result: Result<Receipt, Refusal>,
+    /// True when the request had been applied before, and this was a repetition without effect.
+    pub repeated: bool,
+    /// The revision at which the command (or the first of its repetitions) took effect.
+    pub revision: Revision,
+    /// What changed, in a fixed order, for watchers.
+    pub changes: Vec<Change>,
+}
+
+/// Something that changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Identity, incarnation or feature level.
+    Cluster,
+    /// A member was added or changed.
+    Member(MemberId),
+    /// A member was removed.
+    MemberRemoved(MemberId),
+    /// A node was created or changed.
+    Node(NodeName),
+    /// A node was removed.
+    NodeRemoved(NodeName),
+    /// What a node should hold changed.
+    Desired(NodeName),
+    /// A volume was created or changed.
+    Volume(VolumeId),
+    /// A volume is gone, data included.
+    VolumeRemoved(VolumeId, VolumeName),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    /// For how many revisions a request id is remembered. A client must not retry a request for longer than the cluster
+    /// takes to apply this many commands.
+    pub const REQUEST_WINDOW: u64 = 16_384;
+    /// Most nodes.
+    pub const MAX_NODES: usize = 1_024;
+    /// Most volumes, released and going ones included.
+    pub const MAX_VOLUMES: usize = 65_536;
+    /// Most members ever listed at once.
+    pub const MAX_MEMBERS: usize = 16;
+
+    /// The state before the first command.
+    pub fn new() -> Self {
+        Self {
+            cluster: None,
+            incarnation: Incarnation(1),
+            level: FeatureLevel::FIRST,
+            revision: Revision(0),
+            epoch_counter: 0,
+            members: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            index: Index::default(),
+        }
+    }
+
+    /// The cluster's identity; `None` before the bootstrap.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.cluster
+    }
+
+    /// How often the cluster was recovered from a lost majority, plus one.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// The committed feature level.
+    pub fn level(&self) -> FeatureLevel {
+        self.level
+    }
+
+    /// The revision of the last command that was applied.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The members that made themselves known.
+    pub fn members(&self) -> &BTreeMap<MemberId, Member> {
+        &self.members
+    }
+
+    /// Whether this member id belonged to a removed member.
+    pub fn is_retired(&self, id: MemberId) -> bool {
+        self.retired.contains(&id)
+    }
+
+    /// The nodes by name.
+    pub fn nodes(&self) -> &BTreeMap<NodeName, Node> {
+        &self.nodes
+    }
+
+    /// The volumes by id.
+    pub fn volumes(&self) -> &BTreeMap<VolumeId, Volume> {
+        &self.volumes
+    }
+
+    /// The volume of this name.
+    pub fn volume_named(&self, name: &VolumeName) -> Option<&Volume> {
+        self.index.by_name.get(name).and_then(|id| self.volumes.get(id))
+    }
+
+    /// The volumes whose data is on this node, by id.
+    pub fn volumes_on(&self, node: &NodeName) -> impl Iterator<Item = &Volume> {
+        self.index.by_node.get(node).into_iter().flatten().filter_map(|id| self.volumes.get(id))
+    }
+
+    /// The space that volumes take from a pool.
+    pub fn committed(&self, placement: &Placement) -> Bytes {
+        self.index.committed.get(placement).copied().unwrap_or_default()
+    }
+
+    /// The space that a pool has for new volumes, by what its node reported last.
+    pub fn free(&self, placement: &Placement) -> Bytes {
+        let capacity = self
+            .nodes
+            .get(&placement.node)
+            .and_then(|node| node.pool(&placement.pool))
+            .map_or(Bytes(0), |pool| pool.capacity);
+        Bytes(capacity.0.saturating_sub(self.committed(placement).0))
+    }
+
+    /// What became of a request that was applied within the window.
+    pub fn request(&self, id: &RequestId) -> Option<(Revision, &Receipt)> {
+        self.requests.get(id).map(|record| (record.revision, &record.receipt))
+    }
+
+    /// The next epoch; each is issued once.
+    pub(crate) fn issue_epoch(&mut self) -> Epoch {
+        self.epoch_counter += 1;
+        Epoch { incarnation: self.incarnation, counter: self.epoch_counter }
+    }
+
+    /// Recomputes what is derived.
+    pub(crate) fn reindex(&mut self) {
+        let mut index = Index::default();
+        for volume in self.volumes.values() {
+            index.add(volume);
+        }
+        index.expiry = self.requests.iter().map(|(id, record)| (record.revision, id.clone())).collect();
+        self.index = index;
+    }
+}
+
+impl Index {
+    /// Adds a volume.
+    pub(crate) fn add(&mut self, volume: &Volume) {
+        if volume.lifecycle != Lifecycle::Released {
+            self.by_name.insert(volume.name.clone(), volume.id);
+        }
+        self.by_node.entry(volume.placement.node.clone()).or_default().insert(volume.id);
+        self.committed.entry(volume.placement.clone()).or_default().0 += volume.footprint.0;
+    }
+
+    /// Takes a volume out; it must be as it was when it was added.
+    pub(crate) fn remove(&mut self, volume: &Volume) {
+        if volume.lifecycle != Lifecycle::Released {
+            self.by_name.remove(&volume.name);
+        }
+        if let Some(ids) = self.by_node.get_mut(&volume.placement.node) {
+            ids.remove(&volume.id);
+            if ids.is_empty() {
+                self.by_node.remove(&volume.placement.node);
+            }
+        }
+        if let Some(committed) = self.committed.get_mut(&volume.placement) {
+            committed.0 -= volume.footprint.0;
+            if committed.0 == 0 {
+                self.committed.remove(&volume.placement);
+            }
+        }
+    }
+}
