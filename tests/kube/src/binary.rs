@@ -74,7 +74,6 @@ impl Binary {
             .arg("-o")
             .arg(&unfinished)
             .arg(".")
-            .env("CGO_ENABLED", "0")
             .current_dir(source)
             .stdout(log)
             .stderr(errors)
