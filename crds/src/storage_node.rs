@@ -1,0 +1,306 @@
+//! `StorageNode` (`bsn`): a machine that runs one daemon.
+
+#![allow(
+    unreachable_pub,
+    reason = "KubeSchema copies each struct, with its visibility, into a function body"
+)]
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Condition;
+use crate::volume::Transport;
+
+/// A machine that runs one `basaltd`, the disks it may use, and where its volumes are served.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "basalt.storage",
+    version = "v1alpha1",
+    kind = "StorageNode",
+    plural = "storagenodes",
+    singular = "storagenode",
+    shortname = "bsn",
+    category = "basalt",
+    status = "StorageNodeStatus",
+    derive = "PartialEq",
+    cel,
+    doc = "A machine that runs one Basalt data-plane daemon. `kubectl get bsn` says whether it is all right.",
+    validation = Rule::new("self.metadata.name.size() <= 63").message(
+        "metadata.name of a StorageNode has at most 63 characters: choose a shorter name"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase",
+        description = "Pending, Online, Degraded, Offline or Deleting"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether the daemon is there and serves what it should"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why it is, or is not, ready"),
+    printcolumn(name = "Cordoned", type_ = "boolean", json_path = ".spec.unschedulable",
+        description = "Whether new volumes stay away"),
+    printcolumn(name = "Capacity", type_ = "string", json_path = ".status.capacity"),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used"),
+    printcolumn(name = "Volumes", type_ = "integer", json_path = ".status.volumes"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", priority = "1"),
+    printcolumn(name = "Message", type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1")
+)]
+pub struct StorageNodeSpec {
+    /// IP address or DNS name at which the machine is known to people and to hosts.
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("isIP(self) || \
+        self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(
+        "spec.address must be an IP address or a DNS name without a port, for example 192.0.2.7"))]
+    pub address: String,
+
+    /// Where volumes are served.
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(a, self.exists_one(b, b.bind == a.bind))").message(
+            "spec.listeners must not bind the same address twice: give each listener a port of its own")
+    )]
+    pub listeners: Vec<Listener>,
+
+    /// The disks that hold logical volumes.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(p, p.disks.all(d, self.exists_one(q, d in q.disks)))").message(
+            "spec.pools must not share a disk: a disk belongs to exactly one pool")
+    )]
+    pub pools: Vec<Pool>,
+
+    /// Keeps new volumes away from this node. Volumes that are here stay and are served.
+    #[serde(default)]
+    pub unschedulable: bool,
+}
+
+/// One address at which volumes are served.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.advertise) || \
+    !(self.bind.startsWith('0.0.0.0:') || self.bind.startsWith('[::]:'))").message(
+    "spec.listeners[].advertise is required where bind is a wildcard: give the address and port that hosts reach"))]
+pub struct Listener {
+    /// Name of the listener, unique within the node.
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+        "spec.listeners[].name must be lower-case letters, digits and dashes, for example tcp"))]
+    pub name: String,
+
+    /// Transport of the listener.
+    #[serde(default)]
+    pub transport: Transport,
+
+    /// IP address and port that the daemon binds, for example `0.0.0.0:4420` or `[::]:4420`.
+    #[schemars(length(max = 64))]
+    #[x_kube(
+        validation = Rule::new("self.matches(r'^([0-9.]+|\\[[0-9a-fA-F]*:[0-9a-fA-F:.]+\\]):[1-9][0-9]{0,4}$')").message(
+            "spec.listeners[].bind must be an IP address and a port, for example 0.0.0.0:4420 or [::]:4420"),
+        validation = Rule::new("!self.matches(r'^([0-9.]+|\\[[0-9a-fA-F]*:[0-9a-fA-F:.]+\\]):[1-9][0-9]{0,4}$') || \
+            (isIP(self.replace('[', '').replace(']', '').substring(0, \
+            self.replace('[', '').replace(']', '').lastIndexOf(':'))) && \
+            int(self.substring(self.lastIndexOf(':') + 1)) <= 65535)").message(
+            "spec.listeners[].bind must have a valid IP address and a port from 1 to 65535")
+    )]
+    pub bind: String,
+
+    /// What hosts are told to connect to, when that is not `bind`: behind an address translation, or where `bind`
+    /// is a wildcard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    #[x_kube(
+        validation = Rule::new("self.matches(r'^([0-9.]+|\\[[0-9a-fA-F]*:[0-9a-fA-F:.]+\\]):[1-9][0-9]{0,4}$')").message(
+            "spec.listeners[].advertise must be an IP address and a port, for example 192.0.2.7:4420"),
+        validation = Rule::new("!self.matches(r'^([0-9.]+|\\[[0-9a-fA-F]*:[0-9a-fA-F:.]+\\]):[1-9][0-9]{0,4}$') || \
+            (isIP(self.replace('[', '').replace(']', '').substring(0, \
+            self.replace('[', '').replace(']', '').lastIndexOf(':'))) && \
+            int(self.substring(self.lastIndexOf(':') + 1)) <= 65535)").message(
+            "spec.listeners[].advertise must have a valid IP address and a port from 1 to 65535"),
+        validation = Rule::new("!self.startsWith('0.0.0.0:') && !self.startsWith('[::]:')").message(
+            "spec.listeners[].advertise must be an address that hosts can reach, not a wildcard")
+    )]
+    pub advertise: Option<String>,
+}
+
+impl Listener {
+    /// What hosts are told: `advertise`, or `bind` where it says nothing.
+    #[must_use]
+    pub fn advertised(&self) -> &str {
+        self.advertise.as_deref().unwrap_or(&self.bind)
+    }
+}
+
+/// Disks that hold logical volumes together.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// Name of the pool, unique within the node.
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+        "spec.pools[].name must be lower-case letters, digits and dashes, for example fast"))]
+    pub name: String,
+
+    /// Absolute paths of block devices or files, by a name that survives a reboot (`/dev/disk/by-id/...`).
+    #[schemars(length(min = 1, max = 32), inner(length(min = 2, max = 255)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(d, d.startsWith('/') && !d.matches('/[.][.]?(/|$)'))").message(
+            "spec.pools[].disks must be absolute paths without . or .., for example /dev/disk/by-id/nvme-..."),
+        validation = Rule::new("self.all(d, !d.matches('^/dev/(sd|vd|xvd|hd|nvme)[a-z0-9]+$'))").message(
+            "spec.pools[].disks must be names that survive a reboot: use the disk's link in /dev/disk/by-id \
+            instead of /dev/sdX, /dev/vdX or /dev/nvmeXnY")
+    )]
+    pub disks: Vec<String>,
+
+    /// Words to choose pools by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What was observed of a node. Written by the operator alone.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageNodeStatus {
+    /// One word for the conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<NodePhase>,
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The id by which the control plane knows the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+    /// The cluster that the node belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
+    /// Version of the daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Address and port at which hosts reach the data plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Space of all pools together, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<String>,
+    /// Space taken in all pools together, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
+    /// How many volumes have a copy here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<i64>,
+    /// The pools of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub pools: Vec<PoolStatus>,
+    /// The disks of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
+    pub disks: Vec<DiskStatus>,
+    /// `Ready`: the daemon is there and all its pools are online. `Synced`: the control plane has accepted the spec.
+    /// `Connected`: the daemon has a session with the control plane. `PoolsReady`: every pool is online.
+    /// `Deletable`: no volume holds a deleted node back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One pool as it was reported.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// Name of the pool.
+    pub name: String,
+    /// State of the pool.
+    pub state: PoolState,
+    /// Space for volumes, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<String>,
+    /// Space taken on the disks, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
+    /// Space promised to volumes, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed: Option<String>,
+    /// What is wrong, if anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// State of a pool.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolState {
+    /// Not reported yet.
+    Pending,
+    /// Takes volumes and serves them.
+    Online,
+    /// Serves, with a fault: see `message`.
+    Degraded,
+    /// Serves nothing: see `message`.
+    Faulted,
+    /// Its node cannot be seen.
+    Unknown,
+}
+
+/// One disk as it was reported.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStatus {
+    /// Path as the spec has it.
+    pub path: String,
+    /// The pool that it belongs to.
+    pub pool: String,
+    /// Health of the disk.
+    pub state: DiskState,
+    /// What is wrong, if anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Health of a disk.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskState {
+    /// Works.
+    Online,
+    /// Had errors and is being watched.
+    Suspected,
+    /// Does not work.
+    Faulted,
+    /// Is not there, or its node cannot be seen.
+    Offline,
+}
+
+/// One word for the conditions of a node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePhase {
+    /// Its daemon has not been seen yet, or the control plane has not accepted it.
+    Pending,
+    /// All is well.
+    Online,
+    /// The daemon is there, but a pool or disk is not well.
+    Degraded,
+    /// The daemon is gone.
+    Offline,
+    /// Being deleted.
+    Deleting,
+}
+
+impl NodePhase {
+    /// The word that stands in the object.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Online => "Online",
+            Self::Degraded => "Degraded",
+            Self::Offline => "Offline",
+            Self::Deleting => "Deleting",
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What the apiserver refuses, with which words, evaluated from the generated definitions without a cluster.
+
+use basalt_crds::{StorageNode, Volume};
+use kube::CustomResourceExt;
+use kube::core::cel::{Validator, apply_defaults};
+use serde_json::{Value, json};
+
+fn schema<K: CustomResourceExt>() -> Value {
+    let version = K::crd().spec.versions.remove(0);
+    serde_json::to_value(version.schema.unwrap().open_api_v3_schema.unwrap()).unwrap()
+}
+
+/// All messages that the rules of `K` have about `object`, as a change of `old` if there is one.
+fn refusals<K: CustomResourceExt>(object: &Value, old: Option<&Value>) -> Vec<String> {
+    let schema = schema::<K>();
+    let object = apply_defaults(&schema, object);
+    let old = old.map(|old| apply_defaults(&schema, old));
+    match Validator::new().validate(&schema, &object, old.as_ref()) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.into_vec().into_iter().map(|error| error.message).collect(),
+    }
+}
+
+fn volume(spec: Value) -> Value {
+    json!({
+        "apiVersion": "basalt.storage/v1alpha1", "kind": "Volume",
+        "metadata": { "name": "data" }, "spec": spec,
+    })
+}
+
+fn node(change: impl FnOnce(&mut Value)) -> Value {
+    let mut node = json!({
+        "apiVersion": "basalt.storage/v1alpha1", "kind": "StorageNode",
+        "metadata": { "name": "node-1" },
+        "spec": {
+            "address": "192.0.2.7",
+            "listeners": [{ "name": "tcp", "bind": "192.0.2.7:4420" }],
+            "pools": [{ "name": "fast", "disks": ["/dev/disk/by-id/nvme-a"] }],
+        },
+    });
+    change(&mut node["spec"]);
+    node
+}
+
+#[track_caller]
+fn refused<K: CustomResourceExt>(object: &Value, old: Option<&Value>, words: &str) {
+    let messages = refusals::<K>(object, old);
+    assert!(messages.iter().any(|message| message.contains(words)), "wanted {words:?} in {messages:?}");
+}
+
+#[track_caller]
+fn accepted<K: CustomResourceExt>(object: &Value, old: Option<&Value>) {
+    assert_eq!(refusals::<K>(object, old), Vec::<String>::new());
+}
+
+#[test]
+fn sizes() {
+    for size in
+        [json!("512Mi"), json!("10Gi"), json!("100Ti"), json!("1Pi"), json!("1048576"), json!(1_048_576)]
+    {
+        accepted::<Volume>(&volume(json!({ "size": size })), None);
+    }
+    for size in [
+        json!("0"),
+        json!("-1Gi"),
+        json!("1.5Gi"),
+        json!("10G"),
+        json!("ten"),
+        json!(""),
+        json!(0),
+        json!(-1),
+    ] {
+        refused::<Volume>(
+            &volume(json!({ "size": size })),
+            None,
+            "spec.size must be a positive whole number",
+        );
+    }
+    for size in [json!("1000"), json!(1_048_577)] {
+        refused::<Volume>(&volume(json!({ "size": size })), None, "spec.size must be a multiple of 1Mi");
+    }
+    refused::<Volume>(&volume(json!({ "size": "2Pi" })), None, "at most 1Pi");
+}
+
+#[test]
+fn a_size_neither_shrinks_nor_grows_but_may_be_written_differently() {
+    let old = volume(json!({ "size": "2Gi" }));
+    refused::<Volume>(&volume(json!({ "size": "1Gi" })), Some(&old), "can never shrink");
+    refused::<Volume>(&volume(json!({ "size": "3Gi" })), Some(&old), "cannot grow yet");
+    accepted::<Volume>(&volume(json!({ "size": "2048Mi" })), Some(&old));
+    accepted::<Volume>(&volume(json!({ "size": 2_147_483_648_u64 })), Some(&old));
+}
+
+#[test]
+fn what_does_not_exist_yet_is_refused() {
+    refused::<Volume>(&volume(json!({ "size": "1Gi", "replicas": 2 })), None, "until replication exists");
+    refused::<Volume>(&volume(json!({ "size": "1Gi", "replicas": 0 })), None, "spec.replicas must be 1");
+    refused::<Volume>(&volume(json!({ "size": "1Gi", "thin": true })), None, "until thin volumes exist");
+}
+
+#[test]
+fn hosts() {
+    for hosts in [
+        json!([]),
+        json!(["*"]),
+        json!([
+            "nqn.2014-08.org.nvmexpress:uuid:0f0f0f0f-0000-4000-8000-000000000001",
+            "nqn.2024-01.com.example:h"
+        ]),
+    ] {
+        accepted::<Volume>(&volume(json!({ "size": "1Gi", "allowedHosts": hosts })), None);
+    }
+    for hosts in [json!(["host-1"]), json!(["nqn.2014-8.org:x"]), json!(["iqn.1994-05.com.redhat:x"])] {
+        refused::<Volume>(
+            &volume(json!({ "size": "1Gi", "allowedHosts": hosts })),
+            None,
+            "must be host NQNs",
+        );
+    }
+    let both = volume(json!({ "size": "1Gi", "allowedHosts": ["*", "nqn.2024-01.com.example:h"] }));
+    refused::<Volume>(&both, None, "remove the other entries");
+}
+
+#[test]
+fn identity_is_immutable() {
+    const ID: &str = "0f0f0f0f-0000-4000-8000-000000000001";
+    let without = volume(json!({ "size": "1Gi" }));
+    let with = volume(json!({ "size": "1Gi", "volumeId": ID }));
+    accepted::<Volume>(&with, None);
+    accepted::<Volume>(&with, Some(&with));
+    refused::<Volume>(&with, Some(&without), "spec.volumeId is immutable");
+    refused::<Volume>(&without, Some(&with), "spec.volumeId is immutable");
+    refused::<Volume>(&volume(json!({ "size": "1Gi", "volumeId": "data" })), None, "lower-case UUID");
+}
+
+#[test]
+fn names_are_bounded() {
+    let mut long = volume(json!({ "size": "1Gi" }));
+    long["metadata"]["name"] = json!("v".repeat(64));
+    refused::<Volume>(&long, None, "metadata.name");
+    let mut long = node(|_| ());
+    long["metadata"]["name"] = json!("n".repeat(64));
+    refused::<StorageNode>(&long, None, "metadata.name");
+}
+
+#[test]
+fn addresses() {
+    for address in ["192.0.2.7", "2001:db8::7", "storage-1.example.com", "localhost"] {
+        accepted::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None);
+    }
+    for address in ["192.0.2.7:4420", "https://x", "", "Node_1", "a..b"] {
+        refused::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None, "spec.address");
+    }
+}
+
+#[test]
+fn listeners() {
+    let with = |listener: Value| node(|spec| spec["listeners"] = json!([listener]));
+    for bind in ["127.0.0.1:4420", "[2001:db8::7]:4420", "192.0.2.7:65535"] {
+        accepted::<StorageNode>(&with(json!({ "name": "tcp", "bind": bind })), None);
+    }
+    for bind in
+        ["127.0.0.1", ":4420", "127.0.0.1:0", "2001:db8::7:4420", "localhost:4420", "[127.0.0.1]:4420"]
+    {
+        refused::<StorageNode>(
+            &with(json!({ "name": "tcp", "bind": bind })),
+            None,
+            "must be an IP address and a port",
+        );
+    }
+    for bind in ["127.0.0.1:65536", "300.0.0.1:4420", "[2001::db8::7]:4420"] {
+        refused::<StorageNode>(&with(json!({ "name": "tcp", "bind": bind })), None, "from 1 to 65535");
+    }
+    refused::<StorageNode>(
+        &with(json!({ "name": "tcp", "bind": "0.0.0.0:4420" })),
+        None,
+        "advertise is required where bind is a wildcard",
+    );
+    refused::<StorageNode>(
+        &with(json!({ "name": "tcp", "bind": "0.0.0.0:4420", "advertise": "[::]:4420" })),
+        None,
+        "not a wildcard",
+    );
+    accepted::<StorageNode>(
+        &with(json!({ "name": "tcp", "bind": "[::]:4420", "advertise": "192.0.2.7:4420" })),
+        None,
+    );
+    refused::<StorageNode>(
+        &with(json!({ "name": "TCP", "bind": "127.0.0.1:4420" })),
+        None,
+        "listeners[].name",
+    );
+    let twice = node(|spec| {
+        spec["listeners"] =
+            json!([{ "name": "a", "bind": "127.0.0.1:4420" }, { "name": "b", "bind": "127.0.0.1:4420" }]);
+    });
+    refused::<StorageNode>(&twice, None, "same address twice");
+}
+
+#[test]
+fn pools_and_disks() {
+    let with = |disks: Value| node(|spec| spec["pools"] = json!([{ "name": "fast", "disks": disks }]));
+    for disk in ["/dev/disk/by-id/wwn-0x5", "/var/lib/basalt/disk..img", "/dev/mapper/vg-lv", "/dev/loop0"] {
+        accepted::<StorageNode>(&with(json!([disk])), None);
+    }
+    for disk in ["disk.img", "./disk.img", "/var/../etc/passwd", "/a/.", "${BASALT_STATE}/disk-0.img"] {
+        refused::<StorageNode>(&with(json!([disk])), None, "must be absolute paths");
+    }
+    for disk in ["/dev/sda", "/dev/vdb1", "/dev/nvme0n1"] {
+        refused::<StorageNode>(&with(json!([disk])), None, "survive a reboot");
+    }
+    let shared = node(|spec| {
+        spec["pools"] = json!([{ "name": "a", "disks": ["/x", "/y"] }, { "name": "b", "disks": ["/y"] }]);
+    });
+    refused::<StorageNode>(&shared, None, "must not share a disk");
+    refused::<StorageNode>(
+        &node(|spec| spec["pools"] = json!([{ "name": "Fast", "disks": ["/x"] }])),
+        None,
+        "pools[].name",
+    );
+    accepted::<StorageNode>(&node(|spec| spec["pools"] = json!([])), None);
+}
