@@ -1,5 +1,7 @@
 //! The committed YAML is what the types say, and the examples are valid.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

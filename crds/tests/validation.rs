@@ -1,5 +1,7 @@
 //! What the apiserver refuses, with which words, evaluated from the generated definitions without a cluster.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use basalt_crds::{StorageNode, Volume};
 use kube::CustomResourceExt;
 use kube::core::cel::{Validator, apply_defaults};
