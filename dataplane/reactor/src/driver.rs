@@ -1,0 +1,391 @@
+use std::fmt;
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use basalt_clock::Instant;
+use basalt_dma::{Payload, Segment};
+
+/// Whether something happened, so that it is worth looking again at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Something was done.
+    Busy,
+    /// There was nothing to do.
+    Idle,
+}
+
+impl Progress {
+    /// Busy if `condition` holds.
+    #[must_use]
+    pub fn busy_if(condition: bool) -> Self {
+        if condition { Self::Busy } else { Self::Idle }
+    }
+
+    /// Busy if either is.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self::busy_if(self == Self::Busy || other == Self::Busy)
+    }
+}
+
+/// A position on a disk in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ByteOffset(pub u64);
+
+macro_rules! slot_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name {
+            /// Place in its driver's table.
+            pub(crate) index: u32,
+            /// Tells one user of a place from the next.
+            pub(crate) generation: u32,
+        }
+    };
+}
+
+slot_id!(
+    /// An open disk of one driver.
+    DiskId
+);
+slot_id!(
+    /// An open socket of one driver.
+    SocketId
+);
+slot_id!(
+    /// A listening socket of one driver.
+    ListenerId
+);
+
+/// An error number of the operating system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::io::Error::from_raw_os_error(self.0).fmt(f)
+    }
+}
+
+/// Why a disk could not be opened or an operation on it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    /// There is nothing at the path.
+    #[error("there is no such file or device; check the path, or create it")]
+    NotFound,
+    /// The file to be created is there already.
+    #[error("the file exists already")]
+    Exists,
+    /// Another process, or another pool of this one, holds the disk's exclusive lock.
+    #[error("the disk is in use by another process; stop it, or name another disk")]
+    InUse,
+    /// The process may not open it.
+    #[error("permission denied; check the owner and mode of the path")]
+    PermissionDenied,
+    /// The disk takes no writes.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The path is neither a regular file nor a block device.
+    #[error("neither a regular file nor a block device")]
+    NotADisk,
+    /// The file system below a file has no room left.
+    #[error("no space left on the file system")]
+    NoSpace,
+    /// The request lies outside of the disk or is not aligned to its blocks.
+    #[error("outside of the disk or not aligned to its blocks")]
+    OutOfRange,
+    /// The medium reported an error: the data at this place is not to be had, or was not stored.
+    #[error("the medium reported an error")]
+    Medium,
+    /// The disk is not there any more, or was closed.
+    #[error("the disk is gone")]
+    Gone,
+    /// The disk or the kernel does not know the operation.
+    #[error("the disk does not support the operation")]
+    Unsupported,
+    /// Too many disks or descriptors are open.
+    #[error("too many open files; raise the limit of open files")]
+    TooManyOpen,
+    /// What the operating system said beyond that.
+    #[error("{0}")]
+    System(Errno),
+}
+
+/// Why a socket operation failed. After any of these but address errors the socket is of no more use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SocketError {
+    /// Someone listens there already.
+    #[error("the address is in use")]
+    AddressInUse,
+    /// No interface of this machine has the address.
+    #[error("the address is not one of this machine")]
+    AddressUnavailable,
+    /// No one listens there.
+    #[error("connection refused")]
+    Refused,
+    /// The peer ended the connection, or is gone.
+    #[error("connection reset")]
+    Reset,
+    /// There is no way to the peer.
+    #[error("host or network unreachable")]
+    Unreachable,
+    /// The peer did not answer.
+    #[error("connection timed out")]
+    TimedOut,
+    /// Too many sockets or descriptors are open.
+    #[error("too many open sockets; raise the limit of open files")]
+    TooManyOpen,
+    /// Binding needs a privilege.
+    #[error("permission denied")]
+    PermissionDenied,
+    /// The socket was closed on this side.
+    #[error("the socket is closed")]
+    Closed,
+    /// What the operating system said beyond that.
+    #[error("{0}")]
+    System(Errno),
+}
+
+/// How to open a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskOptions {
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Go through the page cache although the disk could do without.
+    pub buffered: bool,
+    /// For files: create the file with this length in bytes if there is none; an existing file must be at least as long
+    /// and is extended if it is shorter.
+    pub create_with_length: Option<u64>,
+}
+
+/// What a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskKind {
+    /// A regular file.
+    File,
+    /// A block device of the kernel.
+    BlockDevice,
+}
+
+/// An open disk's properties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// What to name it by.
+    pub id: DiskId,
+    /// Length in bytes, a multiple of the block size.
+    pub length: u64,
+    /// Smallest unit of I/O in bytes: offsets and lengths are multiples of it.
+    pub block_bytes: u32,
+    /// Unit in which the medium is best written in bytes.
+    pub optimal_bytes: u32,
+    /// File or device.
+    pub kind: DiskKind,
+    /// True if the page cache is bypassed.
+    pub direct: bool,
+    /// True if writes are refused.
+    pub read_only: bool,
+    /// True if a completed write may be lost by a power failure before a sync or if it has no FUA.
+    pub volatile_cache: bool,
+    /// True if discard is known to work.
+    pub discard: bool,
+}
+
+/// An exclusive claim on a disk that holds as long as the value lives and ends with the process at the latest. Shared by all
+/// reactors of the process that open the disk.
+#[derive(Clone)]
+pub struct DiskLock {
+    path: PathBuf,
+    _claim: Arc<dyn Send + Sync>,
+}
+
+impl DiskLock {
+    pub(crate) fn new(path: &Path, claim: Arc<dyn Send + Sync>) -> Self {
+        Self { path: path.to_owned(), _claim: claim }
+    }
+
+    /// The disk that is locked.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl fmt::Debug for DiskLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DiskLock").field(&self.path).finish()
+    }
+}
+
+/// What is done with a range of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskOperation {
+    /// Fill the payload's buffers.
+    Read,
+    /// Store the payload.
+    Write {
+        /// Complete only when the data is durable.
+        fua: bool,
+    },
+    /// Make everything durable that completed before this was submitted. Has no range.
+    Sync,
+    /// The range's content does not matter any more; reads may give anything until it is written.
+    Discard,
+    /// The range reads as zeroes.
+    WriteZeroes,
+}
+
+/// One operation on a disk.
+#[derive(Debug)]
+pub struct DiskRequest {
+    /// The disk.
+    pub disk: DiskId,
+    /// Comes back with the completion.
+    pub tag: u64,
+    /// What to do.
+    pub operation: DiskOperation,
+    /// First byte.
+    pub offset: ByteOffset,
+    /// Length in bytes; the payload's length for reads and writes.
+    pub length: u64,
+    /// Memory to read into or write from.
+    pub payload: Payload,
+}
+
+/// The end of one operation on a disk.
+#[derive(Debug)]
+pub struct DiskCompletion {
+    /// The disk.
+    pub disk: DiskId,
+    /// The request's tag.
+    pub tag: u64,
+    /// How it went. A read or write that succeeded is complete: there are no short ones.
+    pub result: Result<(), DiskError>,
+    /// The request's memory.
+    pub payload: Payload,
+}
+
+/// The answer of a receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// That many bytes, at least one.
+    Bytes(usize),
+    /// Nothing has come yet.
+    Nothing,
+    /// The peer has sent all that it will ever send.
+    End,
+}
+
+/// The answer of a send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// That many bytes were taken, at least one unless there were none.
+    Bytes(usize),
+    /// There is no room, or the connection is still being made.
+    Nothing,
+}
+
+/// Ends a driver's wait from any thread.
+pub trait Wake: Send + Sync {
+    /// Makes the current [`Driver::wait`], or else the next one, return at once.
+    fn wake(&self);
+}
+
+/// Everything outside of the process, as one reactor sees it. Nothing here blocks except [`Driver::wait`] and the calls that
+/// open and lock disks, which happen at set-up.
+pub trait Driver {
+    /// The present.
+    fn now(&self) -> Instant;
+
+    /// Sixty-four random bits.
+    fn random_u64(&mut self) -> u64;
+
+    /// What ends this driver's waits.
+    fn waker(&self) -> Arc<dyn Wake>;
+
+    /// Sleeps until a disk operation completes, a socket becomes ready, someone wakes, or `deadline` is reached.
+    fn wait(&mut self, deadline: Option<Instant>);
+
+    /// Starts what was submitted, appends finished disk operations to `completions` and notes which sockets became ready.
+    fn poll(&mut self, completions: &mut Vec<DiskCompletion>) -> Progress;
+
+    /// Claims a disk for this process.
+    ///
+    /// # Errors
+    /// [`DiskError::InUse`] if it is claimed already; otherwise as for [`Driver::open_disk`].
+    fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError>;
+
+    /// Opens a file or block device.
+    ///
+    /// # Errors
+    /// The cause; nothing is open then.
+    fn open_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError>;
+
+    /// Closes a disk once its operations are done; their completions are dropped.
+    fn close_disk(&mut self, disk: DiskId);
+
+    /// Queues an operation.
+    ///
+    /// # Errors
+    /// Hands the request back if the bounded queue is full: try again after [`Driver::poll`].
+    fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest>;
+
+    /// Listens on an address; port 0 means any free one.
+    ///
+    /// # Errors
+    /// The cause.
+    fn listen(&mut self, address: SocketAddr) -> Result<ListenerId, SocketError>;
+
+    /// The address that a listener is bound to.
+    ///
+    /// # Errors
+    /// The cause.
+    fn listener_address(&self, listener: ListenerId) -> Result<SocketAddr, SocketError>;
+
+    /// Takes one connection that a peer made, if there is one.
+    ///
+    /// # Errors
+    /// The cause; the listener stays usable.
+    fn accept(&mut self, listener: ListenerId) -> Result<Option<SocketId>, SocketError>;
+
+    /// Stops listening.
+    fn close_listener(&mut self, listener: ListenerId);
+
+    /// Starts to connect. Until the connection is made sends and receives answer `Nothing`; if it fails they say why.
+    ///
+    /// # Errors
+    /// What is known at once.
+    fn connect(&mut self, address: SocketAddr) -> Result<SocketId, SocketError>;
+
+    /// Reads what has come into `targets`, in order.
+    ///
+    /// # Errors
+    /// The cause; the connection is over.
+    fn receive(&mut self, socket: SocketId, targets: &mut [IoSliceMut<'_>]) -> Result<Received, SocketError>;
+
+    /// Sends a part of `sources`, in order.
+    ///
+    /// # Errors
+    /// The cause; the connection is over.
+    fn send(&mut self, socket: SocketId, sources: &[Segment<'_>]) -> Result<Sent, SocketError>;
+
+    /// Tells the peer that nothing more will be sent.
+    fn shutdown(&mut self, socket: SocketId);
+
+    /// Closes a socket; what was taken by `send` is still delivered.
+    fn close(&mut self, socket: SocketId);
+
+    /// This side's address.
+    ///
+    /// # Errors
+    /// The cause.
+    fn local_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError>;
+
+    /// The other side's address.
+    ///
+    /// # Errors
+    /// The cause.
+    fn peer_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError>;
+}

@@ -1,0 +1,143 @@
+//! The driver for a machine: io_uring for disks, non-blocking sockets, epoll for readiness and sleeping.
+
+mod clock;
+mod epoll;
+mod sockets;
+
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use basalt_clock::{Instant, Random, SeededRandom};
+use basalt_dma::Segment;
+
+use crate::driver::{
+    DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, ListenerId,
+    Progress, Received, Sent, SocketError, SocketId, Wake,
+};
+use epoll::{Epoll, EventFd, Readiness};
+use sockets::Sockets;
+
+/// The machine as one reactor sees it.
+#[derive(Debug)]
+pub struct RealDriver {
+    epoll: Epoll,
+    wake: Arc<EventFd>,
+    sockets: Sockets,
+    random: SeededRandom,
+}
+
+impl RealDriver {
+    /// A driver for the current thread.
+    ///
+    /// # Errors
+    /// If the system gives no epoll or event descriptor.
+    pub fn new() -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let wake = Arc::new(EventFd::new()?);
+        epoll.add(&*wake, epoll::WAKE, false)?;
+        Ok(Self { epoll, wake, sockets: Sockets::default(), random: SeededRandom::new(entropy()?) })
+    }
+
+    /// Takes readiness events, waiting for the first one until `deadline` if there is one to wait for.
+    fn take_events(&mut self, wait: epoll::Wait) -> Progress {
+        let mut progress = Progress::Idle;
+        let (sockets, wake) = (&mut self.sockets, &self.wake);
+        self.epoll.wait(wait, |token, readiness: Readiness| {
+            progress = Progress::Busy;
+            match token {
+                epoll::WAKE => wake.clear(),
+                _ => sockets.ready(token, readiness),
+            }
+        });
+        progress
+    }
+}
+
+fn entropy() -> io::Result<u64> {
+    let mut bytes = [0_u8; 8];
+    // SAFETY: the buffer is valid for its length.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if count == 8 { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
+}
+
+impl Driver for RealDriver {
+    fn now(&self) -> Instant {
+        clock::now()
+    }
+
+    fn random_u64(&mut self) -> u64 {
+        self.random.next_u64()
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.wake) as Arc<dyn Wake>
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>) {
+        self.take_events(deadline.map_or(epoll::Wait::Forever, epoll::Wait::Until));
+    }
+
+    fn poll(&mut self, _completions: &mut Vec<DiskCompletion>) -> Progress {
+        if self.sockets.begin_turn() { self.take_events(epoll::Wait::No) } else { Progress::Idle }
+    }
+
+    fn lock_disk(&mut self, _path: &Path) -> Result<DiskLock, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+
+    fn open_disk(&mut self, _path: &Path, _options: &DiskOptions) -> Result<DiskInfo, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+
+    fn close_disk(&mut self, _disk: DiskId) {}
+
+    fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
+        Err(request)
+    }
+
+    fn listen(&mut self, address: SocketAddr) -> Result<ListenerId, SocketError> {
+        self.sockets.listen(address, &self.epoll)
+    }
+
+    fn listener_address(&self, listener: ListenerId) -> Result<SocketAddr, SocketError> {
+        self.sockets.listener_address(listener)
+    }
+
+    fn accept(&mut self, listener: ListenerId) -> Result<Option<SocketId>, SocketError> {
+        self.sockets.accept(listener, &self.epoll)
+    }
+
+    fn close_listener(&mut self, listener: ListenerId) {
+        self.sockets.close_listener(listener);
+    }
+
+    fn connect(&mut self, address: SocketAddr) -> Result<SocketId, SocketError> {
+        self.sockets.connect(address, &self.epoll)
+    }
+
+    fn receive(&mut self, socket: SocketId, targets: &mut [IoSliceMut<'_>]) -> Result<Received, SocketError> {
+        self.sockets.receive(socket, targets)
+    }
+
+    fn send(&mut self, socket: SocketId, sources: &[Segment<'_>]) -> Result<Sent, SocketError> {
+        self.sockets.send(socket, sources)
+    }
+
+    fn shutdown(&mut self, socket: SocketId) {
+        self.sockets.shutdown(socket);
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        self.sockets.close(socket);
+    }
+
+    fn local_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError> {
+        self.sockets.local_address(socket)
+    }
+
+    fn peer_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError> {
+        self.sockets.peer_address(socket)
+    }
+}
