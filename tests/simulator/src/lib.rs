@@ -5,6 +5,7 @@
 //! many, [`planted`] checks the checkers. Never touches a socket, a file or a clock of the operating system.
 
 pub mod batch;
+pub mod blocks;
 pub mod catalogue;
 pub mod drift;
 pub mod history;

@@ -1,0 +1,425 @@
+//! What a read of a block may return, given every write, flush and crash so far.
+//!
+//! Per block there is a list of writes that may still be seen. A write leaves the list when another one has certainly taken
+//! its place on the medium. *Live* candidates may be read now; *durable* candidates may be read after the next crash:
+//!
+//! * an acknowledged write replaces, live, everything that had its effect before it was issued;
+//! * it replaces it durably once it was acknowledged with FUA, or once a flush that was issued after the acknowledgement was
+//!   acknowledged;
+//! * a write that failed (its connection ended) may have had its effect or not, or may still have it until the target is
+//!   known to have given it up;
+//! * after a crash every durable candidate is possible; what is then read has been on the medium and stays;
+//! * two reads with nothing between them agree.
+
+use std::collections::BTreeMap;
+
+/// A position in the one order of everything that hosts and the world did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    const NEVER: Self = Self(u64::MAX);
+}
+
+/// What stands for the content of one block; [`Stamp::ZEROES`] is a block that was never written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp(pub u64);
+
+impl Stamp {
+    /// All bytes are zero.
+    pub const ZEROES: Self = Self(0);
+}
+
+/// The number of a write, for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WriteId(u64);
+
+/// How a write changes blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The blocks read as this from now on.
+    Content(Stamp),
+    /// The blocks may read as zeroes or as before (a discard).
+    PerhapsZeroes,
+}
+
+#[derive(Debug, Clone)]
+struct Write {
+    id: WriteId,
+    effect: Effect,
+    issued: Moment,
+    /// The last moment at which it can have had its effect.
+    settled: Moment,
+    acknowledged: bool,
+    durable: bool,
+    /// A crash came before it was durable.
+    perhaps_lost: bool,
+    /// A later read saw something else; until the next crash it cannot be seen.
+    hidden: bool,
+}
+
+impl Write {
+    fn stamp(&self) -> Stamp {
+        match self.effect {
+            Effect::Content(stamp) => stamp,
+            Effect::PerhapsZeroes => Stamp::ZEROES,
+        }
+    }
+
+    /// Whether this write has taken the place of `other`, live.
+    fn replaces(&self, other: &Self) -> bool {
+        self.acknowledged
+            && !self.perhaps_lost
+            && self.effect != Effect::PerhapsZeroes
+            && other.settled < self.issued
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    writes: Vec<Write>,
+}
+
+impl Block {
+    fn new() -> Self {
+        let zeroes = Write {
+            id: WriteId(0),
+            effect: Effect::Content(Stamp::ZEROES),
+            issued: Moment(0),
+            settled: Moment(0),
+            acknowledged: true,
+            durable: true,
+            perhaps_lost: false,
+            hidden: false,
+        };
+        Self { writes: vec![zeroes] }
+    }
+
+    /// Forgets writes that can neither be seen now nor after a crash.
+    fn prune(&mut self) {
+        let durable: Vec<Moment> = self
+            .writes
+            .iter()
+            .filter(|write| write.durable && !write.perhaps_lost && write.effect != Effect::PerhapsZeroes)
+            .map(|write| write.issued)
+            .collect();
+        self.writes.retain(|write| durable.iter().all(|issued| write.settled >= *issued));
+    }
+
+    /// Whether `write` may be seen by a read that was issued at `read`.
+    fn visible(&self, write: &Write, read: Moment) -> bool {
+        !write.hidden && self.writes.iter().all(|other| !(other.replaces(write) && other.settled < read))
+    }
+}
+
+/// Why a read is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("block {block} read as {read:?}, but only {permitted:?} are possible ({detail})")]
+pub struct WrongRead {
+    /// The block.
+    pub block: u64,
+    /// What was read.
+    pub read: Stamp,
+    /// What could have been read.
+    pub permitted: Vec<Stamp>,
+    /// What is known of the stamp.
+    pub detail: &'static str,
+}
+
+/// The oracle of one volume.
+#[derive(Debug)]
+pub struct Blocks {
+    moment: Moment,
+    writes: u64,
+    blocks: BTreeMap<u64, Block>,
+    open: BTreeMap<WriteId, (u64, u64)>,
+    crashed: Moment,
+    volatile_cache: bool,
+}
+
+impl Blocks {
+    /// A volume that reads as zeroes. Without a `volatile_cache` every acknowledged write is durable.
+    pub fn new(volatile_cache: bool) -> Self {
+        Self {
+            moment: Moment(0),
+            writes: 0,
+            blocks: BTreeMap::new(),
+            open: BTreeMap::new(),
+            crashed: Moment(0),
+            volatile_cache,
+        }
+    }
+
+    /// Now, as a moment later than all before.
+    pub fn now(&mut self) -> Moment {
+        self.moment.0 += 1;
+        self.moment
+    }
+
+    /// A write of blocks `first..first + count` was issued.
+    pub fn write_issued(&mut self, first: u64, count: u64, effect: Effect) -> WriteId {
+        let issued = self.now();
+        self.writes += 1;
+        let id = WriteId(self.writes);
+        for block in first..first + count {
+            let write = Write {
+                id,
+                effect,
+                issued,
+                settled: Moment::NEVER,
+                acknowledged: false,
+                durable: false,
+                perhaps_lost: false,
+                hidden: false,
+            };
+            self.blocks.entry(block).or_insert_with(Block::new).writes.push(write);
+        }
+        self.open.insert(id, (first, count));
+        id
+    }
+
+    fn each(&mut self, id: WriteId, mut change: impl FnMut(&mut Write)) {
+        let Some((first, count)) = self.open.remove(&id) else { return };
+        for block in first..first + count {
+            let Some(block) = self.blocks.get_mut(&block) else { continue };
+            block.writes.iter_mut().filter(|write| write.id == id).for_each(&mut change);
+            block.prune();
+        }
+    }
+
+    /// The write was acknowledged.
+    pub fn write_acknowledged(&mut self, id: WriteId, fua: bool) {
+        let now = self.now();
+        let durable = fua || !self.volatile_cache;
+        self.each(id, |write| {
+            write.acknowledged = true;
+            write.settled = now;
+            write.durable = durable;
+        });
+    }
+
+    /// The write failed and will certainly not have an effect that it has not had yet.
+    pub fn write_given_up(&mut self, id: WriteId) {
+        let now = self.now();
+        self.each(id, |write| write.settled = now);
+    }
+
+    /// A flush that was issued at `issued` was acknowledged.
+    pub fn flush_acknowledged(&mut self, issued: Moment) {
+        self.now();
+        for block in self.blocks.values_mut() {
+            for write in &mut block.writes {
+                if write.acknowledged && write.settled < issued && !write.perhaps_lost {
+                    write.durable = true;
+                }
+            }
+            block.prune();
+        }
+    }
+
+    /// The target lost everything that was not on its medium; writes that are still open will not have an effect any more.
+    pub fn crashed(&mut self) {
+        let now = self.now();
+        self.crashed = now;
+        self.open.clear();
+        for block in self.blocks.values_mut() {
+            for write in &mut block.writes {
+                write.settled = write.settled.min(now);
+                write.perhaps_lost |= !write.durable;
+                write.hidden = false;
+            }
+            block.prune();
+        }
+    }
+
+    /// A read that was issued at `issued` returned `read` for `block`.
+    ///
+    /// # Errors
+    /// When no history explains that.
+    pub fn read(&mut self, issued: Moment, block: u64, read: Stamp) -> Result<(), WrongRead> {
+        self.now();
+        let crashed = self.crashed;
+        let state = self.blocks.entry(block).or_insert_with(Block::new);
+        let seen = |write: &&Write| write.stamp() == read && state.visible(write, issued);
+        // With several candidates of one content nothing can be concluded about which it was.
+        let matching: Vec<WriteId> = state.writes.iter().filter(seen).map(|write| write.id).collect();
+        let [id] = matching[..] else {
+            if !matching.is_empty() {
+                return Ok(());
+            }
+            let visible = |write: &&Write| state.visible(write, issued);
+            let permitted = state.writes.iter().filter(visible).map(Write::stamp).collect();
+            let known = state.writes.iter().any(|write| write.stamp() == read);
+            let detail =
+                if known { "it was replaced" } else { "it was replaced for good or never written there" };
+            return Err(WrongRead { block, read, permitted, detail });
+        };
+        let on_medium = state.writes.iter().any(|write| write.id == id && write.settled <= crashed);
+        for write in &mut state.writes {
+            if write.id != id && write.settled < issued {
+                write.hidden = true;
+            }
+        }
+        if on_medium && issued > crashed {
+            state.writes.retain(|write| write.id == id || write.settled > crashed);
+            for write in state.writes.iter_mut().filter(|write| write.id == id) {
+                write.durable = true;
+                write.perhaps_lost = false;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Stamp = Stamp(11);
+    const B: Stamp = Stamp(22);
+
+    fn write(blocks: &mut Blocks, stamp: Stamp, fua: bool) {
+        let id = blocks.write_issued(5, 1, Effect::Content(stamp));
+        blocks.write_acknowledged(id, fua);
+    }
+
+    fn flush(blocks: &mut Blocks) {
+        let issued = blocks.now();
+        blocks.flush_acknowledged(issued);
+    }
+
+    fn reads(blocks: &mut Blocks, stamp: Stamp) -> bool {
+        let issued = blocks.now();
+        blocks.read(issued, 5, stamp).is_ok()
+    }
+
+    #[test]
+    fn never_written_blocks_read_as_zeroes() {
+        let mut blocks = Blocks::new(true);
+        assert!(reads(&mut blocks, Stamp::ZEROES) && !reads(&mut blocks, A));
+    }
+
+    #[test]
+    fn an_acknowledged_write_is_read_and_what_it_replaced_is_not() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, false);
+        assert!(reads(&mut blocks, A) && !reads(&mut blocks, Stamp::ZEROES));
+        write(&mut blocks, B, false);
+        assert!(!reads(&mut blocks, A) && reads(&mut blocks, B));
+    }
+
+    #[test]
+    fn while_a_write_is_open_both_contents_are_possible_but_not_back_and_forth_once_it_ended() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, false);
+        let open = blocks.write_issued(5, 1, Effect::Content(B));
+        assert!(reads(&mut blocks, A));
+        assert!(reads(&mut blocks, B));
+        assert!(!reads(&mut blocks, A), "B was seen already");
+        blocks.write_acknowledged(open, false);
+        assert!(!reads(&mut blocks, A) && reads(&mut blocks, B));
+    }
+
+    #[test]
+    fn a_read_that_began_before_the_acknowledgement_may_see_the_old_content() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, false);
+        let open = blocks.write_issued(5, 1, Effect::Content(B));
+        let issued = blocks.now();
+        blocks.write_acknowledged(open, false);
+        assert!(blocks.read(issued, 5, A).is_ok());
+    }
+
+    #[test]
+    fn concurrent_writes_may_end_in_either_order_and_then_stay() {
+        for (seen, other) in [(A, B), (B, A)] {
+            let mut blocks = Blocks::new(true);
+            let first = blocks.write_issued(5, 1, Effect::Content(A));
+            let second = blocks.write_issued(5, 1, Effect::Content(B));
+            blocks.write_acknowledged(first, false);
+            blocks.write_acknowledged(second, false);
+            assert!(reads(&mut blocks, seen) && !reads(&mut blocks, other));
+        }
+    }
+
+    #[test]
+    fn an_unflushed_write_may_be_lost_by_a_crash_but_one_outcome_stays() {
+        for (seen, other) in [(A, B), (B, A)] {
+            let mut blocks = Blocks::new(true);
+            write(&mut blocks, A, true);
+            write(&mut blocks, B, false);
+            blocks.crashed();
+            assert!(reads(&mut blocks, seen), "{seen:?}");
+            assert!(!reads(&mut blocks, other));
+            blocks.crashed();
+            assert!(!reads(&mut blocks, other) && reads(&mut blocks, seen), "what was on the medium stays");
+        }
+    }
+
+    #[test]
+    fn what_was_flushed_or_written_with_fua_survives() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, false);
+        flush(&mut blocks);
+        blocks.crashed();
+        assert!(!reads(&mut blocks, Stamp::ZEROES) && reads(&mut blocks, A));
+        write(&mut blocks, B, true);
+        blocks.crashed();
+        assert!(!reads(&mut blocks, A) && reads(&mut blocks, B));
+    }
+
+    #[test]
+    fn without_a_volatile_cache_acknowledged_writes_survive() {
+        let mut blocks = Blocks::new(false);
+        write(&mut blocks, A, false);
+        blocks.crashed();
+        assert!(!reads(&mut blocks, Stamp::ZEROES) && reads(&mut blocks, A));
+    }
+
+    #[test]
+    fn a_flush_does_not_cover_a_write_that_was_acknowledged_after_it_was_issued() {
+        let mut blocks = Blocks::new(true);
+        let open = blocks.write_issued(5, 1, Effect::Content(A));
+        let issued = blocks.now();
+        blocks.write_acknowledged(open, false);
+        blocks.flush_acknowledged(issued);
+        blocks.crashed();
+        assert!(reads(&mut blocks, Stamp::ZEROES));
+    }
+
+    #[test]
+    fn a_failed_write_may_appear_until_it_is_given_up_and_replaced() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, true);
+        let failed = blocks.write_issued(5, 1, Effect::Content(B));
+        assert!(reads(&mut blocks, A));
+        write(&mut blocks, A, true);
+        assert!(reads(&mut blocks, B), "it had its effect late");
+        blocks.write_given_up(failed);
+        write(&mut blocks, A, true);
+        assert!(!reads(&mut blocks, B) && reads(&mut blocks, A));
+    }
+
+    #[test]
+    fn a_discard_may_or_may_not_zero() {
+        for seen in [A, Stamp::ZEROES] {
+            let mut blocks = Blocks::new(true);
+            write(&mut blocks, A, true);
+            let discard = blocks.write_issued(5, 1, Effect::PerhapsZeroes);
+            blocks.write_acknowledged(discard, false);
+            assert!(reads(&mut blocks, seen), "{seen:?}");
+            assert!(!reads(&mut blocks, B));
+        }
+    }
+
+    #[test]
+    fn a_write_to_one_block_says_nothing_of_another() {
+        let mut blocks = Blocks::new(true);
+        let id = blocks.write_issued(4, 2, Effect::Content(A));
+        blocks.write_acknowledged(id, false);
+        for (block, stamp) in [(3, Stamp::ZEROES), (4, A), (5, A), (6, Stamp::ZEROES)] {
+            let issued = blocks.now();
+            assert!(blocks.read(issued, block, stamp).is_ok());
+        }
+    }
+}
