@@ -1,0 +1,276 @@
+use std::fmt;
+use std::ops::BitOr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use basalt_reactor::{DiskError, Handle};
+use uuid::Uuid;
+
+use crate::request::{Completion, Rejected, Request};
+use crate::units::{BlockCount, BlockSize};
+
+/// Why a device gave no channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The device was removed.
+    #[error("the device is gone")]
+    DeviceGone,
+    /// The disk below cannot be opened.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The device serves as many channels as it can.
+    #[error("the device has no channel left")]
+    NoChannels,
+}
+
+/// What a device can do beyond read, write and flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(u8);
+
+impl Capabilities {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// [`crate::Operation::Unmap`] frees storage.
+    pub const UNMAP: Self = Self(1);
+    /// [`crate::Operation::WriteZeroes`] works without data.
+    pub const WRITE_ZEROES: Self = Self(2);
+    /// [`crate::Operation::Compare`].
+    pub const COMPARE: Self = Self(4);
+    /// [`crate::Operation::CompareAndWrite`].
+    pub const COMPARE_AND_WRITE: Self = Self(8);
+    /// Reads without memory are answered with lent views: no copy.
+    pub const LEND: Self = Self(16);
+
+    /// True if all of `other` are among these.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Capabilities {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What may change during a device's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceState {
+    /// It serves.
+    Present,
+    /// It was removed: every request fails with [`crate::IoError::DeviceGone`].
+    Removed,
+}
+
+/// A device's properties. All but size and state stay the same for its whole life.
+#[derive(Debug)]
+pub struct DeviceInfo {
+    name: String,
+    uuid: Uuid,
+    block_size: BlockSize,
+    blocks: AtomicU64,
+    removed: AtomicBool,
+    generation: AtomicU64,
+    volatile_write_cache: bool,
+    read_only: bool,
+    atomic_write: BlockCount,
+    optimal_io: BlockCount,
+    max_transfer: BlockCount,
+    capabilities: Capabilities,
+}
+
+/// Largest transfer in bytes unless a device says otherwise: the largest buffer of a pool.
+const DEFAULT_MAX_TRANSFER_BYTES: u64 = 1 << 20;
+
+impl DeviceInfo {
+    /// Properties of a device with no write cache, no capabilities, an atomic write unit and an optimal I/O size of one block,
+    /// and transfers of up to 1 MiB.
+    #[must_use]
+    pub fn new(name: impl Into<String>, uuid: Uuid, block_size: BlockSize, blocks: BlockCount) -> Self {
+        Self {
+            name: name.into(),
+            uuid,
+            block_size,
+            blocks: AtomicU64::new(blocks.0),
+            removed: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            volatile_write_cache: false,
+            read_only: false,
+            atomic_write: BlockCount(1),
+            optimal_io: BlockCount(1),
+            max_transfer: block_size.blocks_in(DEFAULT_MAX_TRANSFER_BYTES),
+            capabilities: Capabilities::NONE,
+        }
+    }
+
+    /// Sets whether completed writes need a flush or FUA to be durable.
+    #[must_use]
+    pub fn with_volatile_write_cache(mut self, volatile: bool) -> Self {
+        self.volatile_write_cache = volatile;
+        self
+    }
+
+    /// Sets whether writes are refused.
+    #[must_use]
+    pub fn with_read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Sets how many blocks, suitably aligned, are never torn by a power failure.
+    #[must_use]
+    pub fn with_atomic_write(mut self, unit: BlockCount) -> Self {
+        self.atomic_write = unit;
+        self
+    }
+
+    /// Sets the unit in which the device is best used.
+    #[must_use]
+    pub fn with_optimal_io(mut self, unit: BlockCount) -> Self {
+        self.optimal_io = unit;
+        self
+    }
+
+    /// Sets the largest read or write.
+    #[must_use]
+    pub fn with_max_transfer(mut self, limit: BlockCount) -> Self {
+        self.max_transfer = limit;
+        self
+    }
+
+    /// Sets what the device can do.
+    #[must_use]
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = capabilities;
+        self
+    }
+
+    /// Name for logs and metrics.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Identity, the same over restarts.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Bytes per block.
+    #[must_use]
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// Number of blocks now.
+    #[must_use]
+    pub fn blocks(&self) -> BlockCount {
+        BlockCount(self.blocks.load(Ordering::Acquire))
+    }
+
+    /// Size in bytes now.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.block_size.bytes_of(self.blocks())
+    }
+
+    /// True if completed writes need a flush or FUA to be durable.
+    #[must_use]
+    pub fn volatile_write_cache(&self) -> bool {
+        self.volatile_write_cache
+    }
+
+    /// True if writes are refused.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Blocks, suitably aligned, that a power failure never tears.
+    #[must_use]
+    pub fn atomic_write(&self) -> BlockCount {
+        self.atomic_write
+    }
+
+    /// The unit in which the device is best used.
+    #[must_use]
+    pub fn optimal_io(&self) -> BlockCount {
+        self.optimal_io
+    }
+
+    /// The largest read, write or compare.
+    #[must_use]
+    pub fn max_transfer(&self) -> BlockCount {
+        self.max_transfer
+    }
+
+    /// What the device can do.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn state(&self) -> DeviceState {
+        if self.removed.load(Ordering::Acquire) { DeviceState::Removed } else { DeviceState::Present }
+    }
+
+    /// Grows with every change of size or state: whoever remembers it notices changes by one load.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// For providers: the device has another size from now on.
+    pub fn set_blocks(&self, blocks: BlockCount) {
+        if self.blocks.swap(blocks.0, Ordering::AcqRel) != blocks.0 {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// For providers: the device is gone.
+    pub fn set_removed(&self) {
+        if !self.removed.swap(true, Ordering::AcqRel) {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A block device, shared by all reactors that use it.
+pub trait BlockDevice: Send + Sync + fmt::Debug {
+    /// The device's properties.
+    fn info(&self) -> &DeviceInfo;
+
+    /// A queue pair for one reactor.
+    ///
+    /// # Errors
+    /// The cause; nothing is held then.
+    fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError>;
+}
+
+/// One reactor's queue pair to a device.
+///
+/// A channel makes progress only while it is polled. A consumer polls it once per turn while requests are under way, and its
+/// poller counts as busy in a turn in which it submitted. Dropping a channel abandons its requests: they run to their end or
+/// not at all, and their memory is freed only after the device has let go of it.
+pub trait Channel {
+    /// Queues a request. What is wrong with a request is told by its completion.
+    ///
+    /// # Errors
+    /// Hands the request back if the bounded queue is full.
+    fn submit(&mut self, request: Request) -> Result<(), Rejected>;
+
+    /// Appends what is finished and answers how many there were.
+    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize;
+
+    /// Asks that requests with this tag end soon, with [`crate::IoError::Aborted`] unless they end otherwise before. They still
+    /// complete through [`Channel::poll`]. Devices that finish everything by themselves in bounded time may do nothing.
+    fn abort(&mut self, tag: u64) {
+        // Nothing to hasten.
+        let _: u64 = tag;
+    }
+}
