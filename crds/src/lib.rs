@@ -27,5 +27,8 @@ pub const GROUP: &str = "basalt.storage";
 pub const VERSION: &str = "v1alpha1";
 /// The finalizer with which the operator holds an object until the control plane has let go of what it stands for.
 pub const FINALIZER: &str = "basalt.storage/control-plane";
+/// Annotation that makes an object stand for what the control plane holds under another UID: after an apiserver was lost and
+/// its objects were applied anew, its value is the UID that the control plane names.
+pub const OWNER_UID_ANNOTATION: &str = "basalt.storage/owner-uid";
 /// Field manager under which the operator applies statuses and finalizers.
 pub const FIELD_MANAGER: &str = "basalt-operator";

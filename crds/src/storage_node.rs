@@ -5,10 +5,11 @@
     reason = "KubeSchema copies each struct, with its visibility, into a function body"
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::Condition;
@@ -49,12 +50,22 @@ use crate::volume::Transport;
         json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1")
 )]
 pub struct StorageNodeSpec {
-    /// IP address or DNS name at which the machine is known to people and to hosts.
-    #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("isIP(self) || \
-        self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(
-        "spec.address must be an IP address or a DNS name without a port, for example 192.0.2.7"))]
+    /// IP address at which hosts reach the machine.
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("isIP(self)").message(
+        "spec.address must be an IP address without a port, for example 192.0.2.7"))]
     pub address: String,
+
+    /// The cores that run reactors: how many (`2`), or which (`"0,2-5"`). Takes effect when the daemon starts.
+    #[serde(default)]
+    #[x_kube(
+        validation = Rule::new("type(self) != int || (self >= 1 && self <= 1024)").message(
+            "spec.cores must be from 1 to 1024, or a list of cores in quotes, for example \"0,2-5\""),
+        validation = Rule::new("type(self) == int || \
+            self.matches('^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*$')").message(
+            "spec.cores must be a number of cores, for example 2, or a list of cores, for example \"0,2-5\"")
+    )]
+    pub cores: CoreSet,
 
     /// Where volumes are served.
     #[schemars(length(min = 1, max = 8))]
@@ -78,6 +89,36 @@ pub struct StorageNodeSpec {
     /// Keeps new volumes away from this node. Volumes that are here stay and are served.
     #[serde(default)]
     pub unschedulable: bool,
+}
+
+/// The cores that run reactors.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum CoreSet {
+    /// That many, wherever.
+    Count(u32),
+    /// Exactly these: numbers and ranges, separated by commas.
+    List(String),
+}
+
+impl Default for CoreSet {
+    fn default() -> Self {
+        Self::Count(1)
+    }
+}
+
+impl JsonSchema for CoreSet {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "CoreSet".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "x-kubernetes-int-or-string": true })
+    }
 }
 
 /// One address at which volumes are served.
@@ -174,9 +215,6 @@ pub struct StorageNodeStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The id by which the control plane knows the node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_id: Option<String>,
     /// The cluster that the node belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,

@@ -5,6 +5,8 @@
     reason = "KubeSchema copies each struct, with its visibility, into a function body"
 )]
 
+use std::collections::BTreeMap;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,7 +49,10 @@ use crate::{Condition, Size};
 #[x_kube(
     validation = Rule::new("has(self.volumeId) == has(oldSelf.volumeId) && \
         (!has(self.volumeId) || self.volumeId == oldSelf.volumeId)").message(
-        "spec.volumeId is immutable: to adopt another volume, create another Volume object")
+        "spec.volumeId is immutable: to adopt another volume, create another Volume object"),
+    validation = Rule::new("has(self.topology) == has(oldSelf.topology) && \
+        (!has(self.topology) || self.topology == oldSelf.topology)").message(
+        "spec.topology is immutable: to place the data elsewhere, create another Volume and copy into it")
 )]
 pub struct VolumeSpec {
     /// How large the volume is: a whole number with Mi, Gi, Ti or Pi, or a number of bytes that is a multiple of 1Mi.
@@ -84,6 +89,10 @@ pub struct VolumeSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message(
         "spec.transport is immutable: create another Volume for another transport"))]
     pub transport: Transport,
+
+    /// Where the volume may be placed. Absent: wherever there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
 
     /// The NQNs of the hosts that may connect. Empty or absent: nobody. `["*"]`: any host, which a condition warns of.
     #[serde(default)]
@@ -124,6 +133,28 @@ pub enum Transport {
     #[default]
     #[serde(rename = "tcp")]
     Tcp,
+}
+
+/// Where a volume may be placed. All that is given must hold.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Topology {
+    /// Only on this `StorageNode`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')").message(
+        "spec.topology.node must be the name of a StorageNode"))]
+    pub node: Option<String>,
+    /// Only in pools of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(
+        "spec.topology.pool must be the name of a pool"))]
+    pub pool: Option<String>,
+    /// Only in pools that have all of these labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub pool_labels: BTreeMap<String, String>,
 }
 
 /// What becomes of the data when the object is deleted.
@@ -167,9 +198,9 @@ pub struct VolumeStatus {
     /// Address and port of the first path, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The fencing epoch at which the target serves.
+    /// The fencing epoch at which the target serves: incarnation of the cluster, point, counter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<i64>,
+    pub epoch: Option<String>,
     /// Where hosts can connect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["node".into(), "address".into(), "port".into()]))]

@@ -147,10 +147,10 @@ fn names_are_bounded() {
 
 #[test]
 fn addresses() {
-    for address in ["192.0.2.7", "2001:db8::7", "storage-1.example.com", "localhost"] {
+    for address in ["192.0.2.7", "2001:db8::7"] {
         accepted::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None);
     }
-    for address in ["192.0.2.7:4420", "https://x", "", "Node_1", "a..b"] {
+    for address in ["192.0.2.7:4420", "storage-1.example.com", "", "256.0.0.1"] {
         refused::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None, "spec.address");
     }
 }
@@ -221,4 +221,34 @@ fn pools_and_disks() {
         "pools[].name",
     );
     accepted::<StorageNode>(&node(|spec| spec["pools"] = json!([])), None);
+}
+
+#[test]
+fn cores() {
+    for cores in [json!(1), json!(64), json!("0"), json!("0,2-5"), json!("1-3,7")] {
+        accepted::<StorageNode>(&node(|spec| spec["cores"] = cores), None);
+    }
+    for cores in [json!(0), json!(-1), json!(""), json!("0-"), json!("all"), json!("1, 2")] {
+        refused::<StorageNode>(&node(|spec| spec["cores"] = cores), None, "spec.cores");
+    }
+}
+
+#[test]
+fn a_placement_is_immutable() {
+    let without = volume(json!({ "size": "1Gi" }));
+    let with =
+        volume(json!({ "size": "1Gi", "topology": { "node": "node-1", "poolLabels": { "tier": "fast" } } }));
+    accepted::<Volume>(&with, None);
+    accepted::<Volume>(&with, Some(&with));
+    refused::<Volume>(&with, Some(&without), "spec.topology is immutable");
+    refused::<Volume>(
+        &volume(json!({ "size": "1Gi", "topology": { "node": "Node 1" } })),
+        None,
+        "spec.topology.node",
+    );
+    refused::<Volume>(
+        &volume(json!({ "size": "1Gi", "topology": { "pool": "a/b" } })),
+        None,
+        "spec.topology.pool",
+    );
 }

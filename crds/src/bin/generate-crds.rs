@@ -1,5 +1,7 @@
 //! Writes `crds/yaml` from the types of this crate.
 
+#![allow(clippy::print_stdout, reason = "a program for people")]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
