@@ -210,10 +210,10 @@ pub const ONCS_FEATURE_SELECT: u16 = 1 << 4;
 pub const ONCS_RESERVATIONS: u16 = 1 << 5;
 /// SGLS: SGLs without alignment, offset in capsule, transport data block.
 pub const SGLS_FABRICS: u32 = 1 | 1 << 20 | 1 << 21;
-/// VWC: present, and flush with NSID FFFFFFFFh flushes all namespaces.
-pub const VWC_PRESENT_FLUSH_ALL: u8 = 0b111;
-/// VWC: not present, but flush with NSID FFFFFFFFh is taken.
-pub const VWC_ABSENT_FLUSH_ALL: u8 = 0b110;
+/// VWC: present (bit 0); Flush with NSID FFFFFFFFh is not taken (bits 2:1 = 10b).
+pub const VWC_PRESENT: u8 = 0b101;
+/// VWC: not present; Flush with NSID FFFFFFFFh is not taken.
+pub const VWC_ABSENT: u8 = 0b100;
 
 /// Identify Namespace of the NVM command set (NVM figure 97).
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
