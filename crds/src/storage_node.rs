@@ -59,10 +59,9 @@ pub struct StorageNodeSpec {
     /// The cores that run reactors: how many (`2`), or which (`"0,2-5"`). Takes effect when the daemon starts.
     #[serde(default)]
     #[x_kube(
-        validation = Rule::new("type(self) != int || (self >= 1 && self <= 1024)").message(
-            "spec.cores must be from 1 to 1024, or a list of cores in quotes, for example \"0,2-5\""),
-        validation = Rule::new("type(self) == int || \
-            self.matches('^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*$')").message(
+        validation = Rule::new("self != 0").message(
+            "spec.cores must be at least 1, or a list of cores in quotes, for example \"0,2-5\""),
+        validation = Rule::new("string(self).matches('^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*$')").message(
             "spec.cores must be a number of cores, for example 2, or a list of cores, for example \"0,2-5\"")
     )]
     pub cores: CoreSet,
