@@ -194,6 +194,10 @@ uuid_id!(
     /// The UUID in a pool's superblock.
     PoolId
 );
+uuid_id!(
+    /// The identity of a raft member's disk directory, written when it was first used.
+    DiskId
+);
 
 /// One raft member. Bound to its disk and never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -27,8 +27,8 @@ pub use command::{
 };
 pub use desired::{DesiredNode, DesiredPool, DesiredVolume, Provision};
 pub use ids::{
-    BootId, Bytes, ClusterId, DiskPath, Epoch, HostNqn, Incarnation, InstanceId, InvalidName, MemberId,
-    NodeName, ObjectUid, PoolId, PoolName, RequestId, Revision, Timestamp, VolumeId, VolumeName,
+    BootId, Bytes, ClusterId, DiskId, DiskPath, Epoch, HostNqn, Incarnation, InstanceId, InvalidName,
+    MemberId, NodeName, ObjectUid, PoolId, PoolName, RequestId, Revision, Timestamp, VolumeId, VolumeName,
 };
 pub use node::{
     Cores, DiskHealth, DiskObserved, Listener, Liveness, Node, NodeObserved, NodeSpec, PoolHealth,

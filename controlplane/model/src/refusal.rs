@@ -75,6 +75,12 @@ pub enum Refusal {
         /// The member.
         member: MemberId,
     },
+    /// A member is bound to its first disk.
+    #[error("member {member} is bound to another disk; an empty disk joins under a new id")]
+    MemberDisk {
+        /// The member.
+        member: MemberId,
+    },
     /// Another object owns the name.
     #[error(
         "the name {name} is taken by an object with another UID; delete that one first or use another name"
@@ -309,6 +315,7 @@ impl Refusal {
             | Refusal::MemberTooOld { .. }
             | Refusal::LevelNotHigher { .. }
             | Refusal::MemberRetired { .. }
+            | Refusal::MemberDisk { .. }
             | Refusal::NodeHoldsVolumes { .. }
             | Refusal::PoolHoldsVolumes { .. }
             | Refusal::PoolNotUsable { .. }

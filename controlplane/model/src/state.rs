@@ -2,7 +2,8 @@
 
 use crate::command::{FeatureLevel, Receipt};
 use crate::ids::{
-    Bytes, ClusterId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, VolumeId, VolumeName,
+    Bytes, ClusterId, DiskId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, VolumeId,
+    VolumeName,
 };
 use crate::node::Node;
 use crate::placement::Placement;
@@ -43,6 +44,10 @@ pub(crate) struct Index {
 pub struct Member {
     /// Its id.
     pub id: MemberId,
+    /// The disk that it is bound to; `None` until it first announced itself. It joins the group only after that.
+    pub disk: Option<DiskId>,
+    /// The member whose place it takes once it has caught up.
+    pub replaces: Option<MemberId>,
     /// Where the other members reach it: `host:port`.
     pub peer_address: String,
     /// Where clients and daemons reach it: `host:port`.

@@ -1,1 +1,16 @@
-//! Under construction.
+//! One member of a raft group: the consensus library driven over a log of our own.
+//!
+//! Owns the on-disk log, hard state and snapshots (`docs/control-plane-format.md`), and the translation between the raft
+//! library's messages and [`PeerMessage`]. Knows no command and no socket: entries are bytes, messages are values.
+//! Everything outside goes through [`Disk`]. Begin with [`disk::Disk`] and [`message::PeerMessage`].
+
+pub mod disk;
+pub mod error;
+pub mod message;
+
+pub use disk::{CrashStyle, DirectoryDisk, Disk, DiskError, DiskFault, DiskFile, MemoryDisk};
+pub use error::LogError;
+pub use message::{
+    EntryKind, LogEntry, Membership, MessageKind, PeerBody, PeerMessage, PeerRefusal, RaftMessage,
+    SnapshotAck, SnapshotChunk,
+};

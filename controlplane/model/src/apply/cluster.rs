@@ -34,6 +34,11 @@ impl State {
         if self.retired.contains(&member.id) {
             return Err(Refusal::MemberRetired { member: member.id });
         }
+        let bound = self.members.get(&member.id).and_then(|present| present.disk);
+        if bound.is_some() && member.disk.is_some() && bound != member.disk {
+            return Err(Refusal::MemberDisk { member: member.id });
+        }
+        let member = Member { disk: member.disk.or(bound), ..member.clone() };
         let texts = [&member.peer_address, &member.api_address, &member.version];
         if texts.iter().any(|text| text.len() > MEMBER_TEXT_MAX) {
             return Err(Refusal::OutOfRange { field: Field::MemberAddress, rule: Rule::NotTooLong });
@@ -41,9 +46,9 @@ impl State {
         if !self.members.contains_key(&member.id) && self.members.len() >= Self::MAX_MEMBERS {
             return Err(Refusal::LimitReached { what: Limited::Members, limit: Self::MAX_MEMBERS as u64 });
         }
-        if self.members.get(&member.id) != Some(member) {
-            self.members.insert(member.id, member.clone());
+        if self.members.get(&member.id) != Some(&member) {
             context.changed(Change::Member(member.id));
+            self.members.insert(member.id, member);
         }
         Ok(Receipt::Done)
     }
