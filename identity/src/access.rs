@@ -41,7 +41,6 @@ pub const RULES: &[Rule] = &[
     rule("/basalt.membership.v1.Membership/TransferLeadership", CLI),
     rule("/basalt.node.v1.NodeSession/Session", &[Role::Node]),
     rule("/basalt.peer.v1.Peer/Send", &[Role::Member]),
-    rule("/basalt.peer.v1.Peer/InstallSnapshot", &[Role::Member]),
     rule("/grpc.health.v1.Health/Check", EVERYONE),
     rule("/grpc.health.v1.Health/Watch", EVERYONE),
     rule("/grpc.health.v1.Health/List", EVERYONE),

@@ -39,16 +39,17 @@ fn desired_state_with_tombstone() {
         term: 1,
         revision: 9,
         body: Some(node::control_message::Body::DesiredState(node::DesiredState {
-            tombstones: vec![node::VolumeTombstone {
+            tombstones: vec![api::VolumeTombstone {
                 cluster_id: "c".into(),
                 volume_id: "v".into(),
                 generation: 2,
+                node: "n".into(),
                 pool: "p".into(),
             }],
             ..node::DesiredState::default()
         })),
     };
-    golden(&message, "080110092a0d220b0a01631201761802220170");
+    golden(&message, "080110092a10220e0a0163120176180222016e2a0170");
 }
 
 #[test]
@@ -79,25 +80,27 @@ fn create_volume() {
 fn append_message() {
     let message = peer::PeerMessage {
         cluster_id: "c".into(),
-        message: Some(peer::Message {
-            msg_type: peer::MessageType::Append.into(),
-            to: 2,
-            from: 1,
+        from: 1,
+        from_disk: "d1".into(),
+        to: 2,
+        to_disk: "d2".into(),
+        body: Some(peer::peer_message::Body::Raft(peer::RaftMessage {
+            kind: peer::MessageKind::Append.into(),
             term: 5,
             log_term: 4,
             index: 127,
-            entries: vec![peer::Entry {
-                entry_type: peer::EntryType::Normal.into(),
+            entries: vec![peer::LogEntry {
+                kind: peer::EntryKind::Command.into(),
                 term: 5,
                 index: 128,
-                data: vec![0xff].into(),
-                context: vec![1].into(),
+                data: vec![0xff],
+                context: vec![1],
             }],
             commit: 127,
-            ..peer::Message::default()
-        }),
+            ..peer::RaftMessage::default()
+        })),
     };
-    golden(&message, "0a0163121b08031002180120052804307f3a0b10051880012201ff2a0101407f");
+    golden(&message, "0a016310011a02643120022a0264323219080110051804207f2a0d080110051880012201ff2a0101307f");
 }
 
 #[test]
