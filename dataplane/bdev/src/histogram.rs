@@ -122,7 +122,7 @@ mod tests {
             let bucket = bucket_of(ns);
             assert!(bucket >= last && bucket < BUCKETS, "{ns}");
             assert!(upper_ns(bucket) > ns || upper_ns(bucket) == u64::MAX, "{ns} in {bucket}");
-            assert!(upper_ns(bucket) <= (ns + 1).saturating_add(ns / 8), "{ns} in {bucket}");
+            assert!(upper_ns(bucket) <= ns.saturating_add(1 + ns / 8), "{ns} in {bucket}");
             last = bucket;
         }
     }

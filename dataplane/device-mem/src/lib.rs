@@ -1,1 +1,16 @@
-//! Under construction.
+//! Block devices without hardware: RAM, null, and layers that delay, fail or record.
+//!
+//! Owns [`RamDevice`] and [`NullDevice`], and the layers [`DelayDevice`], [`FaultyDevice`] and [`RecordingDevice`] for tests over any
+//! device. Knows no files. Begin reading at [`RamDevice`].
+
+mod delay;
+mod faulty;
+mod null;
+mod ram;
+mod recording;
+
+pub use delay::{DelayDevice, Delays};
+pub use faulty::{Fault, Faults, FaultyDevice, OperationKind};
+pub use null::NullDevice;
+pub use ram::{RamDevice, RamError};
+pub use recording::{Recording, RecordingDevice};

@@ -12,12 +12,14 @@ mod lent;
 mod payload;
 mod pool;
 mod segment;
+mod shared;
 
 pub use buffer::Buffer;
 pub use lent::{Lender, Lent};
 pub use payload::Payload;
 pub use pool::{BufferPool, MAX_CLASS_BYTES, MIN_CLASS_BYTES, PoolStats};
 pub use segment::Segment;
+pub use shared::{MemoryLender, SharedMemory};
 
 /// Alignment of every buffer's start in bytes: a page, which satisfies O_DIRECT on every device.
 pub const ALIGNMENT: usize = 4096;

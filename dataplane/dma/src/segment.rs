@@ -60,6 +60,13 @@ impl<'a> Segment<'a> {
         Self { vector, source: PhantomData }
     }
 
+    /// The segment's first `count` bytes, or all of it if it is shorter.
+    #[must_use]
+    pub fn truncate(self, count: usize) -> Self {
+        let iov_len = self.len().min(count);
+        Self { vector: libc::iovec { iov_base: self.vector.iov_base, iov_len }, source: PhantomData }
+    }
+
     /// Appends the segment's bytes to `target`.
     pub fn append_to(&self, target: &mut Vec<u8>) {
         if self.is_empty() {

@@ -1,0 +1,184 @@
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
+use basalt_bdev::{
+    BlockDevice, BlockSize, Capabilities, Channel, Completion, DeviceInfo, DeviceState, IoError, OpenError,
+    Operation, Rejected, Request,
+};
+use basalt_dma::{MemoryLender, Payload, Segment, SharedMemory};
+use basalt_reactor::Handle;
+use uuid::Uuid;
+
+/// Why there is no RAM device.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The size is not a positive multiple of the block size, or beyond the address space.
+    #[error("a RAM device of {bytes} bytes is not a whole number of blocks of {block_size}")]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+        /// Bytes per block.
+        block_size: BlockSize,
+    },
+    /// The system gave no memory.
+    #[error("no memory for a RAM device of {bytes} bytes: {source}")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A device in memory, lost with the process. Reads without memory of their own are answered with views of it.
+#[derive(Debug)]
+pub struct RamDevice {
+    medium: Arc<Medium>,
+}
+
+#[derive(Debug)]
+struct Medium {
+    info: DeviceInfo,
+    memory: Arc<SharedMemory>,
+    /// Held during a compare-and-write, so that two of them on different reactors are one after the other.
+    compare_and_write: Mutex<()>,
+}
+
+impl RamDevice {
+    /// A zeroed device of `bytes` bytes.
+    ///
+    /// # Errors
+    /// If the size is not a whole number of blocks or the system has no memory.
+    pub fn new(name: &str, uuid: Uuid, block_size: BlockSize, bytes: u64) -> Result<Self, RamError> {
+        let len = usize::try_from(bytes)
+            .ok()
+            .filter(|_| bytes > 0 && bytes.is_multiple_of(block_size.bytes().into()));
+        let Some(len) = len else { return Err(RamError::Size { bytes, block_size }) };
+        let memory = SharedMemory::zeroed(len).map_err(|source| RamError::Memory { bytes, source })?;
+        let info = DeviceInfo::new(name, uuid, block_size, block_size.blocks_in(bytes)).with_capabilities(
+            Capabilities::UNMAP
+                | Capabilities::WRITE_ZEROES
+                | Capabilities::COMPARE
+                | Capabilities::COMPARE_AND_WRITE
+                | Capabilities::LEND,
+        );
+        let medium = Medium { info, memory: Arc::new(memory), compare_and_write: Mutex::new(()) };
+        Ok(Self { medium: Arc::new(medium) })
+    }
+
+    /// Removes the device: everything fails from now on.
+    pub fn remove(&self) {
+        self.medium.info.set_removed();
+    }
+}
+
+impl BlockDevice for RamDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.medium.info
+    }
+
+    fn open(&self, _handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
+        if self.medium.info.state() == DeviceState::Removed {
+            return Err(OpenError::DeviceGone);
+        }
+        let lender = MemoryLender::new(Arc::clone(&self.medium.memory));
+        Ok(Box::new(RamChannel { medium: Arc::clone(&self.medium), lender, done: Vec::new() }))
+    }
+}
+
+struct RamChannel {
+    medium: Arc<Medium>,
+    lender: MemoryLender,
+    done: Vec<Completion>,
+}
+
+impl Channel for RamChannel {
+    fn submit(&mut self, mut request: Request) -> Result<(), Rejected> {
+        if self.done.len() >= DEFAULT_QUEUE_DEPTH {
+            return Err(Rejected(request));
+        }
+        let result = self.execute(&mut request);
+        self.done.push(request.complete(result));
+        Ok(())
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize {
+        let count = self.done.len();
+        completions.append(&mut self.done);
+        count
+    }
+}
+
+impl RamChannel {
+    fn execute(&self, request: &mut Request) -> Result<(), IoError> {
+        let info = &self.medium.info;
+        provider::check(info, request)?;
+        let (offset, len) = range(info.block_size(), request)?;
+        let memory = &*self.medium.memory;
+        match request.operation {
+            Operation::Read => match &mut request.payload {
+                payload @ Payload::None => *payload = Payload::Lent(self.lender.lend(offset, len)),
+                payload => {
+                    let mut at = offset;
+                    for buffer in payload.buffers_mut() {
+                        memory.read(at, buffer);
+                        at += buffer.len();
+                    }
+                }
+            },
+            Operation::Write { .. } => write(memory, offset, request.payload.segments()),
+            Operation::Flush => {}
+            Operation::Unmap | Operation::WriteZeroes { .. } => memory.zero(offset, len),
+            Operation::Compare => compare(memory, offset, request.payload.segments())?,
+            Operation::CompareAndWrite { .. } => {
+                let _turn = self.medium.compare_and_write.lock().unwrap_or_else(PoisonError::into_inner);
+                compare(memory, offset, part(&request.payload, 0, len))?;
+                write(memory, offset, part(&request.payload, len, len));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A checked request's place in memory.
+fn range(block_size: BlockSize, request: &Request) -> Result<(usize, usize), IoError> {
+    let offset = usize::try_from(block_size.offset_of(request.lba)).map_err(|_| IoError::OutOfRange)?;
+    let len = usize::try_from(block_size.bytes_of(request.blocks)).map_err(|_| IoError::OutOfRange)?;
+    Ok((offset, len))
+}
+
+fn write<'a>(memory: &SharedMemory, mut offset: usize, segments: impl Iterator<Item = Segment<'a>>) {
+    for segment in segments {
+        memory.write(offset, &segment);
+        offset += segment.len();
+    }
+}
+
+fn compare<'a>(
+    memory: &SharedMemory,
+    mut offset: usize,
+    segments: impl Iterator<Item = Segment<'a>>,
+) -> Result<(), IoError> {
+    for segment in segments {
+        if !memory.equals(offset, &segment) {
+            return Err(IoError::Miscompare);
+        }
+        offset += segment.len();
+    }
+    Ok(())
+}
+
+/// The segments of a payload's bytes from `from` on, `len` of them.
+fn part(payload: &Payload, from: usize, len: usize) -> impl Iterator<Item = Segment<'_>> {
+    let mut skip = from;
+    let mut left = len;
+    payload.segments().filter_map(move |segment| {
+        let skipped = skip.min(segment.len());
+        skip -= skipped;
+        let rest = segment.skip(skipped);
+        let taken = rest.truncate(left);
+        left -= taken.len();
+        (!taken.is_empty()).then_some(taken)
+    })
+}
