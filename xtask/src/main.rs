@@ -1,2 +1,67 @@
-//! Under construction.
-fn main() {}
+//! `cargo xtask`: the one entry point to Basalt's development.
+//!
+//! `up` and `down` run a whole cluster on this machine, `test` runs everything that CI runs, the rest are the parts that one
+//! wants alone. Nothing of the product lives here: the tasks build and start the product's programs and judge them from
+//! outside. Begin with [`up`] for how a cluster is put together and with [`test`] for the list of steps.
+#![allow(
+    clippy::print_stdout,
+    reason = "results of a task go to standard output, progress to standard error"
+)]
+
+mod codegen;
+mod progress;
+mod simulate;
+mod test;
+mod tidy;
+mod up;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests Basalt.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start a whole cluster on this machine, apply the examples, and write and verify data on each volume
+    Up(up::UpArguments),
+    /// Stop the cluster that `up` started
+    Down(up::DownArguments),
+    /// Run everything that CI runs; ends with `N passed, N failed`
+    Test(test::Arguments),
+    /// Write the generated files: the YAML of the custom resources
+    Codegen(codegen::Arguments),
+    /// Check dependency arrows, file sizes, unsafe code and names
+    Tidy,
+    /// Run simulator seeds
+    Simulate(simulate::Arguments),
+    /// The supervisor of a running cluster; `up` starts it
+    #[command(hide = true)]
+    Supervise(up::SuperviseArguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Up(arguments) => up::up(&arguments),
+        Task::Down(arguments) => up::down(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Codegen(arguments) => codegen::run(&arguments),
+        Task::Tidy => tidy::run(),
+        Task::Simulate(arguments) => simulate::run(&arguments),
+        Task::Supervise(arguments) => up::supervise(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -144,7 +144,7 @@ impl Layout {
 
 impl Ports {
     fn are_free(self) -> bool {
-        [self.apiserver, self.client, self.peer].into_iter().all(ports::is_free)
+        [self.apiserver, self.client, self.peer].into_iter().all(ports::is_free_port)
     }
 }
 

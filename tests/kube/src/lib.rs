@@ -17,7 +17,7 @@ mod ports;
 pub use binary::{Binary, CACHE_ENV, cache_root};
 pub use fixture::{Fixture, READY_DEADLINE};
 pub use layout::{Component, Layout};
-pub use ports::free_ports;
+pub use ports::{free_ports, is_free_port};
 
 use std::path::{Path, PathBuf};
 

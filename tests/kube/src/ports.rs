@@ -19,7 +19,7 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>, Error> {
     let start = RandomState::new().build_hasher().finish() % span;
     let ports: Vec<u16> = (0..span)
         .filter_map(|step| u16::try_from(u64::from(FIRST) + (start + step) % span).ok())
-        .filter(|port| is_free(*port))
+        .filter(|port| is_free_port(*port))
         .take(count)
         .collect();
     if ports.len() == count {
@@ -29,7 +29,9 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>, Error> {
     }
 }
 
-pub(crate) fn is_free(port: u16) -> bool {
+/// Whether nothing listens on `port` of 127.0.0.1.
+#[must_use]
+pub fn is_free_port(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
@@ -49,7 +51,7 @@ mod tests {
     #[test]
     fn a_port_in_use_is_not_free() {
         let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        assert!(!is_free(held.local_addr().unwrap().port()));
+        assert!(!is_free_port(held.local_addr().unwrap().port()));
     }
 
     #[test]

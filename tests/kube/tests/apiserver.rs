@@ -1,5 +1,7 @@
 //! The fixture against itself: what is stored stays over restarts and kills, and is gone after a wipe.
 
+#![allow(clippy::unwrap_used, reason = "functions of a test file")]
+
 use std::path::Path;
 use std::process::Output;
 

@@ -1,0 +1,95 @@
+//! Waiting with a deadline, and saying why it was missed.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::kubernetes::{Kubectl, Volume};
+use super::state::State;
+use super::supervisor;
+
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+const ONLINE_DEADLINE: Duration = Duration::from_secs(90);
+const INTERVAL: Duration = Duration::from_millis(200);
+const TAIL_LINES: usize = 8;
+
+/// Waits until the apiserver answers.
+pub(super) fn until_ready(state: &State, kubectl: &Kubectl) -> Result<()> {
+    let started = Instant::now();
+    while !kubectl.is_ready() {
+        if started.elapsed() > READY_DEADLINE {
+            bail!("the apiserver is not ready after {} s\n{}", READY_DEADLINE.as_secs(), diagnosis(state)?);
+        }
+        sleep(INTERVAL);
+    }
+    Ok(())
+}
+
+/// Waits until the named volumes are online; gives them back in that order.
+pub(super) fn until_online(state: &State, kubectl: &Kubectl, names: &[String]) -> Result<Vec<Volume>> {
+    let started = Instant::now();
+    loop {
+        let volumes = kubectl.volumes()?;
+        let wanted: Vec<Volume> = names
+            .iter()
+            .filter_map(|name| volumes.iter().find(|volume| &volume.metadata.name == name))
+            .cloned()
+            .collect();
+        if wanted.len() == names.len() && wanted.iter().all(|volume| volume.served().is_some()) {
+            return Ok(wanted);
+        }
+        if started.elapsed() > ONLINE_DEADLINE {
+            bail!(
+                "not every volume is online after {} s\n{}\n{}{}",
+                ONLINE_DEADLINE.as_secs(),
+                wanted.iter().map(conditions).collect::<String>(),
+                kubectl.table(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]),
+                diagnosis(state)?
+            );
+        }
+        sleep(INTERVAL);
+    }
+}
+
+fn conditions(volume: &Volume) -> String {
+    let phase = volume.status.phase.as_deref().unwrap_or("without a status");
+    let mut text = format!("Volume {} is {phase}\n", volume.metadata.name);
+    for condition in &volume.status.conditions {
+        text.push_str(&format!(
+            "  {}={} {}: {}\n",
+            condition.kind, condition.status, condition.reason, condition.message
+        ));
+    }
+    text
+}
+
+/// Which processes died, and the last words of those.
+fn diagnosis(state: &State) -> Result<String> {
+    let Some(reports) = supervisor::ask(state, "status")? else {
+        return Ok(format!("the supervisor is gone:\n{}", tail(state, "supervisor")));
+    };
+    let mut text = String::new();
+    for report in reports.iter().filter(|report| report.restarts > 0 || report.pid.is_none()) {
+        text.push_str(&format!(
+            "{} was restarted {} times, last end: {}; {}:\n{}",
+            report.name,
+            report.restarts,
+            report.last_end.as_deref().unwrap_or("none"),
+            state.log(&report.name).display(),
+            tail(state, &report.name)
+        ));
+    }
+    if text.is_empty() {
+        text = format!("every process is running; their logs are in {}", state.logs().display());
+    }
+    Ok(text)
+}
+
+fn tail(state: &State, process: &str) -> String {
+    let bytes = fs::read(state.log(process)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("    {line}\n")).collect()
+}
