@@ -39,6 +39,7 @@ pub const RULES: &[Rule] = &[
     rule("/basalt.membership.v1.Membership/RemoveMember", CLI),
     rule("/basalt.membership.v1.Membership/ReplaceMember", CLI),
     rule("/basalt.membership.v1.Membership/TransferLeadership", CLI),
+    rule("/basalt.membership.v1.Membership/SetFeatureLevel", CLI),
     rule("/basalt.node.v1.NodeSession/Session", &[Role::Node]),
     rule("/basalt.peer.v1.Peer/Send", &[Role::Member]),
     rule("/grpc.health.v1.Health/Check", EVERYONE),
