@@ -23,7 +23,7 @@ pub mod register;
 mod sgl;
 mod status;
 
-pub use command::{ReadWrite, Sqe};
+pub use command::{Fuse, ReadWrite, Sqe};
 pub use completion::Cqe;
 pub use sgl::{Sgl, SglDescriptor, SglError};
 pub use status::Status;

@@ -82,6 +82,8 @@ statuses! {
     ABORTED_PREEMPT = GENERIC, 0x1b;
     /// Transient Transport Error (22h).
     TRANSIENT_TRANSPORT = GENERIC, 0x22;
+    /// Namespace is Write Protected (20h).
+    NAMESPACE_WRITE_PROTECTED = GENERIC, 0x20;
     /// Command Interrupted (21h).
     COMMAND_INTERRUPTED = GENERIC, 0x21;
     /// LBA Out of Range (80h; NVM 1.0 section 3.2).

@@ -1,0 +1,483 @@
+//! A controller: its lifecycle and its admin commands, run on the reactor of its admin queue.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use basalt_clock::Instant;
+use basalt_nvme_wire::feature::{self, FeatureId, QueueCount, Select};
+use basalt_nvme_wire::log::{AsyncEvent, GetLogPage, LogId};
+use basalt_nvme_wire::opcode::Admin;
+use basalt_nvme_wire::register::{
+    Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, VERSION_2_0,
+};
+use basalt_nvme_wire::{Fuse, Sgl, Sqe, Status, fabrics};
+use basalt_nvmf_transport::{CommandId, TransportLimits};
+
+use crate::events::Events;
+use crate::features::{self, Features};
+use crate::identify::{self, KEEP_ALIVE_GRANULARITY};
+use crate::link::ControllerLink;
+use crate::logs;
+use crate::namespace::{Namespace, Nsid};
+use crate::reply::{Reply, Step};
+use crate::subsystem::Subsystem;
+use crate::target::Target;
+
+/// What a controller is for (CNTRLTYPE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Io,
+    Discovery,
+}
+
+/// Where a controller is in its life (Base 3.5, 3.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifecycle {
+    /// CC.EN is 0: after Connect and after a reset.
+    Disabled,
+    /// CSTS.RDY is 1.
+    Ready,
+    /// CSTS.SHST says that the shutdown is complete.
+    ShutDown,
+    /// CSTS.CFS: the host asked for what there is not.
+    Failed,
+}
+
+/// CAP.TO: how long a host waits for CSTS.RDY, in units of 500 ms. Becoming ready takes no time here.
+const READY_TIMEOUT_HALF_SECONDS: u8 = 30;
+/// Bytes of the Host Behavior Support data structure (Base figure 338).
+const HOST_BEHAVIOR_LEN: u32 = 512;
+
+/// What a controller saw of a namespace when it last looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    blocks: u64,
+    ana_changes: u64,
+    uuid: [u8; 16],
+}
+
+/// A controller. Dropping it ends its I/O queues.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    kind: Kind,
+    target: Arc<Target>,
+    subsystem: Arc<Subsystem>,
+    link: Arc<ControllerLink>,
+    limits: TransportLimits,
+    lifecycle: Lifecycle,
+    configuration: Configuration,
+    features: Features,
+    events: Events,
+    keep_alive: Option<Duration>,
+    keep_alive_ms: u32,
+    last_sign_of_life: Instant,
+    seen: BTreeMap<Nsid, Seen>,
+    seen_discovery: u64,
+    changed: BTreeSet<Nsid>,
+    ana_change_count: u64,
+    /// The discovery page that a host reads in pieces.
+    discovery_page: Option<Vec<u8>>,
+}
+
+impl Controller {
+    pub(crate) fn new(
+        target: Arc<Target>,
+        subsystem: Arc<Subsystem>,
+        link: Arc<ControllerLink>,
+        limits: TransportLimits,
+        keep_alive_ms: u32,
+        now: Instant,
+    ) -> Self {
+        let kind = if Arc::ptr_eq(&subsystem, target.discovery()) { Kind::Discovery } else { Kind::Io };
+        let mut controller = Self {
+            kind,
+            seen_discovery: target.discovery_generation(),
+            target,
+            subsystem,
+            link,
+            limits,
+            lifecycle: Lifecycle::Disabled,
+            configuration: Configuration(0),
+            features: Features::new(kind),
+            events: Events::default(),
+            keep_alive: None,
+            keep_alive_ms: 0,
+            last_sign_of_life: now,
+            seen: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            ana_change_count: 1,
+            discovery_page: None,
+        };
+        controller.set_keep_alive(keep_alive_ms);
+        controller.look();
+        controller.changed.clear();
+        controller.events.reset();
+        controller
+    }
+
+    pub(crate) fn link(&self) -> &Arc<ControllerLink> {
+        &self.link
+    }
+
+    /// Keep alive timeouts are rounded up to the granularity that identify tells (Base 5.27.1.12).
+    fn set_keep_alive(&mut self, milliseconds: u32) {
+        let step = u32::from(KEEP_ALIVE_GRANULARITY) * 100;
+        let rounded = milliseconds.div_ceil(step).saturating_mul(step);
+        self.keep_alive_ms = rounded;
+        self.keep_alive = (rounded > 0).then(|| Duration::from_millis(u64::from(rounded)));
+    }
+
+    /// Whether the keep alive timer has run out by `now`. Commands on any queue are signs of life.
+    pub(crate) fn is_expired(&mut self, now: Instant) -> bool {
+        let Some(timeout) = self.keep_alive else { return false };
+        if self.link.take_traffic() {
+            self.last_sign_of_life = now;
+        }
+        now.since(self.last_sign_of_life) > timeout
+    }
+
+    /// Looks for what changed since the last time and raises events.
+    pub(crate) fn look(&mut self) {
+        match self.kind {
+            Kind::Io => self.look_at_namespaces(),
+            Kind::Discovery => {
+                let generation = self.target.discovery_generation();
+                if generation != self.seen_discovery {
+                    self.seen_discovery = generation;
+                    self.raise(AsyncEvent::DiscoveryLogChange, feature::event::DISCOVERY_CHANGE);
+                }
+            }
+        }
+    }
+
+    fn look_at_namespaces(&mut self) {
+        let namespaces = self.subsystem.namespaces();
+        let now: BTreeMap<Nsid, Seen> = namespaces.iter().map(|n| (n.nsid(), seen(n))).collect();
+        if now == self.seen {
+            return;
+        }
+        let before = std::mem::replace(&mut self.seen, now);
+        let numbers: BTreeSet<Nsid> = before.keys().chain(self.seen.keys()).copied().collect();
+        let mut ana_changed = false;
+        let mut attributes_changed = false;
+        for nsid in numbers {
+            let (old, new) = (before.get(&nsid), self.seen.get(&nsid));
+            let attributes = |seen: &Seen| (seen.blocks, seen.uuid);
+            if old.map(attributes) != new.map(attributes) {
+                self.changed.insert(nsid);
+                attributes_changed = true;
+            }
+            ana_changed |= old.map(|seen| seen.ana_changes) != new.map(|seen| seen.ana_changes);
+        }
+        if ana_changed {
+            self.ana_change_count += 1;
+            self.raise(AsyncEvent::AnaChange, feature::event::ANA_CHANGE);
+        }
+        if attributes_changed {
+            self.raise(AsyncEvent::NamespaceAttributeChanged, feature::event::NAMESPACE_ATTRIBUTE);
+        }
+    }
+
+    fn raise(&mut self, event: AsyncEvent, enabled_by: u32) {
+        if self.features.events & enabled_by != 0 {
+            self.events.raise(event);
+        }
+    }
+
+    /// The next event to report, with the request that it completes.
+    pub(crate) fn next_event(&mut self) -> Option<(CommandId, Reply)> {
+        let (command, event) = self.events.next()?;
+        Some((command, Reply::result(event.emit())))
+    }
+
+    /// An admin command, with its data if it has any.
+    pub(crate) fn command(&mut self, now: Instant, sqe: &Sqe, data: Option<&[u8]>) -> Step {
+        self.last_sign_of_life = now;
+        match self.dispatch(sqe, data) {
+            Ok(step) => step,
+            Err(status) => Step::Complete(Reply::status(status)),
+        }
+    }
+
+    fn dispatch(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {
+        let opcode = Admin::from_code(sqe.opcode).ok_or(Status::INVALID_OPCODE.dnr())?;
+        if sqe.fuse() != Fuse::Normal {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        if opcode != Admin::Fabrics && self.lifecycle != Lifecycle::Ready {
+            return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
+        }
+        match opcode {
+            Admin::Fabrics => self.fabrics(sqe),
+            Admin::Identify => self.identify(sqe),
+            Admin::GetLogPage => self.log_page(sqe),
+            Admin::SetFeatures => self.set_feature(sqe, data),
+            Admin::GetFeatures => self.get_feature(sqe),
+            Admin::KeepAlive => Ok(Step::DONE),
+            Admin::AsyncEventRequest => {
+                let held = self.events.request(CommandId(sqe.command_id.get()));
+                held.map(|()| Step::Hold).ok_or(Status::AER_LIMIT_EXCEEDED.dnr())
+            }
+            Admin::Abort => Ok(self.abort(sqe)),
+        }
+    }
+
+    fn fabrics(&mut self, sqe: &Sqe) -> Result<Step, Status> {
+        match fabrics::Command::parse(sqe) {
+            fabrics::Command::PropertyGet { wide, offset } => self.property(wide, offset),
+            fabrics::Command::PropertySet { wide, offset, value } => {
+                let value = u32::try_from(value & 0xffff_ffff).unwrap_or(0);
+                if wide || Property::from_offset(offset) != Some(Property::Configuration) {
+                    return Err(Status::INVALID_FIELD.dnr());
+                }
+                self.configure(Configuration(value));
+                Ok(Step::DONE)
+            }
+            fabrics::Command::Connect(_) => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            // The admin queue is not disconnected this way (oF 3.6).
+            fabrics::Command::Disconnect { .. } => Err(Status::INVALID_QUEUE_ID.dnr()),
+            fabrics::Command::Other(_) => Err(Status::INVALID_OPCODE.dnr()),
+        }
+    }
+
+    fn property(&self, wide: bool, offset: u32) -> Result<Step, Status> {
+        let property = Property::from_offset(offset).filter(|property| property.is_wide() == wide);
+        let value = match property.ok_or(Status::INVALID_FIELD.dnr())? {
+            Property::Capabilities => Capabilities {
+                queue_entries_max: self.limits.queue_entries_max,
+                contiguous_queues: true,
+                ready_timeout_half_seconds: READY_TIMEOUT_HALF_SECONDS,
+                command_sets: 1,
+            }
+            .emit(),
+            Property::Version => u64::from(VERSION_2_0),
+            Property::Configuration => u64::from(self.configuration.0),
+            Property::Status => u64::from(
+                ControllerStatus {
+                    ready: self.lifecycle == Lifecycle::Ready,
+                    fatal: self.lifecycle == Lifecycle::Failed,
+                    shutdown_complete: self.lifecycle == Lifecycle::ShutDown,
+                }
+                .emit(),
+            ),
+            Property::SubsystemReset => return Err(Status::INVALID_FIELD.dnr()),
+        };
+        let bytes = value.to_le_bytes();
+        Ok(Step::Complete(Reply {
+            status: Status::SUCCESS,
+            dw0: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            dw1: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        }))
+    }
+
+    /// The host wrote CC (Base 3.1.3.5).
+    fn configure(&mut self, new: Configuration) {
+        let old = std::mem::replace(&mut self.configuration, new);
+        if old.enabled() && !new.enabled() {
+            self.reset();
+            return;
+        }
+        if !old.enabled() && new.enabled() {
+            let io_entries =
+                self.kind == Kind::Discovery || (new.sq_entry_size() == 6 && new.cq_entry_size() == 4);
+            if new.command_set() != 0 || new.page_size() != 0 || !io_entries {
+                self.lifecycle = Lifecycle::Failed;
+                return;
+            }
+            self.lifecycle = Lifecycle::Ready;
+            self.link.enable();
+        }
+        if matches!(new.shutdown(), ShutdownNotice::Normal | ShutdownNotice::Abrupt) {
+            self.link.reset();
+            self.lifecycle = Lifecycle::ShutDown;
+        }
+    }
+
+    /// Controller Level Reset (Base 3.7.2): I/O queues and events are gone, features have their defaults.
+    fn reset(&mut self) {
+        self.link.reset();
+        self.events.reset();
+        self.features = Features::new(self.kind);
+        self.changed.clear();
+        self.lifecycle = Lifecycle::Disabled;
+    }
+
+    fn identify(&self, sqe: &Sqe) -> Result<Step, Status> {
+        let namespaces = self.subsystem.namespaces();
+        let subject = identify::Subject {
+            kind: self.kind,
+            id: self.link.id,
+            config: self.subsystem.config(),
+            limits: self.limits,
+            namespaces: &namespaces,
+        };
+        give(sqe, subject.page(sqe)?, Reply::SUCCESS)
+    }
+
+    fn log_page(&mut self, sqe: &Sqe) -> Result<Step, Status> {
+        let wanted = GetLogPage::parse(sqe);
+        let page = LogId::from_code(wanted.page).filter(|page| logs::supported(self.kind, *page));
+        let page = page.ok_or(Status::INVALID_LOG_PAGE.dnr())?;
+        if wanted.index_offset || !wanted.offset.is_multiple_of(4) {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let length = usize::try_from(wanted.length).unwrap_or(usize::MAX);
+        if wanted.length > u64::from(self.limits.transfer_bytes_max) {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let offset = usize::try_from(wanted.offset).map_err(|_| Status::INVALID_FIELD.dnr())?;
+        let whole = self.page(page, &wanted);
+        let Some(rest) = whole.get(offset..) else { return Err(Status::INVALID_FIELD.dnr()) };
+        let mut data = rest[..rest.len().min(length)].to_vec();
+        data.resize(length, 0);
+        let step = give(sqe, data, Reply::SUCCESS)?;
+        if page == LogId::Discovery {
+            self.discovery_page = Some(whole);
+        }
+        if !wanted.retain_event {
+            self.note_read(page);
+        }
+        Ok(step)
+    }
+
+    fn page(&mut self, page: LogId, wanted: &GetLogPage) -> Vec<u8> {
+        match page {
+            LogId::SupportedPages => logs::supported_pages(self.kind),
+            LogId::ErrorInformation => logs::errors(),
+            LogId::Health => logs::health(),
+            LogId::FirmwareSlot => logs::firmware(),
+            LogId::ChangedNamespaces => logs::changed_namespaces(&self.changed),
+            LogId::CommandEffects => logs::command_effects(),
+            LogId::Ana => logs::ana(&self.subsystem.namespaces(), wanted.specific, self.ana_change_count),
+            LogId::FeatureEffects => logs::feature_effects(self.kind),
+            // A host reads the page in pieces and compares the generation: the pieces are of one page.
+            LogId::Discovery => match self.discovery_page.take() {
+                Some(page) if wanted.offset > 0 => page,
+                _ => self.target.discovery_page(&self.link.association.host.nqn),
+            },
+            LogId::ReservationNotification => Vec::new(),
+        }
+    }
+
+    /// Reading a page clears its event (Base 5.2.1).
+    fn note_read(&mut self, page: LogId) {
+        if page == LogId::ChangedNamespaces {
+            self.changed.clear();
+        }
+        for event in AsyncEvent::ALL {
+            if event.page() == page {
+                self.events.clear(event);
+            }
+        }
+    }
+
+    fn feature_id(&self, sqe: &Sqe) -> Result<FeatureId, Status> {
+        let id = FeatureId::from_code(sqe.cdw10.get().to_le_bytes()[0]);
+        id.filter(|id| features::supported(self.kind, *id)).ok_or(Status::INVALID_FIELD.dnr())
+    }
+
+    fn set_feature(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {
+        let feature = self.feature_id(sqe)?;
+        if sqe.cdw10.get() & feature::SAVE != 0 {
+            return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
+        }
+        let value = sqe.cdw11.get();
+        match feature {
+            FeatureId::NumberOfQueues => self.set_queues(value),
+            FeatureId::KeepAliveTimer => {
+                self.set_keep_alive(value);
+                Ok(Step::DONE)
+            }
+            FeatureId::HostBehavior => self.set_host_behavior(data),
+            // The identifier of a fabrics host is the one of its Connect (Base 5.27.1.25).
+            FeatureId::HostIdentifier => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            _ => self.features.set(feature, value).map(|()| {
+                self.look();
+                Step::DONE
+            }),
+        }
+    }
+
+    fn set_queues(&mut self, value: u32) -> Result<Step, Status> {
+        let wanted = QueueCount::parse(value).ok_or(Status::INVALID_FIELD.dnr())?;
+        let max = u32::from(self.target.options().io_queues_max);
+        let granted = wanted.submission.min(wanted.completion).min(max);
+        let queues = u16::try_from(granted).map_err(|_| Status::INVALID_FIELD.dnr())?;
+        self.link.grant(queues).ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        let counts = QueueCount { submission: granted, completion: granted };
+        Ok(Step::Complete(Reply::result(counts.emit())))
+    }
+
+    fn set_host_behavior(&mut self, data: Option<&[u8]>) -> Result<Step, Status> {
+        let Some(data) = data else { return Ok(Step::Take { length: HOST_BEHAVIOR_LEN }) };
+        let data: [u8; 512] = data.try_into().map_err(|_| Status::SGL_LENGTH_INVALID.dnr())?;
+        if data[0] > 1 {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        self.features.host_behavior = data;
+        Ok(Step::DONE)
+    }
+
+    fn get_feature(&self, sqe: &Sqe) -> Result<Step, Status> {
+        let feature = self.feature_id(sqe)?;
+        let select = Select::parse(sqe.cdw10.get()).ok_or(Status::INVALID_FIELD.dnr())?;
+        if let Some(value) = self.features.get(feature, select) {
+            return Ok(Step::Complete(Reply::result(value)));
+        }
+        if select == Select::Capabilities {
+            let changeable = feature != FeatureId::HostIdentifier;
+            let value = if changeable { feature::CAPABILITY_CHANGEABLE } else { 0 };
+            return Ok(Step::Complete(Reply::result(value)));
+        }
+        match feature {
+            FeatureId::NumberOfQueues => {
+                let queues = u32::from(self.link.granted());
+                let counts = QueueCount { submission: queues, completion: queues };
+                Ok(Step::Complete(Reply::result(counts.emit())))
+            }
+            FeatureId::KeepAliveTimer => Ok(Step::Complete(Reply::result(self.keep_alive_ms))),
+            FeatureId::HostBehavior => give(sqe, self.features.host_behavior.to_vec(), Reply::SUCCESS),
+            // Dword 11 bit 0 (EXHID): fabrics hosts have 128-bit identifiers only.
+            FeatureId::HostIdentifier if sqe.cdw11.get() & 1 == 1 => {
+                give(sqe, self.link.association.host.id.0.to_vec(), Reply::SUCCESS)
+            }
+            _ => Err(Status::INVALID_FIELD.dnr()),
+        }
+    }
+
+    /// Abort (Base 5.1): takes back an event request; other commands run to their end, which dword 0 bit 0 says.
+    fn abort(&mut self, sqe: &Sqe) -> Step {
+        let dword = sqe.cdw10.get().to_le_bytes();
+        let queue = u16::from_le_bytes([dword[0], dword[1]]);
+        let command = CommandId(u16::from_le_bytes([dword[2], dword[3]]));
+        if queue == 0 && self.events.cancel(command) {
+            return Step::AbortHeld { command };
+        }
+        Step::Complete(Reply::result(1))
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.link.end();
+        self.subsystem.dismiss(self.link.id);
+    }
+}
+
+fn seen(namespace: &Arc<Namespace>) -> Seen {
+    Seen {
+        blocks: namespace.device().info().blocks().0,
+        ana_changes: namespace.ana_changes(),
+        uuid: namespace.identity().uuid,
+    }
+}
+
+/// Gives `data` if the command's data pointer has room for it (Base 4.1.2.1: else Data SGL Length Invalid).
+fn give(sqe: &Sqe, data: Vec<u8>, reply: Reply) -> Result<Step, Status> {
+    let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
+    if (sgl.length() as usize) < data.len() {
+        return Err(Status::SGL_LENGTH_INVALID.dnr());
+    }
+    Ok(Step::Give { data, reply })
+}

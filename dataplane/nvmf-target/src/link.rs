@@ -1,0 +1,132 @@
+//! What the queues of one controller share across reactors.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use basalt_nvmf_transport::{Association, ControllerId, QueueId};
+
+/// The shared part of a controller: its admin queue owns the rest.
+#[derive(Debug)]
+pub(crate) struct ControllerLink {
+    pub(crate) id: ControllerId,
+    pub(crate) association: Association,
+    /// CSTS.RDY: I/O queues may be connected.
+    ready: AtomicBool,
+    /// The controller is over; its queues close.
+    gone: AtomicBool,
+    /// Counts resets; an I/O queue of an earlier count closes.
+    resets: AtomicU32,
+    /// An I/O queue saw a command since the admin queue last looked (Base 3.9.4.1, traffic based keep alive).
+    traffic: AtomicBool,
+    queues: Mutex<IoQueues>,
+}
+
+#[derive(Debug)]
+struct IoQueues {
+    /// I/O queues that Set Features granted; before that, the most there can be.
+    granted: u16,
+    connected: BTreeSet<QueueId>,
+}
+
+/// Why an I/O queue cannot join its controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JoinError {
+    /// The controller is not ready, or over.
+    NotReady,
+    /// The queue identifier is above the number of queues.
+    QueueId,
+    /// The queue is connected already.
+    Connected,
+}
+
+impl ControllerLink {
+    pub(crate) fn new(id: ControllerId, association: Association, queues_max: u16) -> Self {
+        Self {
+            id,
+            association,
+            ready: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            resets: AtomicU32::new(0),
+            traffic: AtomicBool::new(false),
+            queues: Mutex::new(IoQueues { granted: queues_max, connected: BTreeSet::new() }),
+        }
+    }
+
+    fn queues(&self) -> MutexGuard<'_, IoQueues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn enable(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// Disables the controller: its I/O queues are gone (Base 3.7.2).
+    pub(crate) fn reset(&self) {
+        self.ready.store(false, Ordering::Release);
+        self.resets.fetch_add(1, Ordering::AcqRel);
+        self.queues().connected.clear();
+    }
+
+    /// Ends the controller for all its queues.
+    pub(crate) fn end(&self) {
+        self.ready.store(false, Ordering::Release);
+        self.gone.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Whether an I/O queue that joined at `resets` still belongs to the controller.
+    pub(crate) fn holds(&self, resets: u32) -> bool {
+        !self.is_gone() && self.resets.load(Ordering::Acquire) == resets
+    }
+
+    pub(crate) fn note_traffic(&self) {
+        if !self.traffic.load(Ordering::Relaxed) {
+            self.traffic.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn take_traffic(&self) -> bool {
+        self.traffic.swap(false, Ordering::Relaxed)
+    }
+
+    /// Sets the number of I/O queues; `None` when some are connected already (Base 5.27.1.5).
+    pub(crate) fn grant(&self, queues: u16) -> Option<()> {
+        let mut state = self.queues();
+        if !state.connected.is_empty() {
+            return None;
+        }
+        state.granted = queues;
+        Some(())
+    }
+
+    pub(crate) fn granted(&self) -> u16 {
+        self.queues().granted
+    }
+
+    /// Adds an I/O queue; answers the count of resets that it belongs to.
+    pub(crate) fn join(&self, queue: QueueId) -> Result<u32, JoinError> {
+        let mut state = self.queues();
+        if self.is_gone() || !self.ready.load(Ordering::Acquire) {
+            return Err(JoinError::NotReady);
+        }
+        if queue.is_admin() || queue.0 > state.granted {
+            return Err(JoinError::QueueId);
+        }
+        if !state.connected.insert(queue) {
+            return Err(JoinError::Connected);
+        }
+        Ok(self.resets.load(Ordering::Acquire))
+    }
+
+    /// Removes an I/O queue that joined at `resets`.
+    pub(crate) fn leave(&self, queue: QueueId, resets: u32) {
+        let mut state = self.queues();
+        if self.resets.load(Ordering::Acquire) == resets {
+            state.connected.remove(&queue);
+        }
+    }
+}

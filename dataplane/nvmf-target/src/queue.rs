@@ -1,0 +1,356 @@
+//! One connection's queue: what a transport hands commands to.
+
+use std::sync::Arc;
+
+use basalt_clock::Instant;
+use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, ConnectData, DISCOVERY_NQN};
+use basalt_nvme_wire::opcode::{Admin, Io};
+use basalt_nvme_wire::{Sgl, Sqe, Status, identify};
+use basalt_nvmf_transport::{
+    Association, Authentication, CommandId, ControllerId, Epoch, HostId, HostIdentity, Nqn, QueueId,
+    TransportLimits,
+};
+
+use crate::controller::Controller;
+use crate::io::IoContext;
+use crate::link::{ControllerLink, JoinError};
+use crate::namespace::Namespace;
+use crate::reply::{Reply, Step};
+use crate::subsystem::{AdmitError, Subsystem};
+use crate::target::Target;
+
+/// What the transport learns about its queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing to do.
+    Unchanged,
+    /// The table of namespaces changed: slots mean other namespaces now.
+    Namespaces,
+    /// The queue is over: close the connection.
+    Over,
+}
+
+/// What Connect agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    entries: u32,
+    flow_control: bool,
+}
+
+#[derive(Debug)]
+enum Role {
+    /// Before Connect.
+    Fresh,
+    Admin(Box<Controller>),
+    Io(IoQueue),
+    /// Disconnected by command.
+    Ended,
+}
+
+#[derive(Debug)]
+struct IoQueue {
+    id: QueueId,
+    subsystem: Arc<Subsystem>,
+    link: Arc<ControllerLink>,
+    /// Count of controller resets that the queue belongs to.
+    resets: u32,
+    version: u64,
+    namespaces: Arc<[Arc<Namespace>]>,
+}
+
+impl Drop for IoQueue {
+    fn drop(&mut self) {
+        self.link.leave(self.id, self.resets);
+    }
+}
+
+/// One queue of one controller, or a connection that has not said yet what it will be. Lives on one reactor.
+#[derive(Debug)]
+pub struct Queue {
+    target: Arc<Target>,
+    limits: TransportLimits,
+    role: Role,
+    shape: Shape,
+}
+
+impl Queue {
+    /// The queue of a fresh connection.
+    pub fn new(target: Arc<Target>, limits: TransportLimits) -> Self {
+        // Until Connect there is one command.
+        Self { target, limits, role: Role::Fresh, shape: Shape { entries: 2, flow_control: true } }
+    }
+
+    /// Entries of the queue as Connect said; commands beyond are a violation by the host.
+    pub fn entries(&self) -> u32 {
+        self.shape.entries
+    }
+
+    /// Whether the host follows the submission queue head; if not, completions may be left out where the transport can
+    /// say success otherwise (TCP 3.3.2.2).
+    pub fn has_flow_control(&self) -> bool {
+        self.shape.flow_control
+    }
+
+    /// Whether Connect has succeeded.
+    pub fn is_connected(&self) -> bool {
+        matches!(self.role, Role::Admin(_) | Role::Io(_))
+    }
+
+    /// Whether this is the admin queue of a controller.
+    pub fn is_admin(&self) -> bool {
+        matches!(self.role, Role::Admin(_))
+    }
+
+    /// The controller's identifier once connected.
+    pub fn controller_id(&self) -> Option<ControllerId> {
+        match &self.role {
+            Role::Admin(controller) => Some(controller.link().id),
+            Role::Io(queue) => Some(queue.link.id),
+            Role::Fresh | Role::Ended => None,
+        }
+    }
+
+    /// The namespaces that [`NamespaceSlot`](crate::NamespaceSlot)s mean; empty for queues that run no I/O.
+    pub fn namespaces(&self) -> &[Arc<Namespace>] {
+        match &self.role {
+            Role::Io(queue) => &queue.namespaces,
+            Role::Fresh | Role::Admin(_) | Role::Ended => &[],
+        }
+    }
+
+    /// What to do with a command; its data has not been taken from the host yet.
+    pub fn command(&mut self, now: Instant, sqe: &Sqe) -> Step {
+        match &mut self.role {
+            Role::Io(queue) if sqe.opcode != Admin::Fabrics.code() => {
+                queue.link.note_traffic();
+                let context = IoContext {
+                    namespaces: &queue.namespaces,
+                    transfer_bytes_max: self.limits.transfer_bytes_max,
+                };
+                context.command(sqe)
+            }
+            Role::Io(_) => self.fabrics_on_io(sqe),
+            Role::Admin(controller) => controller.command(now, sqe, None),
+            Role::Fresh => self.first(sqe),
+            Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+        }
+    }
+
+    /// What to do with a command whose data was taken as [`Step::Take`] said.
+    pub fn command_with_data(&mut self, now: Instant, sqe: &Sqe, data: &[u8]) -> Step {
+        match &mut self.role {
+            Role::Io(queue) if sqe.opcode == Io::DatasetManagement.code() => IoContext {
+                namespaces: &queue.namespaces,
+                transfer_bytes_max: self.limits.transfer_bytes_max,
+            }
+            .with_ranges(sqe, data),
+            Role::Admin(controller) => controller.command(now, sqe, Some(data)),
+            Role::Fresh => self.connect(now, sqe, data),
+            Role::Io(_) | Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+        }
+    }
+
+    /// Completes the next event request, if an event waits: call after commands and after [`Queue::refresh`].
+    pub fn next_event(&mut self) -> Option<(CommandId, Reply)> {
+        match &mut self.role {
+            Role::Admin(controller) => controller.next_event(),
+            Role::Fresh | Role::Io(_) | Role::Ended => None,
+        }
+    }
+
+    /// Looks for changes: call when [`Target::version`] grew, and every now and then as devices may be resized.
+    pub fn refresh(&mut self) -> Activity {
+        match &mut self.role {
+            Role::Fresh => Activity::Unchanged,
+            Role::Ended => Activity::Over,
+            Role::Admin(controller) if controller.link().is_gone() => Activity::Over,
+            Role::Admin(controller) => {
+                controller.look();
+                Activity::Unchanged
+            }
+            Role::Io(queue) if !queue.link.holds(queue.resets) => Activity::Over,
+            Role::Io(queue) => {
+                let version = queue.subsystem.version();
+                if version == queue.version {
+                    return Activity::Unchanged;
+                }
+                queue.version = version;
+                let namespaces = queue.subsystem.namespaces();
+                if Arc::ptr_eq(&namespaces, &queue.namespaces) {
+                    return Activity::Unchanged;
+                }
+                queue.namespaces = namespaces;
+                Activity::Namespaces
+            }
+        }
+    }
+
+    /// Looks at the time: whether the host has been silent for longer than its keep alive timeout.
+    pub fn tick(&mut self, now: Instant) -> Activity {
+        if let Role::Admin(controller) = &mut self.role
+            && controller.is_expired(now)
+        {
+            return Activity::Over;
+        }
+        self.refresh()
+    }
+
+    fn fabrics_on_io(&mut self, sqe: &Sqe) -> Step {
+        match fabrics::Command::parse(sqe) {
+            fabrics::Command::Disconnect { format: 0 } => {
+                self.role = Role::Ended;
+                Step::DONE
+            }
+            fabrics::Command::Disconnect { .. } => Step::refuse(Status::CONNECT_INCOMPATIBLE_FORMAT),
+            fabrics::Command::Connect(_) => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+            // Properties are reached through the admin queue (oF 3.4).
+            fabrics::Command::PropertyGet { .. } | fabrics::Command::PropertySet { .. } => {
+                Step::refuse(Status::INVALID_FIELD)
+            }
+            fabrics::Command::Other(_) => Step::refuse(Status::INVALID_OPCODE),
+        }
+    }
+
+    /// The first command must be Connect (oF 3.3).
+    fn first(&self, sqe: &Sqe) -> Step {
+        let is_connect = sqe.opcode == Admin::Fabrics.code()
+            && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_));
+        if !is_connect {
+            return Step::refuse(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        let length = size_of::<ConnectData>();
+        match Sgl::parse(&sqe.sgl) {
+            Ok(sgl) if sgl.length() as usize == length => Step::Take { length: sgl.length() },
+            Ok(_) => Step::refuse(Status::SGL_LENGTH_INVALID),
+            Err(_) => Step::refuse(Status::SGL_TYPE_INVALID),
+        }
+    }
+
+    fn connect(&mut self, now: Instant, sqe: &Sqe, data: &[u8]) -> Step {
+        let fabrics::Command::Connect(connect) = fabrics::Command::parse(sqe) else {
+            return Step::refuse(Status::COMMAND_SEQUENCE_ERROR);
+        };
+        let Ok(data) = identify::parse::<ConnectData>(data) else {
+            return Step::refuse(Status::SGL_LENGTH_INVALID);
+        };
+        match self.try_connect(now, &connect, data) {
+            Ok(controller) => {
+                let flow_control = connect.attributes & fabrics::ATTRIBUTE_NO_SQ_FLOW == 0;
+                self.shape = Shape { entries: connect.queue_size, flow_control };
+                Step::Complete(Reply::result(u32::from(controller.0)))
+            }
+            Err(reply) => Step::Complete(reply),
+        }
+    }
+
+    fn try_connect(
+        &mut self,
+        now: Instant,
+        connect: &fabrics::Connect,
+        data: &ConnectData,
+    ) -> Result<ControllerId, Reply> {
+        if connect.format != 0 {
+            return Err(Reply::status(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()));
+        }
+        // A queue has at least two entries: one is always free (Base 3.3.1.1).
+        if connect.queue_size < 2 || connect.queue_size > u32::from(self.limits.queue_entries_max) {
+            return Err(invalid_command(SQSIZE_AT));
+        }
+        let association = association(data)?;
+        let subsystem = self.subsystem(data)?;
+        let id = ControllerId(data.controller_id.get());
+        if QueueId(connect.queue_id).is_admin() {
+            self.connect_admin(now, connect, association, subsystem, id)
+        } else {
+            self.connect_io(QueueId(connect.queue_id), &association, subsystem, id)
+        }
+    }
+
+    fn subsystem(&self, data: &ConnectData) -> Result<Arc<Subsystem>, Reply> {
+        let nqn = fabrics::parse_nqn(&data.subsystem_nqn).ok_or(invalid_data(SUBNQN_AT, true))?;
+        if nqn == DISCOVERY_NQN {
+            return Ok(Arc::clone(self.target.discovery()));
+        }
+        // The same name may be served a moment later, as after a restart: the host shall try again.
+        self.target.subsystem(nqn).ok_or(invalid_data(SUBNQN_AT, false))
+    }
+
+    fn connect_admin(
+        &mut self,
+        now: Instant,
+        connect: &fabrics::Connect,
+        association: Association,
+        subsystem: Arc<Subsystem>,
+        id: ControllerId,
+    ) -> Result<ControllerId, Reply> {
+        // Controllers are dynamic: a host takes what it gets (oF 4.3).
+        if id.0 != CONTROLLER_ANY {
+            return Err(invalid_data(CNTLID_AT, true));
+        }
+        let link = subsystem.admit(association, self.target.options().io_queues_max);
+        let link = link.map_err(|error| match error {
+            AdmitError::Host => Reply::status(Status::CONNECT_INVALID_HOST.dnr()),
+            AdmitError::Busy => Reply::status(Status::CONNECT_CONTROLLER_BUSY),
+        })?;
+        let id = link.id;
+        let target = Arc::clone(&self.target);
+        let controller = Controller::new(target, subsystem, link, self.limits, connect.keep_alive_ms, now);
+        self.role = Role::Admin(Box::new(controller));
+        Ok(id)
+    }
+
+    fn connect_io(
+        &mut self,
+        queue: QueueId,
+        association: &Association,
+        subsystem: Arc<Subsystem>,
+        id: ControllerId,
+    ) -> Result<ControllerId, Reply> {
+        if !subsystem.allows(&association.host.nqn) {
+            return Err(Reply::status(Status::CONNECT_INVALID_HOST.dnr()));
+        }
+        let is_discovery = Arc::ptr_eq(&subsystem, self.target.discovery());
+        let link = subsystem.controller(id).filter(|_| !is_discovery).ok_or(invalid_data(CNTLID_AT, true))?;
+        if link.association != *association {
+            return Err(invalid_data(HOSTID_AT, true));
+        }
+        let resets = link.join(queue).map_err(|error| match error {
+            JoinError::NotReady => Reply::status(Status::CONNECT_INVALID_PARAMETERS.dnr()),
+            JoinError::QueueId => invalid_command(QID_AT),
+            JoinError::Connected => Reply::status(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+        })?;
+        let version = subsystem.version();
+        let namespaces = subsystem.namespaces();
+        self.role = Role::Io(IoQueue { id: queue, subsystem, link, resets, version, namespaces });
+        Ok(id)
+    }
+}
+
+/// Offsets of fields that a refused Connect names (oF figure 20).
+const QID_AT: u32 = 42;
+const SQSIZE_AT: u32 = 44;
+const HOSTID_AT: u32 = 0;
+const CNTLID_AT: u32 = 16;
+const SUBNQN_AT: u32 = 256;
+const HOSTNQN_AT: u32 = 512;
+/// The offset is one into Connect's data, not into the command (oF figure 20, IATTR).
+const IN_DATA: u32 = 1 << 16;
+
+/// The field at `offset` of the command is invalid.
+fn invalid_command(offset: u32) -> Reply {
+    Reply { status: Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0: offset, dw1: 0 }
+}
+
+/// The field at `offset` of the data is invalid; `for_good` where the same Connect cannot succeed later.
+fn invalid_data(offset: u32, for_good: bool) -> Reply {
+    let status = Status::CONNECT_INVALID_PARAMETERS;
+    Reply { status: if for_good { status.dnr() } else { status }, dw0: IN_DATA | offset, dw1: 0 }
+}
+
+fn association(data: &ConnectData) -> Result<Association, Reply> {
+    let nqn = fabrics::parse_nqn(&data.host_nqn).and_then(|nqn| Nqn::new(nqn).ok());
+    let nqn = nqn.ok_or(invalid_data(HOSTNQN_AT, true))?;
+    let epoch = data.reserved_768.first_chunk::<8>().and_then(|bytes| Epoch::parse(*bytes));
+    let host = HostIdentity { nqn, id: HostId(data.host_id), authentication: Authentication::Claimed };
+    Ok(Association { host, epoch })
+}
