@@ -6,10 +6,21 @@
 
 pub mod disk;
 pub mod error;
+pub mod group;
+pub mod log;
 pub mod message;
+
+mod convert;
+mod trace;
+mod transfer;
 
 pub use disk::{CrashStyle, DirectoryDisk, Disk, DiskError, DiskFault, DiskFile, MemoryDisk};
 pub use error::LogError;
+pub use group::{
+    Applied, Group, GroupConfig, GroupStatus, MemberProgress, MembershipChange, Progress, ProposeError,
+    RoleChange,
+};
+pub use log::{Identity, Log, LogConfig, Snapshot};
 pub use message::{
     EntryKind, LogEntry, Membership, MessageKind, PeerBody, PeerMessage, PeerRefusal, RaftMessage,
     SnapshotAck, SnapshotChunk,
