@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
         pub struct $name(pub Uuid);
 
         impl $name {
@@ -53,8 +55,10 @@ uuid_id! {
     VolumeId
 }
 
-/// Which creation of a volume id this is. A deletion must name it, so that a late one never meets a successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Grows whenever what a node must do for a volume changes. A node keeps the highest that it has seen and refuses a deletion
+/// with a lower one: that order was given before the volume was taken into use again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Generation(pub u64);
 
 impl fmt::Display for Generation {
@@ -64,7 +68,7 @@ impl fmt::Display for Generation {
 }
 
 /// Who may serve a volume: a higher epoch fences all lower ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch {
     /// Counts recoveries from a lost majority, so that no epoch is issued twice.
     pub incarnation: u64,
@@ -79,7 +83,7 @@ impl fmt::Display for Epoch {
 }
 
 /// Which desired state this is: a raft index, and the term it was issued in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Revision {
     /// Raft index: never goes back while the cluster lives.
     pub index: u64,

@@ -11,7 +11,7 @@ mod volume;
 pub use superblock::{DiskGeometry, Role, SUPERBLOCK_BYTES, Superblock, SuperblockError, TablePointer};
 pub use table::{
     DirectoryRecord, DiskRecord, EncodedTable, EntrySource, HEADER_BYTES, TableContent, TableError,
-    TableHeader, encode_table,
+    TableHeader, encode_table, table_bytes,
 };
 pub use volume::{
     DamageReason, NAME_BYTES_MAX, NQN_BYTES_MAX, Run, SERIAL_BYTES, VolumeFlags, VolumeIdentity, VolumeRecord,

@@ -110,7 +110,7 @@ pub struct TableHeader {
 pub struct DirectoryRecord {
     /// Which volume.
     pub volume: VolumeId,
-    /// Which creation of it.
+    /// Highest generation of it that the node has seen.
     pub generation: Generation,
     /// Where its entry begins, in bytes from the start of the table.
     pub offset: u64,
@@ -323,6 +323,12 @@ pub struct EncodedTable {
     pub header_checksum: u64,
 }
 
+/// Length in bytes of a table with entries of these lengths.
+pub fn table_bytes(entries: impl IntoIterator<Item = usize>) -> u64 {
+    let (count, bytes) = entries.into_iter().fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
+    (HEADER_BYTES + round_up(count * DIRECTORY_RECORD_BYTES, PAGE_BYTES) + bytes) as u64
+}
+
 /// Encodes a table, or returns `None` if it does not fit into `area_bytes`: the pool's metadata is full.
 pub fn encode_table(content: &TableContent<'_>, area_bytes: u64) -> Option<EncodedTable> {
     assert!(content.volumes.is_sorted_by(|a, b| a.id() < b.id()), "the directory is sorted by volume id");
@@ -333,8 +339,7 @@ pub fn encode_table(content: &TableContent<'_>, area_bytes: u64) -> Option<Encod
     if table_bytes as u64 > area_bytes {
         return None;
     }
-    let mut bytes = vec![0; HEADER_BYTES];
-    bytes.reserve_exact(table_bytes - HEADER_BYTES);
+    let mut bytes = Vec::with_capacity(table_bytes);
     bytes.resize(HEADER_BYTES + directory_bytes, 0);
     for (index, volume) in content.volumes.iter().enumerate() {
         let offset = bytes.len();

@@ -96,7 +96,7 @@ pub struct VolumeFlags {
 pub struct VolumeRecord {
     /// Which volume.
     pub id: VolumeId,
-    /// Which creation of it.
+    /// Highest generation of it that the node has seen.
     pub generation: Generation,
     /// Highest epoch that this copy has seen.
     pub epoch: Epoch,
@@ -122,9 +122,6 @@ pub enum DamageReason {
     /// The entry does not have the checksum that the directory names.
     #[error("its metadata is damaged (checksum)")]
     Checksum,
-    /// The device failed to read the entry.
-    #[error("its metadata cannot be read (disk error)")]
-    Unreadable,
     /// The checksum is right and a field makes no sense.
     #[error("its metadata is damaged ({0})")]
     Field(&'static str),

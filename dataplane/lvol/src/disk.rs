@@ -1,0 +1,273 @@
+//! One disk of a pool for metadata work: bytes instead of blocks, awaited instead of polled.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use basalt_bdev::{
+    AsyncChannel, BlockCount, BlockDevice, BlockSize, Capabilities, Completion, IoError, Lba, Operation,
+    Request,
+};
+use basalt_dma::{Buffer, Payload};
+use basalt_reactor::Handle;
+use futures::StreamExt;
+use futures::stream;
+
+use crate::error::{DiskFault, DiskRefusal, FaultCause};
+use crate::foreign::{ForeignContent, PROBE_BYTES, recognise};
+use crate::layout::{EXTENT_BYTES, PAGE_BYTES, SLOT_OFFSETS, SUPERBLOCK_BYTES, Superblock, SuperblockError};
+
+/// Largest piece of one read or write in bytes.
+const TRANSFER_BYTES_MAX: u64 = 256 << 10;
+/// Largest piece of one request for zeroes in bytes: bounds the time that one request keeps a disk busy.
+const ZEROES_BYTES_MAX: u64 = 64 << 20;
+/// Requests for zeroes that are under way at a time.
+const ZEROES_DEPTH: usize = 4;
+
+/// A block device that is or shall be part of a pool.
+#[derive(Clone, Debug)]
+pub struct PoolDisk {
+    /// What the user knows it by, for messages.
+    pub name: String,
+    /// The device. The caller has made sure that no one else uses it.
+    pub device: Arc<dyn BlockDevice>,
+}
+
+/// What is on a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskContent {
+    /// Nothing: first and last megabyte are zero.
+    Blank,
+    /// Somebody else's data.
+    Foreign(ForeignContent),
+    /// A disk of a pool that this program can read.
+    Pool(Box<Superblock>),
+    /// A disk of a pool that this program cannot read.
+    Unusable(SuperblockError),
+}
+
+/// Looks at what is on a disk, without changing it.
+///
+/// # Errors
+/// The disk failed.
+pub async fn examine(handle: &Handle, disk: &PoolDisk) -> Result<DiskContent, DiskFault> {
+    DiskIo::open(handle, disk)?.examine().await
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub(crate) struct DiskIo {
+    pub(crate) name: String,
+    pub(crate) device: Arc<dyn BlockDevice>,
+    channel: AsyncChannel,
+    block: BlockSize,
+}
+
+impl DiskIo {
+    pub(crate) fn open(handle: &Handle, disk: &PoolDisk) -> Result<Self, DiskFault> {
+        let fault = |source| DiskFault { disk: disk.name.clone(), operation: "open", source };
+        let channel = disk.device.open(handle).map_err(|error| fault(FaultCause::Open(error)))?;
+        let channel = AsyncChannel::new(handle, channel);
+        let block = disk.device.info().block_size();
+        Ok(Self { name: disk.name.clone(), device: Arc::clone(&disk.device), channel, block })
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.device.info().bytes()
+    }
+
+    pub(crate) fn block(&self) -> BlockSize {
+        self.block
+    }
+
+    /// The refusal for a disk that is too small or has a block that is not supported.
+    pub(crate) fn unsuitable(&self) -> DiskRefusal {
+        DiskRefusal::Unsuitable {
+            disk: self.name.clone(),
+            bytes: self.bytes(),
+            block_bytes: self.block.bytes(),
+        }
+    }
+
+    fn fault(&self, operation: &'static str) -> impl Fn(IoError) -> DiskFault {
+        move |error| DiskFault { disk: self.name.clone(), operation, source: error.into() }
+    }
+
+    fn range(&self, offset: u64, bytes: u64) -> (Lba, BlockCount) {
+        let block = u64::from(self.block.bytes());
+        assert!(offset.is_multiple_of(block) && bytes.is_multiple_of(block), "metadata lies on whole blocks");
+        (Lba(self.block.blocks_in(offset).0), self.block.blocks_in(bytes))
+    }
+
+    fn transfer_bytes(&self) -> u64 {
+        let info = self.device.info();
+        self.block.bytes_of(info.max_transfer()).clamp(u64::from(self.block.bytes()), TRANSFER_BYTES_MAX)
+    }
+
+    /// Reads a range of whole blocks.
+    pub(crate) async fn read(&self, offset: u64, bytes: u64) -> Result<Vec<u8>, DiskFault> {
+        let mut content = Vec::new();
+        for (at, count) in pieces(offset, bytes, self.transfer_bytes()) {
+            let (lba, blocks) = self.range(at, count);
+            let buffer = Buffer::zeroed(usize::try_from(count).expect("a piece is small"));
+            let buffer = self.channel.read(lba, blocks, buffer).await.map_err(self.fault("read"))?;
+            content.extend_from_slice(&buffer);
+        }
+        Ok(content)
+    }
+
+    /// Writes whole blocks. Durable after the next [`Self::flush`].
+    pub(crate) async fn write(&self, offset: u64, content: &[u8]) -> Result<(), DiskFault> {
+        for (at, count) in pieces(offset, content.len() as u64, self.transfer_bytes()) {
+            let start = usize::try_from(at - offset).expect("within a slice");
+            let end = start + usize::try_from(count).expect("within a slice");
+            let (lba, blocks) = self.range(at, count);
+            let buffer = Buffer::copy_of(&content[start..end]);
+            let written = self.channel.write(lba, blocks, buffer, false).await;
+            drop(written.map_err(self.fault("write"))?);
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable that was written before.
+    pub(crate) async fn flush(&self) -> Result<(), DiskFault> {
+        self.channel.flush().await.map_err(self.fault("flush"))
+    }
+
+    /// Makes a range read as zeroes. Durable after the next [`Self::flush`].
+    pub(crate) async fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<(), DiskFault> {
+        if self.device.info().capabilities().contains(Capabilities::WRITE_ZEROES) {
+            let zeroed = pieces(offset, bytes, ZEROES_BYTES_MAX).map(|(at, count)| {
+                let (lba, blocks) = self.range(at, count);
+                let operation = Operation::WriteZeroes { unmap: false, fua: false };
+                self.channel.run(Request { tag: 0, operation, lba, blocks, payload: Payload::None })
+            });
+            match self.all(zeroed).await {
+                Ok(()) => return Ok(()),
+                Err(IoError::Unsupported) => {}
+                Err(error) => return Err(self.fault("write zeroes")(error)),
+            }
+        }
+        let zeroed = pieces(offset, bytes, self.transfer_bytes()).map(|(at, count)| {
+            let (lba, blocks) = self.range(at, count);
+            let buffer = Buffer::zeroed(usize::try_from(count).expect("a piece is small"));
+            self.channel.run(Request::write(0, lba, blocks, buffer))
+        });
+        self.all(zeroed).await.map_err(self.fault("write zeroes"))
+    }
+
+    /// Gives a range back to the device. A hint: a device that cannot is not at fault.
+    pub(crate) async fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskFault> {
+        if !self.device.info().capabilities().contains(Capabilities::UNMAP) {
+            return Ok(());
+        }
+        let unmapped = pieces(offset, bytes, ZEROES_BYTES_MAX).map(|(at, count)| {
+            let (lba, blocks) = self.range(at, count);
+            self.channel.run(Request::unmap(0, lba, blocks))
+        });
+        match self.all(unmapped).await {
+            Ok(()) | Err(IoError::Unsupported) => Ok(()),
+            Err(error) => Err(self.fault("unmap")(error)),
+        }
+    }
+
+    /// Runs requests, a few at a time. After the first error no more are begun; those under way are waited for, so that none
+    /// reaches the disk after its space went to somebody else.
+    async fn all(
+        &self,
+        requests: impl Iterator<Item = impl Future<Output = Completion>>,
+    ) -> Result<(), IoError> {
+        let result = Cell::new(Ok(()));
+        let wanted = requests.take_while(|_| result.get().is_ok());
+        let mut running = stream::iter(wanted).buffer_unordered(ZEROES_DEPTH);
+        while let Some(completion) = running.next().await {
+            if completion.result.is_err() && result.get().is_ok() {
+                result.set(completion.result);
+            }
+        }
+        result.get()
+    }
+
+    pub(crate) async fn examine(&self) -> Result<DiskContent, DiskFault> {
+        let last_slot_end = SLOT_OFFSETS[1] + PAGE_BYTES as u64;
+        if self.bytes() < last_slot_end {
+            let content = self.read(0, self.bytes()).await?;
+            return Ok(recognise(&content, &[]).map_or(DiskContent::Blank, DiskContent::Foreign));
+        }
+        match self.read_superblock().await? {
+            Ok(superblock) => return Ok(DiskContent::Pool(Box::new(superblock))),
+            Err(error @ (SuperblockError::Version(_) | SuperblockError::Incompatible(_))) => {
+                return Ok(DiskContent::Unusable(error));
+            }
+            Err(SuperblockError::Absent | SuperblockError::Checksum | SuperblockError::Field(_)) => {}
+        }
+        let probe = self.bytes().min(PROBE_BYTES as u64);
+        let first = self.read(0, probe).await?;
+        let last = self.read(self.bytes() - probe, probe).await?;
+        Ok(recognise(&first, &last).map_or(DiskContent::Blank, DiskContent::Foreign))
+    }
+
+    /// The superblock that counts. A slot that names another version or unknown features outweighs a good one: the disk was
+    /// taken over by another program.
+    pub(crate) async fn read_superblock(&self) -> Result<Result<Superblock, SuperblockError>, DiskFault> {
+        let mut best: Result<Superblock, SuperblockError> = Err(SuperblockError::Absent);
+        for (slot, offset) in (0..).zip(SLOT_OFFSETS) {
+            // A slot that cannot be read counts as damaged: the other one may do.
+            let found = match self.read(offset, PAGE_BYTES as u64).await {
+                Ok(page) => Superblock::decode(&page, slot),
+                Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
+                    Err(SuperblockError::Checksum)
+                }
+                Err(fault) => return Err(fault),
+            };
+            best = better(best, found);
+        }
+        Ok(best)
+    }
+
+    /// Writes a superblock to the slot of its sequence number and flushes.
+    pub(crate) async fn write_superblock(&self, superblock: &Superblock) -> Result<(), DiskFault> {
+        let page = superblock.encode();
+        assert!(page.len() >= SUPERBLOCK_BYTES, "a slot is a page");
+        self.write(SLOT_OFFSETS[superblock.slot() as usize], &page).await?;
+        self.flush().await
+    }
+
+    /// Removes what other systems (and we) recognise disks by, and flushes.
+    pub(crate) async fn wipe(&self) -> Result<(), DiskFault> {
+        let probe = self.bytes().min(PROBE_BYTES as u64);
+        // Both table areas of the largest disk: no table of an earlier pool stays.
+        let metadata = self.bytes().min(33 * EXTENT_BYTES);
+        self.write_zeroes(0, metadata).await?;
+        self.write_zeroes(self.bytes() - probe, probe).await?;
+        self.flush().await
+    }
+}
+
+fn better(
+    a: Result<Superblock, SuperblockError>,
+    b: Result<Superblock, SuperblockError>,
+) -> Result<Superblock, SuperblockError> {
+    let foreign = |found: &Result<Superblock, SuperblockError>| {
+        matches!(found, Err(SuperblockError::Version(_) | SuperblockError::Incompatible(_)))
+    };
+    if foreign(&a) {
+        return a;
+    }
+    if foreign(&b) {
+        return b;
+    }
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok(if a.sequence > b.sequence { a } else { b }),
+        (Ok(found), Err(_)) | (Err(_), Ok(found)) => Ok(found),
+        (Err(SuperblockError::Absent), Err(error)) | (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// Cuts a range into pieces of at most `longest` bytes.
+fn pieces(offset: u64, bytes: u64, longest: u64) -> impl Iterator<Item = (u64, u64)> {
+    let count = bytes.div_ceil(longest);
+    (0..count).map(move |index| {
+        let done = index * longest;
+        (offset + done, longest.min(bytes - done))
+    })
+}

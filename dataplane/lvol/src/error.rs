@@ -1,0 +1,223 @@
+//! Why something about a pool did not work.
+
+use std::rc::Rc;
+
+use basalt_bdev::{IoError, OpenError};
+use thiserror::Error;
+
+use crate::foreign::ForeignContent;
+use crate::id::{ClusterId, Generation, PoolId, VolumeId};
+use crate::layout::{DamageReason, SuperblockError, TableError};
+
+/// A disk failed to do what it was asked.
+#[derive(Clone, Debug, Error)]
+#[error("disk {disk}: {operation} failed: {source}")]
+pub struct DiskFault {
+    /// The disk as the caller named it.
+    pub disk: String,
+    /// What it was asked for.
+    pub operation: &'static str,
+    /// Why it failed.
+    pub source: FaultCause,
+}
+
+/// Why a disk failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FaultCause {
+    /// It gave no channel.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It answered with an error.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// Why a disk cannot be part of a pool.
+#[derive(Clone, Debug, Error)]
+pub enum DiskRefusal {
+    /// It failed.
+    #[error(transparent)]
+    Fault(#[from] DiskFault),
+    /// It holds somebody else's data.
+    #[error("disk {disk} holds {content}; wipe it, or force its use by naming it")]
+    Foreign {
+        /// The disk as the caller named it.
+        disk: String,
+        /// What it holds.
+        content: ForeignContent,
+    },
+    /// It holds a pool that this program cannot read.
+    #[error("disk {disk}: {source}")]
+    Unusable {
+        /// The disk as the caller named it.
+        disk: String,
+        /// Why.
+        source: SuperblockError,
+    },
+    /// It belongs to another cluster.
+    #[error("disk {disk} belongs to another cluster ({cluster}); it is left alone")]
+    OtherCluster {
+        /// The disk as the caller named it.
+        disk: String,
+        /// The cluster that it belongs to.
+        cluster: ClusterId,
+    },
+    /// It belongs to another pool.
+    #[error("disk {disk} belongs to the pool {pool} already")]
+    OtherPool {
+        /// The disk as the caller named it.
+        disk: String,
+        /// The pool that it belongs to.
+        pool: PoolId,
+    },
+    /// It is a disk of this pool, and named twice.
+    #[error("{first} and {second} are the same disk")]
+    Twice {
+        /// One name of the disk.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// It is too small to be used, or its block size is not supported.
+    #[error(
+        "disk {disk} has {bytes} bytes in blocks of {block_bytes}; a pool needs 8 MiB in blocks of 512 or 4096"
+    )]
+    Unsuitable {
+        /// The disk as the caller named it.
+        disk: String,
+        /// Its size.
+        bytes: u64,
+        /// Its logical block.
+        block_bytes: u32,
+    },
+    /// It is smaller than when the pool was made.
+    #[error("disk {disk} has {bytes} bytes, less than the {expected} that its pool was made with")]
+    Shrunk {
+        /// The disk as the caller named it.
+        disk: String,
+        /// Its size.
+        bytes: u64,
+        /// Its size when the pool was made.
+        expected: u64,
+    },
+    /// It is blank where a pool was expected.
+    #[error("disk {disk} is blank; the pool is not on it")]
+    Blank {
+        /// The disk as the caller named it.
+        disk: String,
+    },
+}
+
+/// Why a pool could not be created.
+#[derive(Clone, Debug, Error)]
+pub enum CreateError {
+    /// A disk cannot be part of it.
+    #[error(transparent)]
+    Disk(#[from] DiskRefusal),
+    /// No disk, or more than a pool may have.
+    #[error("a pool has 1 to 64 disks, not {0}")]
+    DiskCount(usize),
+    /// The name is too long.
+    #[error("the name of a pool has at most 64 bytes, not {0}")]
+    NameTooLong(usize),
+    /// The disks have different block sizes.
+    #[error("the disks of a pool must have the same logical block")]
+    MixedBlocks,
+    /// What was written could not be read back.
+    #[error("the new pool could not be read back: {0}")]
+    NotReadBack(#[source] Box<ImportError>),
+}
+
+impl From<DiskFault> for CreateError {
+    fn from(fault: DiskFault) -> Self {
+        Self::Disk(fault.into())
+    }
+}
+
+/// Why a pool could not be imported.
+#[derive(Clone, Debug, Error)]
+pub enum ImportError {
+    /// A disk is not, or cannot be, part of it.
+    #[error(transparent)]
+    Disk(#[from] DiskRefusal),
+    /// None of the disks is the lead.
+    #[error("the lead disk of the pool is missing; name all disks of the pool")]
+    LeadMissing,
+    /// The lead does not list this disk.
+    #[error("disk {0} says that it belongs to the pool, and the pool does not know it")]
+    Stranger(String),
+    /// The pool's table is damaged beyond what import can do without.
+    #[error("the metadata of the pool is damaged: {0}")]
+    Damaged(#[source] TableError),
+}
+
+impl From<DiskFault> for ImportError {
+    fn from(fault: DiskFault) -> Self {
+        Self::Disk(fault.into())
+    }
+}
+
+/// Why a pool takes no change.
+#[derive(Clone, Debug, Error)]
+pub enum ReadOnlyReason {
+    /// The superblock has ro-compat features that this program does not know.
+    #[error("the pool uses features that this program does not know; use a newer one")]
+    UnknownFeature,
+    /// The latest table was damaged and the one before it was taken.
+    #[error("the latest metadata is damaged; the pool was imported as it was before its last change")]
+    PreviousTable,
+    /// A write of metadata failed: it is unknown what the disk holds.
+    #[error("a write of metadata failed ({0}); restart to import the pool again")]
+    MetadataWriteFailed(Rc<DiskFault>),
+}
+
+/// Why a volume could not be created, changed or deleted.
+#[derive(Clone, Debug, Error)]
+pub enum VolumeError {
+    /// The pool takes no change.
+    #[error(transparent)]
+    ReadOnly(#[from] ReadOnlyReason),
+    /// A disk failed while the volume was prepared. The pool is as before.
+    #[error(transparent)]
+    Disk(#[from] DiskFault),
+    /// The id is in use.
+    #[error("the volume {0} exists already")]
+    Exists(VolumeId),
+    /// Another volume has the NQN.
+    #[error("another volume of the pool has the NQN {0}")]
+    NqnTaken(String),
+    /// There is no such volume.
+    #[error("there is no volume {0} in the pool")]
+    NotFound(VolumeId),
+    /// Another change of it is under way.
+    #[error("the volume {0} is being created or deleted")]
+    Busy(VolumeId),
+    /// Too little free space.
+    #[error("the pool has {free} bytes free, the volume needs {needed}")]
+    Full {
+        /// Bytes that the volume needs.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The table area is full.
+    #[error("the pool has no room for the metadata of another volume")]
+    MetadataFull,
+    /// What a damaged volume owns is unknown, so no space can be given out.
+    #[error("volume {0} is damaged; the pool gives no space to new volumes until it is deleted")]
+    DamagedNeighbour(VolumeId),
+    /// Size, block, name or NQN is out of bounds.
+    #[error("the volume's {0} is out of bounds")]
+    OutOfBounds(&'static str),
+    /// A deletion that is older than what the volume has seen.
+    #[error("the order to delete names generation {ordered}, the volume has seen {seen}")]
+    StaleGeneration {
+        /// Generation of the order.
+        ordered: Generation,
+        /// Generation of the volume.
+        seen: Generation,
+    },
+    /// The volume is isolated.
+    #[error("the volume cannot be used: {0}")]
+    Isolated(#[from] DamageReason),
+}

@@ -1,0 +1,241 @@
+//! Which extents of a pool are free. Pure bookkeeping in memory: the truth is in the tables.
+
+use std::collections::BTreeMap;
+
+use crate::layout::{DamageReason, Run};
+
+/// Free extents of all disks of a pool.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Space {
+    disks: Vec<FreeExtents>,
+}
+
+/// Free extents of one disk as runs: first extent to count. Neighbouring runs are always joined.
+#[derive(Clone, Debug)]
+struct FreeExtents {
+    total: u64,
+    /// False while the disk is missing: nothing is taken from it.
+    present: bool,
+    runs: BTreeMap<u64, u64>,
+    free: u64,
+}
+
+impl Space {
+    /// Adds a disk of that many extents, all free.
+    pub(crate) fn add_disk(&mut self, extents: u64, present: bool) {
+        let mut runs = BTreeMap::new();
+        if extents > 0 {
+            runs.insert(0, extents);
+        }
+        self.disks.push(FreeExtents { total: extents, present, runs, free: extents });
+    }
+
+    /// Extents of all disks that are present.
+    pub(crate) fn total(&self) -> u64 {
+        self.disks.iter().filter(|disk| disk.present).map(|disk| disk.total).sum()
+    }
+
+    /// Free extents of all disks that are present.
+    pub(crate) fn free(&self) -> u64 {
+        self.disks.iter().filter(|disk| disk.present).map(|disk| disk.free).sum()
+    }
+
+    /// Whether all extents of a run exist.
+    pub(crate) fn contains(&self, run: &Run) -> bool {
+        let end = run.first.checked_add(u64::from(run.extents));
+        let disk = self.disks.get(run.disk as usize);
+        disk.zip(end).is_some_and(|(disk, end)| end <= disk.total)
+    }
+
+    /// Takes exactly these runs, all or none.
+    ///
+    /// # Errors
+    /// [`DamageReason::OutOfRange`] or [`DamageReason::Overlap`] with what is taken already.
+    pub(crate) fn claim(&mut self, runs: &[Run]) -> Result<(), DamageReason> {
+        if !runs.iter().all(|run| self.contains(run)) {
+            return Err(DamageReason::OutOfRange);
+        }
+        for (index, run) in runs.iter().enumerate() {
+            if !self.disks[run.disk as usize].take(run.first, u64::from(run.extents)) {
+                self.release(&runs[..index]);
+                return Err(DamageReason::Overlap);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `extents` extents: one run if there is one that is long enough, otherwise as few as first fit gives.
+    /// `None`, and nothing taken, if there are not that many.
+    pub(crate) fn allocate(&mut self, extents: u64) -> Option<Vec<Run>> {
+        if extents > self.free() {
+            return None;
+        }
+        let mut runs = Vec::new();
+        for (index, disk) in self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.present) {
+            if let Some(first) = disk.first_fit(extents) {
+                push_runs(&mut runs, index, first, extents);
+                assert!(disk.take(first, extents), "what is free can be taken");
+                return Some(runs);
+            }
+        }
+        let mut missing = extents;
+        for (index, disk) in self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.present) {
+            while missing > 0
+                && let Some((&first, &count)) = disk.runs.first_key_value()
+            {
+                let taken = count.min(missing);
+                push_runs(&mut runs, index, first, taken);
+                assert!(disk.take(first, taken), "what is free can be taken");
+                missing -= taken;
+            }
+        }
+        assert_eq!(missing, 0, "as many were free as counted");
+        Some(runs)
+    }
+
+    /// Gives runs back.
+    pub(crate) fn release(&mut self, runs: &[Run]) {
+        for run in runs {
+            self.disks[run.disk as usize].give_back(run.first, u64::from(run.extents));
+        }
+    }
+}
+
+/// Appends a range as runs, whose length is 32 bits.
+fn push_runs(runs: &mut Vec<Run>, disk: usize, mut first: u64, mut extents: u64) {
+    let disk = u32::try_from(disk).expect("a pool has at most 64 disks");
+    while extents > 0 {
+        let count = u32::try_from(extents).unwrap_or(u32::MAX);
+        runs.push(Run { disk, first, extents: count });
+        first += u64::from(count);
+        extents -= u64::from(count);
+    }
+}
+
+impl FreeExtents {
+    fn first_fit(&self, extents: u64) -> Option<u64> {
+        self.runs.iter().find(|(_, count)| **count >= extents).map(|(first, _)| *first)
+    }
+
+    /// Takes a range out of the free run that holds all of it; false if there is none.
+    fn take(&mut self, first: u64, extents: u64) -> bool {
+        let Some((&run, &count)) = self.runs.range(..=first).next_back() else {
+            return false;
+        };
+        let (end, run_end) = (first + extents, run + count);
+        if end > run_end {
+            return false;
+        }
+        self.runs.remove(&run);
+        if run < first {
+            self.runs.insert(run, first - run);
+        }
+        if end < run_end {
+            self.runs.insert(end, run_end - end);
+        }
+        self.free -= extents;
+        true
+    }
+
+    fn give_back(&mut self, first: u64, extents: u64) {
+        let (mut start, mut end) = (first, first + extents);
+        assert!(end <= self.total, "only extents that exist are given back");
+        if let Some((&run, &count)) = self.runs.range(..=first).next_back() {
+            assert!(run + count <= first, "an extent is given back once");
+            if run + count == first {
+                start = run;
+            }
+        }
+        if let Some((&run, &count)) = self.runs.range(first..).next() {
+            assert!(end <= run, "an extent is given back once");
+            if run == end {
+                self.runs.remove(&run);
+                end = run + count;
+            }
+        }
+        self.runs.insert(start, end - start);
+        self.free += extents;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(disk: u32, first: u64, extents: u32) -> Run {
+        Run { disk, first, extents }
+    }
+
+    fn two_disks() -> Space {
+        let mut space = Space::default();
+        space.add_disk(10, true);
+        space.add_disk(6, true);
+        space
+    }
+
+    #[test]
+    fn one_run_is_preferred_to_several() {
+        let mut space = two_disks();
+        assert_eq!(space.allocate(7), Some(vec![run(0, 0, 7)]));
+        assert_eq!(space.allocate(5), Some(vec![run(1, 0, 5)]));
+        assert_eq!(space.allocate(4), Some(vec![run(0, 7, 3), run(1, 5, 1)]));
+        assert_eq!(space.free(), 0);
+        assert_eq!(space.allocate(1), None);
+    }
+
+    #[test]
+    fn claims_are_checked_and_atomic() {
+        let mut space = two_disks();
+        assert_eq!(space.claim(&[run(0, 0, 4), run(1, 2, 2)]), Ok(()));
+        assert_eq!(space.claim(&[run(0, 4, 2), run(0, 3, 1)]), Err(DamageReason::Overlap));
+        assert_eq!(space.claim(&[run(0, 9, 2)]), Err(DamageReason::OutOfRange));
+        assert_eq!(space.claim(&[run(2, 0, 1)]), Err(DamageReason::OutOfRange));
+        assert_eq!(space.claim(&[run(1, u64::MAX, 1)]), Err(DamageReason::OutOfRange));
+        assert_eq!(space.free(), 16 - 6);
+    }
+
+    #[test]
+    fn a_missing_disk_gives_nothing() {
+        let mut space = Space::default();
+        space.add_disk(4, true);
+        space.add_disk(100, false);
+        assert_eq!((space.total(), space.free()), (4, 4));
+        assert_eq!(space.allocate(5), None);
+        assert_eq!(space.claim(&[run(1, 50, 10)]), Ok(()));
+        assert_eq!(space.free(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_set_of_extents(steps in prop::collection::vec((any::<bool>(), 1u64..9), 1..60)) {
+            let mut space = two_disks();
+            let mut free: BTreeSet<(u32, u64)> = (0..10).map(|e| (0, e)).chain((0..6).map(|e| (1, e))).collect();
+            let mut held: Vec<Vec<Run>> = Vec::new();
+            let each = |runs: &[Run]| -> Vec<(u32, u64)> {
+                runs.iter().flat_map(|r| (r.first..r.first + u64::from(r.extents)).map(|e| (r.disk, e))).collect()
+            };
+            for (take, amount) in steps {
+                if take {
+                    match space.allocate(amount) {
+                        Some(runs) => {
+                            let extents = each(&runs);
+                            prop_assert_eq!(extents.len() as u64, amount);
+                            prop_assert!(extents.iter().all(|extent| free.remove(extent)));
+                            held.push(runs);
+                        }
+                        None => prop_assert!((free.len() as u64) < amount),
+                    }
+                } else if !held.is_empty() {
+                    let runs = held.swap_remove(usize::try_from(amount).unwrap() % held.len());
+                    prop_assert!(each(&runs).into_iter().all(|extent| free.insert(extent)));
+                    space.release(&runs);
+                }
+                prop_assert_eq!(space.free(), free.len() as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Pools on disks in memory: what a user may do, and what is refused.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use basalt_bdev::{BlockDevice, IoError, OpenError};
+use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision};
+use basalt_lvol::layout::{DamageReason, SLOT_OFFSETS};
+use basalt_lvol::{
+    CreateError, DiskContent, DiskRefusal, ImportError, NewPool, NewPoolDisk, Pool, PoolHealth, VolumeError,
+    VolumeStatus, examine,
+};
+use support::{Bytes, CLUSTER, MIB, create, named, named_all, ram, run, volume, volume_id};
+
+#[test]
+fn a_volume_is_created_written_and_found_again() {
+    run(1, |handle| async move {
+        let disks = [ram(64 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        let free = pool.free();
+        assert_eq!(free, pool.capacity());
+        let device = pool.create_volume(volume(1, 5 * MIB)).await.unwrap();
+        assert_eq!(pool.free(), free - 5 * MIB);
+        assert_eq!(device.info().bytes(), 5 * MIB);
+        let bytes = Bytes::open(&handle, &*device);
+        assert_eq!(bytes.read(0, 4096).await.unwrap(), vec![0; 4096]);
+        bytes.write(MIB - 512, &[7; 1024]).await.unwrap();
+        bytes.flush().await.unwrap();
+        drop((bytes, pool));
+
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert_eq!((pool.name(), pool.revision()), ("pool", Revision { index: 5, term: 1 }));
+        assert_eq!(pool.free(), free - 5 * MIB);
+        let Some(VolumeStatus::Ready(record, device)) = pool.volume(volume_id(1)) else {
+            panic!("it is there")
+        };
+        assert_eq!(record.identity, volume(1, 0).identity);
+        let bytes = Bytes::open(&handle, &*device);
+        assert_eq!(bytes.read(MIB - 512, 1024).await.unwrap(), vec![7; 1024]);
+        assert_eq!(bytes.read(5 * MIB - 512, 1024).await, Err(IoError::OutOfRange));
+    });
+}
+
+#[test]
+fn deleted_space_is_used_again_and_reads_as_zeroes() {
+    run(2, |handle| async move {
+        let pool = create(&handle, &[ram(8 * MIB)]).await.unwrap();
+        let size = pool.free();
+        let first = pool.create_volume(volume(1, size)).await.unwrap();
+        let bytes = Bytes::open(&handle, &*first);
+        for offset in (0..size).step_by(64 << 10) {
+            bytes.write(offset, &vec![0xee; 64 << 10]).await.unwrap();
+        }
+        let full = pool.create_volume(volume(2, MIB)).await.unwrap_err();
+        assert!(matches!(full, VolumeError::Full { needed: MIB, free: 0 }), "{full}");
+        pool.delete_volume(volume_id(1), Generation(10)).await.unwrap();
+        assert_eq!(bytes.read(0, 512).await, Err(IoError::DeviceGone));
+        assert_eq!(pool.free(), 0, "space is kept while a channel is open");
+        drop(bytes);
+        assert_eq!(pool.free(), size);
+        assert!(matches!(first.open(&handle), Err(OpenError::DeviceGone)));
+        let second = pool.create_volume(volume(2, size)).await.unwrap();
+        let bytes = Bytes::open(&handle, &*second);
+        for offset in (0..size).step_by(64 << 10) {
+            assert_eq!(bytes.read(offset, 64 << 10).await.unwrap(), vec![0; 64 << 10]);
+        }
+    });
+}
+
+#[test]
+fn requests_across_disks_and_fragments_are_cut_and_joined() {
+    run(3, |handle| async move {
+        let disks = [ram(8 * MIB), ram(6 * MIB), ram(4 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        for number in 0..6 {
+            pool.create_volume(volume(number, MIB)).await.unwrap();
+        }
+        for number in [0, 2, 4] {
+            pool.delete_volume(volume_id(number), Generation(10)).await.unwrap();
+        }
+        let size = pool.free();
+        let device = pool.create_volume(volume(9, size)).await.unwrap();
+        let bytes = Bytes::open(&handle, &*device);
+        let step = 768 << 10;
+        let pattern = |offset: u64| -> Vec<u8> {
+            (0..step).map(|i| u8::try_from((offset / 512 + i / 512) % 251).unwrap()).collect()
+        };
+        let mut offset = 0;
+        while offset + step <= size {
+            bytes.write(offset, &pattern(offset)).await.unwrap();
+            offset += step;
+        }
+        bytes.flush().await.unwrap();
+        bytes.unmap(MIB - 4096, 2 * MIB).await.unwrap();
+        bytes.write_zeroes(4 * MIB - 512, 1024).await.unwrap();
+        let mut offset = 0;
+        while offset + step <= size {
+            let mut expected = pattern(offset);
+            for (index, byte) in (offset..).zip(&mut expected) {
+                let unmapped = (MIB - 4096..3 * MIB - 4096).contains(&index);
+                let zeroed = (4 * MIB - 512..4 * MIB + 512).contains(&index);
+                if unmapped || zeroed {
+                    *byte = 0;
+                }
+            }
+            let read = bytes.read(offset, usize::try_from(step).unwrap()).await.unwrap();
+            assert!(read == expected, "at {offset}");
+            offset += step;
+        }
+        for number in [1, 3, 5] {
+            let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(number)) else { panic!("kept") };
+            let bytes = Bytes::open(&handle, &*device);
+            assert_eq!(bytes.read(0, 1 << 20).await.unwrap(), vec![0; 1 << 20], "neighbour {number}");
+        }
+    });
+}
+
+#[test]
+fn many_creations_at_once_share_commits() {
+    run(4, |handle| async move {
+        let disks = [ram(160 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        let tasks: Vec<_> = (0..100)
+            .map(|number| {
+                let pool = pool.clone();
+                handle.spawn(async move { pool.create_volume(volume(number, MIB)).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        drop(pool);
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert_eq!(pool.volumes().len(), 100);
+        let DiskContent::Pool(superblock) = examine(&handle, &named("disk", &disks[0])).await.unwrap() else {
+            panic!("a pool")
+        };
+        assert!(superblock.sequence < 20, "{} commits for 100 volumes", superblock.sequence);
+    });
+}
+
+#[test]
+fn what_was_asked_is_checked() {
+    run(5, |handle| async move {
+        let pool = create(&handle, &[ram(16 * MIB)]).await.unwrap();
+        pool.create_volume(volume(1, MIB)).await.unwrap();
+        let exists = pool.create_volume(volume(1, MIB)).await.unwrap_err();
+        assert!(matches!(exists, VolumeError::Exists(id) if id == volume_id(1)));
+        let mut twin = volume(2, MIB);
+        twin.identity.nqn = volume(1, 0).identity.nqn;
+        assert!(matches!(pool.create_volume(twin).await, Err(VolumeError::NqnTaken(_))));
+        for size in [0, 512, MIB + 1] {
+            assert!(matches!(
+                pool.create_volume(volume(3, size)).await,
+                Err(VolumeError::OutOfBounds("size"))
+            ));
+        }
+        let missing = pool.delete_volume(volume_id(7), Generation(10)).await;
+        assert!(matches!(missing, Err(VolumeError::NotFound(_))));
+        pool.raise(volume_id(1), Generation(12), Epoch::default()).await.unwrap();
+        let stale = pool.delete_volume(volume_id(1), Generation(11)).await.unwrap_err();
+        assert!(matches!(
+            stale,
+            VolumeError::StaleGeneration { ordered: Generation(11), seen: Generation(12) }
+        ));
+        pool.delete_volume(volume_id(1), Generation(12)).await.unwrap();
+        assert!(pool.volume(volume_id(1)).is_none());
+    });
+}
+
+#[test]
+fn generation_and_epoch_only_rise_and_are_durable() {
+    run(6, |handle| async move {
+        let disks = [ram(16 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        pool.create_volume(volume(1, MIB)).await.unwrap();
+        let epoch = Epoch { incarnation: 2, counter: 0 };
+        pool.raise(volume_id(1), Generation(11), epoch).await.unwrap();
+        pool.raise(volume_id(1), Generation(3), Epoch { incarnation: 1, counter: 9 }).await.unwrap();
+        drop(pool);
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        let Some(VolumeStatus::Ready(record, _)) = pool.volume(volume_id(1)) else { panic!("it is there") };
+        assert_eq!((record.generation, record.epoch), (Generation(11), epoch));
+    });
+}
+
+#[test]
+fn foreign_data_is_refused_unless_the_disk_is_named() {
+    run(7, |handle| async move {
+        let disk = ram(16 * MIB);
+        Bytes::open(&handle, &*disk).write(0, b"XFSB".repeat(128).as_slice()).await.unwrap();
+        let refused = create(&handle, std::slice::from_ref(&disk)).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "disk disk-0 holds an XFS file system; wipe it, or force its use by naming it"
+        );
+        let forced = NewPoolDisk { disk: named("disk-0", &disk), overwrite_foreign_data: true };
+        let new = NewPool {
+            cluster: CLUSTER,
+            name: "p".into(),
+            revision: Revision::default(),
+            disks: vec![forced.clone()],
+        };
+        Pool::create(&handle, new.clone()).await.unwrap();
+        // Force is for foreign data and never for a pool.
+        assert!(matches!(
+            Pool::create(&handle, new).await,
+            Err(CreateError::Disk(DiskRefusal::OtherPool { .. }))
+        ));
+    });
+}
+
+#[test]
+fn disks_of_others_are_refused_with_words() {
+    run(8, |handle| async move {
+        let (a, b) = (ram(16 * MIB), ram(16 * MIB));
+        create(&handle, std::slice::from_ref(&a)).await.unwrap();
+        let other = ClusterId(uuid::Uuid::from_u128(0xc2));
+        let refused = Pool::import(&handle, other, vec![named("a", &a)]).await.unwrap_err();
+        assert!(matches!(refused, ImportError::Disk(DiskRefusal::OtherCluster { .. })), "{refused}");
+        let blank = Pool::import(&handle, CLUSTER, vec![named("b", &b)]).await.unwrap_err();
+        assert!(matches!(blank, ImportError::Disk(DiskRefusal::Blank { .. })), "{blank}");
+        let twice =
+            Pool::import(&handle, CLUSTER, vec![named("a", &a), named("alias", &a)]).await.unwrap_err();
+        assert_eq!(twice.to_string(), "a and alias are the same disk");
+        create(&handle, std::slice::from_ref(&b)).await.unwrap();
+        let mixed = Pool::import(&handle, CLUSTER, vec![named("a", &a), named("b", &b)]).await.unwrap_err();
+        assert!(matches!(mixed, ImportError::Disk(DiskRefusal::OtherPool { .. })), "{mixed}");
+        let small = create(&handle, &[ram(MIB)]).await.unwrap_err();
+        assert!(matches!(small, CreateError::Disk(DiskRefusal::Unsuitable { .. })), "{small}");
+    });
+}
+
+#[test]
+fn a_missing_member_isolates_its_volumes_only() {
+    run(9, |handle| async move {
+        let disks = [ram(8 * MIB), ram(8 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        pool.create_volume(volume(1, 3 * MIB)).await.unwrap();
+        pool.create_volume(volume(2, 7 * MIB)).await.unwrap();
+        drop(pool);
+        let alone = Pool::import(&handle, CLUSTER, vec![named("lead", &disks[0])]).await.unwrap();
+        assert!(matches!(alone.volume(volume_id(1)), Some(VolumeStatus::Ready(..))));
+        assert!(matches!(
+            alone.volume(volume_id(2)),
+            Some(VolumeStatus::Isolated(_, DamageReason::DiskMissing(1)))
+        ));
+        assert_eq!(alone.free(), 0);
+        drop(alone);
+        let lead_missing =
+            Pool::import(&handle, CLUSTER, vec![named("member", &disks[1])]).await.unwrap_err();
+        assert!(matches!(lead_missing, ImportError::LeadMissing));
+        let reversed = vec![named("member", &disks[1]), named("lead", &disks[0])];
+        let pool = Pool::import(&handle, CLUSTER, reversed).await.unwrap();
+        assert!(matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Ready(..))));
+    });
+}
+
+/// Damages one byte of a disk.
+async fn flip(handle: &basalt_reactor::Handle, disk: &dyn BlockDevice, offset: u64) {
+    let bytes = Bytes::open(handle, disk);
+    let sector = offset / 512 * 512;
+    let mut content = bytes.read(sector, 512).await.unwrap();
+    content[usize::try_from(offset - sector).unwrap()] ^= 0x04;
+    bytes.write(sector, &content).await.unwrap();
+}
+
+#[test]
+fn one_damaged_volume_stays_alone() {
+    run(10, |handle| async move {
+        let disks = [ram(16 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        for number in 1..=3 {
+            pool.create_volume(volume(number, MIB)).await.unwrap();
+        }
+        drop(pool);
+        // Sequence 5 after creation (2) and three volumes: area 1. Header, directory, then one page per volume.
+        let areas = [MIB, 3 * MIB];
+        flip(&handle, &*disks[0], areas[1] + 2 * 4096 + 4096 + 130).await;
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert!(matches!(pool.volume(volume_id(1)), Some(VolumeStatus::Ready(..))));
+        assert!(matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Isolated(_, DamageReason::Checksum))));
+        assert!(matches!(pool.volume(volume_id(3)), Some(VolumeStatus::Ready(..))));
+        let refused = pool.create_volume(volume(4, MIB)).await.unwrap_err();
+        assert!(matches!(refused, VolumeError::DamagedNeighbour(id) if id == volume_id(2)), "{refused}");
+        // Other changes go on, and the damaged entry is kept.
+        pool.delete_volume(volume_id(3), Generation(10)).await.unwrap();
+        drop(pool);
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert!(matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Isolated(..))));
+        pool.delete_volume(volume_id(2), Generation(10)).await.unwrap();
+        pool.create_volume(volume(4, MIB)).await.unwrap();
+    });
+}
+
+#[test]
+fn damage_above_the_volumes_falls_back_without_lies() {
+    run(11, |handle| async move {
+        for target in [MIB, MIB + 4096] {
+            let disks = [ram(16 * MIB)];
+            let pool = create(&handle, &disks).await.unwrap();
+            pool.create_volume(volume(1, MIB)).await.unwrap();
+            pool.create_volume(volume(2, MIB)).await.unwrap();
+            drop(pool);
+            // Sequence 4: area 0.
+            flip(&handle, &*disks[0], target + 20).await;
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            assert!(matches!(pool.health(), PoolHealth::ReadOnly(_)));
+            let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(1)) else {
+                panic!("still there")
+            };
+            assert!(device.info().read_only());
+            assert!(pool.volume(volume_id(2)).is_none(), "it came with the damaged table");
+            assert!(matches!(pool.create_volume(volume(3, MIB)).await, Err(VolumeError::ReadOnly(_))));
+        }
+    });
+}
+
+#[test]
+fn a_rotten_superblock_is_made_good_by_the_other_one() {
+    run(12, |handle| async move {
+        let disks = [ram(16 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        pool.create_volume(volume(1, MIB)).await.unwrap();
+        pool.create_volume(volume(2, MIB)).await.unwrap();
+        drop(pool);
+        // Sequence 4 is in slot 0; without it slot 1 says 3, and the table of 4 is complete.
+        flip(&handle, &*disks[0], SLOT_OFFSETS[0] + 40).await;
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert!(matches!(pool.health(), PoolHealth::Online));
+        assert_eq!(pool.volumes().len(), 2);
+        drop(pool);
+        for slot in SLOT_OFFSETS {
+            flip(&handle, &*disks[0], slot + 90).await;
+        }
+        let refused = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "disk disk-0 holds a damaged Basalt pool; wipe it, or force its use by naming it"
+        );
+    });
+}
+
+#[test]
+fn another_version_is_refused_with_words() {
+    run(13, |handle| async move {
+        let disks = [ram(16 * MIB)];
+        create(&handle, &disks).await.unwrap();
+        let bytes = Bytes::open(&handle, &*disks[0]);
+        let mut sector = bytes.read(SLOT_OFFSETS[1], 512).await.unwrap();
+        sector[16] = 1;
+        let sum = basalt_lvol::layout::checksum(&sector[..504]);
+        sector[504..].copy_from_slice(&sum.to_le_bytes());
+        bytes.write(SLOT_OFFSETS[1], &sector).await.unwrap();
+        let refused = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
+        assert!(refused.to_string().contains("format version 1, this program reads version 0"), "{refused}");
+        let refused = create(&handle, &disks).await.unwrap_err();
+        assert!(matches!(refused, CreateError::Disk(DiskRefusal::Unusable { .. })), "{refused}");
+    });
+}

@@ -1,0 +1,189 @@
+//! A reactor that needs no machine, and disks in memory.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "shared by several tests, which may panic"
+)]
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
+use basalt_clock::{Instant, Random, SeededRandom};
+use basalt_device_mem::RamDevice;
+use basalt_dma::{Buffer, Segment};
+use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
+use basalt_lvol::layout::VolumeIdentity;
+use basalt_lvol::{CreateError, NewPool, NewPoolDisk, NewVolume, Pool, PoolDisk};
+use basalt_reactor::{
+    DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, Handle,
+    ListenerId, Progress, Reactor, ReactorOptions, Received, Sent, SocketError, SocketId, Wake,
+};
+
+/// No disks, no sockets, a clock that jumps to the next deadline.
+struct BareDriver {
+    now: Cell<Instant>,
+    random: SeededRandom,
+}
+
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) {}
+}
+
+impl Driver for BareDriver {
+    fn now(&self) -> Instant {
+        self.now.get()
+    }
+    fn random_u64(&mut self) -> u64 {
+        self.random.next_u64()
+    }
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::new(NoWake)
+    }
+    fn wait(&mut self, deadline: Option<Instant>) {
+        self.now.set(deadline.expect("a test waits for something"));
+    }
+    fn poll(&mut self, _: &mut Vec<DiskCompletion>) -> Progress {
+        Progress::Idle
+    }
+    fn lock_disk(&mut self, _: &Path) -> Result<DiskLock, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+    fn open_disk(&mut self, _: &Path, _: &DiskOptions) -> Result<DiskInfo, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+    fn close_disk(&mut self, _: DiskId) {}
+    fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
+        Err(request)
+    }
+    fn listen(&mut self, _: SocketAddr) -> Result<ListenerId, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn listener_address(&self, _: ListenerId) -> Result<SocketAddr, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn accept(&mut self, _: ListenerId) -> Result<Option<SocketId>, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn close_listener(&mut self, _: ListenerId) {}
+    fn connect(&mut self, _: SocketAddr) -> Result<SocketId, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn receive(&mut self, _: SocketId, _: &mut [IoSliceMut<'_>]) -> Result<Received, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn send(&mut self, _: SocketId, _: &[Segment<'_>]) -> Result<Sent, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn shutdown(&mut self, _: SocketId) {}
+    fn close(&mut self, _: SocketId) {}
+    fn local_address(&self, _: SocketId) -> Result<SocketAddr, SocketError> {
+        Err(SocketError::Closed)
+    }
+    fn peer_address(&self, _: SocketId) -> Result<SocketAddr, SocketError> {
+        Err(SocketError::Closed)
+    }
+}
+
+/// Runs a future on a reactor of its own; `seed` determines its randomness.
+pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) -> T {
+    let driver = BareDriver { now: Cell::new(Instant::ORIGIN), random: SeededRandom::new(seed) };
+    let options = ReactorOptions { buffer_bytes: 32 << 20, ..ReactorOptions::default() };
+    let mut reactor = Reactor::new(Box::new(driver), &options);
+    let handle = reactor.handle();
+    let mut task = handle.spawn(body(handle.clone()));
+    let mut idle = 0;
+    loop {
+        let turn = reactor.turn();
+        if let Some(output) = task.take_output() {
+            return output;
+        }
+        idle = if turn.progress == Progress::Busy { 0 } else { idle + 1 };
+        assert!(idle < 10_000, "the test waits for something that never happens");
+    }
+}
+
+pub const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(0xc1));
+pub const MIB: u64 = 1 << 20;
+
+pub fn ram(bytes: u64) -> Arc<dyn BlockDevice> {
+    Arc::new(RamDevice::new("ram", uuid::Uuid::nil(), BlockSize::B512, bytes).unwrap())
+}
+
+pub fn named(name: &str, device: &Arc<dyn BlockDevice>) -> PoolDisk {
+    PoolDisk { name: name.into(), device: Arc::clone(device) }
+}
+
+pub fn named_all(devices: &[Arc<dyn BlockDevice>]) -> Vec<PoolDisk> {
+    devices.iter().enumerate().map(|(index, device)| named(&format!("disk-{index}"), device)).collect()
+}
+
+pub async fn create(handle: &Handle, devices: &[Arc<dyn BlockDevice>]) -> Result<Pool, CreateError> {
+    let disks = named_all(devices);
+    let disks = disks.into_iter().map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false }).collect();
+    let new =
+        NewPool { cluster: CLUSTER, name: "pool".into(), revision: Revision { index: 5, term: 1 }, disks };
+    Pool::create(handle, new).await
+}
+
+pub fn volume_id(number: u8) -> VolumeId {
+    VolumeId(uuid::Uuid::from_u128(0x7000 + u128::from(number)))
+}
+
+pub fn volume(number: u8, size: u64) -> NewVolume {
+    NewVolume {
+        id: volume_id(number),
+        generation: Generation(10),
+        epoch: Epoch { incarnation: 1, counter: 1 },
+        name: format!("volume-{number}"),
+        identity: VolumeIdentity {
+            nqn: format!("nqn.2026-01.storage.basalt:volume:{number}"),
+            nsid: 1,
+            uuid: [number; 16],
+            nguid: [number; 16],
+            serial: *b"BSLT0000000000000000",
+        },
+        size,
+    }
+}
+
+/// An open device in bytes.
+pub struct Bytes {
+    channel: AsyncChannel,
+}
+
+impl Bytes {
+    pub fn open(handle: &Handle, device: &dyn BlockDevice) -> Self {
+        Self { channel: AsyncChannel::new(handle, device.open(handle).unwrap()) }
+    }
+
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
+        let blocks = BlockCount(len as u64 / 512);
+        Ok(self.channel.read(Lba(offset / 512), blocks, Buffer::zeroed(len)).await?.to_vec())
+    }
+
+    pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
+        let blocks = BlockCount(bytes.len() as u64 / 512);
+        self.channel.write(Lba(offset / 512), blocks, Buffer::copy_of(bytes), false).await.map(drop)
+    }
+
+    pub async fn flush(&self) -> Result<(), IoError> {
+        self.channel.flush().await
+    }
+
+    pub async fn unmap(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.channel.unmap(Lba(offset / 512), BlockCount(len / 512)).await
+    }
+
+    pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.channel.write_zeroes(Lba(offset / 512), BlockCount(len / 512)).await
+    }
+}
