@@ -1,10 +1,16 @@
 //! The driver for a machine: io_uring for disks, non-blocking sockets, epoll for readiness and sleeping.
 
 mod clock;
+mod disks;
+mod engine;
 mod epoll;
+mod open;
 mod sockets;
+mod threads;
+mod uring;
 
 use std::io::{self, IoSliceMut};
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +22,8 @@ use crate::driver::{
     DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, ListenerId,
     Progress, Received, Sent, SocketError, SocketId, Wake,
 };
+use disks::Disks;
+use engine::Engine;
 use epoll::{Epoll, EventFd, Readiness};
 use sockets::Sockets;
 
@@ -25,7 +33,10 @@ pub struct RealDriver {
     epoll: Epoll,
     wake: Arc<EventFd>,
     sockets: Sockets,
+    disks: Disks,
     random: SeededRandom,
+    /// The ring is used by the thread that made it.
+    here: PhantomData<*const ()>,
 }
 
 impl RealDriver {
@@ -34,10 +45,30 @@ impl RealDriver {
     /// # Errors
     /// If the system gives no epoll or event descriptor.
     pub fn new() -> io::Result<Self> {
+        Self::build(Engine::new)
+    }
+
+    /// A driver that does not try io_uring: for tests and comparisons.
+    ///
+    /// # Errors
+    /// If the system gives no epoll or event descriptor.
+    pub fn with_threads() -> io::Result<Self> {
+        Self::build(|_, wake| Engine::threads(wake))
+    }
+
+    fn build(engine: impl FnOnce(&Epoll, &Arc<EventFd>) -> Engine) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let wake = Arc::new(EventFd::new()?);
         epoll.add(&*wake, epoll::WAKE, false)?;
-        Ok(Self { epoll, wake, sockets: Sockets::default(), random: SeededRandom::new(entropy()?) })
+        let disks = Disks::new(engine(&epoll, &wake));
+        let random = SeededRandom::new(entropy()?);
+        Ok(Self { epoll, wake, sockets: Sockets::default(), disks, random, here: PhantomData })
+    }
+
+    /// How disk operations are done: `io_uring`, or `threads` where the kernel or the container refuses it.
+    #[must_use]
+    pub fn disk_engine(&self) -> &'static str {
+        self.disks.engine_name()
     }
 
     /// Takes readiness events, waiting for the first one until `deadline` if there is one to wait for.
@@ -48,6 +79,8 @@ impl RealDriver {
             progress = Progress::Busy;
             match token {
                 epoll::WAKE => wake.clear(),
+                // The next poll collects what is there.
+                epoll::URING => {}
                 _ => sockets.ready(token, readiness),
             }
         });
@@ -76,25 +109,30 @@ impl Driver for RealDriver {
     }
 
     fn wait(&mut self, deadline: Option<Instant>) {
+        self.disks.flush();
         self.take_events(deadline.map_or(epoll::Wait::Forever, epoll::Wait::Until));
     }
 
-    fn poll(&mut self, _completions: &mut Vec<DiskCompletion>) -> Progress {
-        if self.sockets.begin_turn() { self.take_events(epoll::Wait::No) } else { Progress::Idle }
+    fn poll(&mut self, completions: &mut Vec<DiskCompletion>) -> Progress {
+        let events =
+            if self.sockets.begin_turn() { self.take_events(epoll::Wait::No) } else { Progress::Idle };
+        events.or(self.disks.poll(completions))
     }
 
-    fn lock_disk(&mut self, _path: &Path) -> Result<DiskLock, DiskError> {
-        Err(DiskError::Unsupported)
+    fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError> {
+        Disks::lock(path)
     }
 
-    fn open_disk(&mut self, _path: &Path, _options: &DiskOptions) -> Result<DiskInfo, DiskError> {
-        Err(DiskError::Unsupported)
+    fn open_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError> {
+        self.disks.open(path, options)
     }
 
-    fn close_disk(&mut self, _disk: DiskId) {}
+    fn close_disk(&mut self, disk: DiskId) {
+        self.disks.close(disk);
+    }
 
     fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
-        Err(request)
+        self.disks.submit(request)
     }
 
     fn listen(&mut self, address: SocketAddr) -> Result<ListenerId, SocketError> {

@@ -1,0 +1,123 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use basalt_bdev::{
+    BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, OpenError,
+};
+use basalt_reactor::{DiskError, DiskLock, DiskOptions, Handle};
+use uuid::Uuid;
+
+use crate::channel::UringChannel;
+
+/// Why a disk does not become a device.
+#[derive(Debug, thiserror::Error)]
+pub enum UringError {
+    /// The disk cannot be opened or claimed.
+    #[error("{path}: {source}")]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// The cause.
+        source: DiskError,
+    },
+    /// The disk holds less than one block.
+    #[error("{path}: smaller than one block of {block_size}")]
+    TooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// Bytes per block.
+        block_size: BlockSize,
+    },
+    /// The disk cannot be read or written in blocks of this size.
+    #[error(
+        "{path}: its blocks of {disk_bytes} bytes do not fit into blocks of {block_size}; choose a larger block size"
+    )]
+    BlockSize {
+        /// The disk.
+        path: PathBuf,
+        /// The disk's smallest unit in bytes.
+        disk_bytes: u32,
+        /// What was asked for.
+        block_size: BlockSize,
+    },
+}
+
+/// How to open a disk as a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UringOptions {
+    /// Name for logs and metrics.
+    pub name: String,
+    /// Identity.
+    pub uuid: Uuid,
+    /// Bytes per block; by default the disk's own smallest unit, which a power failure does not tear.
+    pub block_size: Option<BlockSize>,
+    /// How the disk is opened.
+    pub disk: DiskOptions,
+}
+
+/// A file or kernel block device.
+#[derive(Debug)]
+pub struct UringDevice {
+    path: PathBuf,
+    options: DiskOptions,
+    info: Arc<DeviceInfo>,
+    _lock: DiskLock,
+}
+
+impl UringDevice {
+    /// Opens and claims a disk, creating the file if the options say so. May take as long as the file system does: for set-up.
+    ///
+    /// # Errors
+    /// The cause; nothing is claimed then.
+    pub fn open(handle: &Handle, path: &Path, options: &UringOptions) -> Result<Self, UringError> {
+        let failed = |source| UringError::Disk { path: path.to_owned(), source };
+        let disk = handle.open_disk(path, &options.disk).map_err(failed)?;
+        let lock = handle.lock_disk(path).map_err(failed)?;
+        let found = disk.info();
+        let own = BlockSize::new(found.block_bytes).ok_or_else(|| failed(DiskError::NotADisk))?;
+        let block_size = options.block_size.unwrap_or(own);
+        if block_size < own {
+            let (path, disk_bytes) = (path.to_owned(), found.block_bytes);
+            return Err(UringError::BlockSize { path, disk_bytes, block_size });
+        }
+        let blocks = block_size.blocks_in(found.length);
+        if blocks == BlockCount(0) {
+            return Err(UringError::TooSmall { path: path.to_owned(), block_size });
+        }
+        let unmap = if found.discard { Capabilities::UNMAP } else { Capabilities::NONE };
+        let optimal = block_size.blocks_in(u64::from(found.optimal_bytes));
+        let info = DeviceInfo::new(options.name.clone(), options.uuid, block_size, blocks)
+            .with_volatile_write_cache(found.volatile_cache)
+            .with_read_only(found.read_only)
+            .with_optimal_io(optimal.max(BlockCount(1)))
+            .with_capabilities(unmap | Capabilities::WRITE_ZEROES);
+        // The other reactors open what is there now.
+        let options = DiskOptions { create_with_length: None, ..options.disk };
+        Ok(Self { path: path.to_owned(), options, info: Arc::new(info), _lock: lock })
+    }
+
+    /// The disk's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the device: everything fails from now on.
+    pub fn remove(&self) {
+        self.info.set_removed();
+    }
+}
+
+impl BlockDevice for UringDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
+        if self.info.state() == DeviceState::Removed {
+            return Err(OpenError::DeviceGone);
+        }
+        let disk = handle.open_disk(&self.path, &self.options)?;
+        Ok(Box::new(UringChannel::new(handle.clone(), disk, Arc::clone(&self.info))))
+    }
+}

@@ -1,0 +1,61 @@
+//! Files as block devices: the conformance test, errors at opening, persistence.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use basalt_bdev::{BlockDevice, BlockSize, conformance};
+use basalt_device_uring::{UringDevice, UringError, UringOptions};
+use basalt_reactor::real::RealDriver;
+use basalt_reactor::{DiskError, DiskOptions, Handle, Reactor, ReactorOptions};
+use uuid::Uuid;
+
+fn options(block_size: Option<BlockSize>, length: Option<u64>) -> UringOptions {
+    let disk = DiskOptions { create_with_length: length, ..DiskOptions::default() };
+    UringOptions { name: "disk".to_owned(), uuid: Uuid::nil(), block_size, disk }
+}
+
+fn run(driver: RealDriver, test: impl AsyncFnOnce(Handle) + 'static) {
+    let mut reactor = Reactor::new(Box::new(driver), &ReactorOptions::default());
+    let handle = reactor.handle();
+    let task = handle.clone().spawn(async move { test(handle).await });
+    let began = Instant::now();
+    while !task.is_done() {
+        reactor.turn();
+        assert!(began.elapsed() < Duration::from_secs(60), "no progress");
+    }
+}
+
+fn conforms(path: &Path, block_size: Option<BlockSize>) {
+    for driver in [RealDriver::new().unwrap(), RealDriver::with_threads().unwrap()] {
+        let path = path.to_owned();
+        run(driver, async move |handle| {
+            let options = options(block_size, Some(8 << 20));
+            let device = UringDevice::open(&handle, &path, &options).unwrap();
+            conformance::run(handle, &device, 11).await;
+        });
+    }
+}
+
+#[test]
+fn a_file_conforms_with_its_own_and_with_larger_blocks() {
+    let directory = tempfile::tempdir().unwrap();
+    conforms(&directory.path().join("small"), None);
+    conforms(&directory.path().join("large"), Some(BlockSize::B4096));
+}
+
+#[test]
+fn a_disk_is_opened_by_one_device_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    run(RealDriver::new().unwrap(), async move |handle| {
+        let missing = UringDevice::open(&handle, &path, &options(None, None)).unwrap_err();
+        assert!(matches!(missing, UringError::Disk { source: DiskError::NotFound, .. }), "{missing}");
+        let first = UringDevice::open(&handle, &path, &options(None, Some(1 << 20))).unwrap();
+        assert!(first.info().volatile_write_cache());
+        let second = UringDevice::open(&handle, &path, &options(None, None)).unwrap_err();
+        assert!(matches!(second, UringError::Disk { source: DiskError::InUse, .. }), "{second}");
+        drop(first);
+        UringDevice::open(&handle, &path, &options(None, None)).unwrap();
+    });
+}

@@ -1,0 +1,170 @@
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::disks::error_of;
+use crate::driver::{DiskError, DiskId, DiskInfo, DiskKind, DiskOptions, Errno};
+
+/// Smallest block of a file in bytes.
+const FILE_BLOCK_BYTES: u32 = 512;
+/// Unit in which a file is best written in bytes, unless the file system says more.
+const OPTIMAL_BYTES_MIN: u32 = 4096;
+
+/// Opens a disk and finds out what it is.
+pub(super) fn open(path: &Path, options: &DiskOptions, id: DiskId) -> Result<(File, DiskInfo), DiskError> {
+    let (mut file, direct) = open_file(path, options)?;
+    let metadata = file.metadata().map_err(|error| cause(&error))?;
+    let kind = kind_of(&metadata)?;
+    if kind == DiskKind::File
+        && !options.read_only
+        && let Some(wanted) = options.create_with_length
+        && metadata.len() < wanted
+    {
+        file.set_len(wanted).map_err(|error| cause(&error))?;
+    }
+    let length = file.seek(SeekFrom::End(0)).map_err(|error| cause(&error))?;
+    let block_bytes = match kind {
+        DiskKind::BlockDevice => sector_bytes(&file)?,
+        DiskKind::File if direct => direct_alignment(&file).max(FILE_BLOCK_BYTES),
+        DiskKind::File => FILE_BLOCK_BYTES,
+    };
+    let queue = (kind == DiskKind::BlockDevice).then(|| Queue::of(metadata.rdev()));
+    let info = DiskInfo {
+        id,
+        length: length - length % u64::from(block_bytes),
+        block_bytes,
+        optimal_bytes: u32::try_from(metadata.blksize()).unwrap_or(0).max(OPTIMAL_BYTES_MIN),
+        kind,
+        direct,
+        read_only: options.read_only,
+        volatile_cache: queue.as_ref().is_none_or(Queue::has_volatile_cache),
+        discard: match &queue {
+            Some(queue) => queue.discards(),
+            None => !options.read_only && punches_holes(&file, length),
+        },
+    };
+    Ok((file, info))
+}
+
+/// Claims a disk: a lock on the open file, and for block devices exclusive use, which also keeps file systems away.
+pub(super) fn lock(path: &Path) -> Result<File, DiskError> {
+    let metadata = fs::metadata(path).map_err(|error| cause(&error))?;
+    let exclusive = if kind_of(&metadata)? == DiskKind::BlockDevice { libc::O_EXCL } else { 0 };
+    let file =
+        OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(|error| cause(&error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse),
+        Err(TryLockError::Error(error)) => Err(cause(&error)),
+    }
+}
+
+/// The open file, and whether it bypasses the page cache.
+fn open_file(path: &Path, options: &DiskOptions) -> Result<(File, bool), DiskError> {
+    let mut how = OpenOptions::new();
+    how.read(true).write(!options.read_only);
+    if options.create_with_length.is_some() && !options.read_only {
+        how.create(true).mode(0o600);
+    }
+    if !options.buffered {
+        match how.custom_flags(libc::O_DIRECT).open(path) {
+            Ok(file) => return Ok((file, true)),
+            // The file system does not do it.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(cause(&error)),
+        }
+    }
+    let file = how.custom_flags(0).open(path).map_err(|error| cause(&error))?;
+    Ok((file, false))
+}
+
+fn kind_of(metadata: &fs::Metadata) -> Result<DiskKind, DiskError> {
+    if metadata.file_type().is_block_device() {
+        Ok(DiskKind::BlockDevice)
+    } else if metadata.is_file() {
+        Ok(DiskKind::File)
+    } else {
+        Err(DiskError::NotADisk)
+    }
+}
+
+fn cause(error: &io::Error) -> DiskError {
+    match error.raw_os_error() {
+        Some(libc::EISDIR) => DiskError::NotADisk,
+        Some(errno) => error_of(errno),
+        None => DiskError::System(Errno(libc::EIO)),
+    }
+}
+
+/// Logical block size of a block device.
+fn sector_bytes(file: &File) -> Result<u32, DiskError> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut size) };
+    if result != 0 {
+        return Err(cause(&io::Error::last_os_error()));
+    }
+    u32::try_from(size).map_err(|_| DiskError::NotADisk)
+}
+
+/// Alignment that direct I/O on a file needs; 4 KiB if the kernel does not say.
+fn direct_alignment(file: &File) -> u32 {
+    const CAUTIOUS: u32 = 4096;
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty string, so the descriptor itself is meant, and `status` is valid for writes.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            status.as_mut_ptr(),
+        )
+    };
+    // SAFETY: all zeroes is a valid value, and the call may have filled it in.
+    let status = unsafe { status.assume_init() };
+    if result != 0 || status.stx_mask & libc::STATX_DIOALIGN == 0 || status.stx_dio_offset_align == 0 {
+        return CAUTIOUS;
+    }
+    status.stx_dio_offset_align
+}
+
+/// Whether the file system can punch holes: asked for a range behind the end, which changes nothing.
+fn punches_holes(file: &File, length: u64) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let Ok(behind) = i64::try_from(length.next_multiple_of(4096)) else { return false };
+    // SAFETY: takes no pointers.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, behind, 4096) == 0 }
+}
+
+/// A block device's queue in sysfs.
+struct Queue {
+    directory: PathBuf,
+}
+
+impl Queue {
+    fn of(device: u64) -> Self {
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        let node = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        let own = node.join("queue");
+        // A partition uses the queue of its disk.
+        let directory = if own.exists() { own } else { node.join("../queue") };
+        Self { directory }
+    }
+
+    fn read(&self, attribute: &str) -> Option<String> {
+        fs::read_to_string(self.directory.join(attribute)).ok()
+    }
+
+    fn has_volatile_cache(&self) -> bool {
+        self.read("write_cache").is_none_or(|kind| kind.trim() != "write through")
+    }
+
+    fn discards(&self) -> bool {
+        let limit = self.read("discard_max_bytes").and_then(|limit| limit.trim().parse::<u64>().ok());
+        limit.is_some_and(|limit| limit > 0)
+    }
+}
