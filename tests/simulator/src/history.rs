@@ -39,6 +39,14 @@ impl<K: Ord + Clone, O: Clone, A: Clone> History<K, O, A> {
         *returned = Some((self.moment, answer));
     }
 
+    /// Records that an operation may, besides what its client was told, take effect a second time or late: an earlier attempt
+    /// of it may still be under way.
+    pub fn may_still_happen(&mut self, id: OperationId) {
+        let (key, call) = &self.calls[id.0];
+        let shadow = Call { returned: None, ..call.clone() };
+        self.calls.push((key.clone(), shadow));
+    }
+
     /// How many operations were called.
     pub fn len(&self) -> usize {
         self.calls.len()

@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod blocks;
 pub mod catalogue;
+pub mod control;
 pub mod drift;
 pub mod history;
 pub mod linearize;

@@ -21,14 +21,15 @@ pub trait Model {
     /// The state before any operation.
     fn initial(&self) -> Self::State;
 
-    /// The state after `operation` answered `answer` in `state`, or `None` if it cannot have. `answer` is `None` when no client
-    /// learned it: then the state after the operation took effect.
+    /// Adds to `after` every state that `operation` may have left behind if it answered `answer` in `state`; none if it cannot
+    /// have. `answer` is `None` when no client learned it: then the states after the operation took effect.
     fn step(
         &self,
         state: &Self::State,
         operation: &Self::Operation,
         answer: Option<&Self::Answer>,
-    ) -> Option<Self::State>;
+        after: &mut Vec<Self::State>,
+    );
 }
 
 /// One operation of a history: what was asked when, and what was answered when.
@@ -159,6 +160,16 @@ impl Taken {
     }
 }
 
+/// An operation that was taken, so that it can be undone.
+struct Step<S> {
+    /// The operation's node.
+    node: usize,
+    /// Which of the states after it was chosen.
+    choice: usize,
+    /// The state before it.
+    before: S,
+}
+
 /// Searches for an order of `history` that `model` explains, in at most `steps_max` steps.
 pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Answer>], steps_max: u64) -> Verdict {
     let mut list = List::new(history);
@@ -166,47 +177,46 @@ pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Answer>], ste
     let mut state = model.initial();
     let mut taken = Taken::none(history.len());
     let mut seen: HashSet<(Taken, M::State)> = HashSet::new();
-    let mut order: Vec<(usize, M::State)> = Vec::new();
+    let mut order: Vec<Step<M::State>> = Vec::new();
+    let mut after = Vec::new();
     let (mut explained, mut stuck) = (0, 0);
-    let mut at = list.first();
+    let (mut at, mut choice) = (list.first(), 0);
     for _ in 0..steps_max {
         if open == 0 {
             return Verdict::Linearizable;
         }
         let node = list.nodes[at];
-        if at != HEAD && !node.is_return {
-            let call = &history[node.call];
-            let answer = call.returned.as_ref().map(|(_, answer)| answer);
-            let next = model.step(&state, &call.operation, answer).filter(|after| {
-                let mut with = taken.clone();
-                with.flip(node.call);
-                seen.insert((with, after.clone()))
-            });
-            match next {
-                Some(after) => {
-                    taken.flip(node.call);
-                    open -= usize::from(call.returned.is_some());
-                    order.push((at, std::mem::replace(&mut state, after)));
-                    list.lift(at);
-                    at = list.first();
-                }
-                None => at = node.next,
+        if at == HEAD || node.is_return {
+            // A return that nothing explains, or the end of the list: go back.
+            if at != HEAD && order.len() >= explained {
+                (explained, stuck) = (order.len(), node.call);
             }
+            let Some(undone) = order.pop() else {
+                return Verdict::Violation { stuck, explained };
+            };
+            let call = list.nodes[undone.node].call;
+            state = undone.before;
+            taken.flip(call);
+            open += usize::from(history[call].returned.is_some());
+            list.unlift(undone.node);
+            (at, choice) = (undone.node, undone.choice + 1);
             continue;
         }
-        // A return that nothing explains, or the end of the list: go back.
-        if at != HEAD && order.len() >= explained {
-            (explained, stuck) = (order.len(), node.call);
-        }
-        let Some((undone, before)) = order.pop() else {
-            return Verdict::Violation { stuck, explained };
+        let call = &history[node.call];
+        after.clear();
+        model.step(&state, &call.operation, call.returned.as_ref().map(|(_, answer)| answer), &mut after);
+        taken.flip(node.call);
+        let chosen = (choice..after.len()).find(|index| seen.insert((taken.clone(), after[*index].clone())));
+        let Some(chosen) = chosen else {
+            taken.flip(node.call);
+            (at, choice) = (node.next, 0);
+            continue;
         };
-        let call = list.nodes[undone].call;
-        state = before;
-        taken.flip(call);
-        open += usize::from(history[call].returned.is_some());
-        list.unlift(undone);
-        at = list.nodes[undone].next;
+        open -= usize::from(call.returned.is_some());
+        let before = std::mem::replace(&mut state, after.swap_remove(chosen));
+        order.push(Step { node: at, choice: chosen, before });
+        list.lift(at);
+        (at, choice) = (list.first(), 0);
     }
     Verdict::Undecided { steps: steps_max }
 }
@@ -224,6 +234,7 @@ mod tests {
         Write(u32),
         Read,
         Swap(u32, u32),
+        Either(u32, u32),
     }
 
     impl Model for Register {
@@ -235,15 +246,19 @@ mod tests {
             0
         }
 
-        fn step(&self, state: &u32, operation: &Ask, answer: Option<&u32>) -> Option<u32> {
+        fn step(&self, state: &u32, operation: &Ask, answer: Option<&u32>, after: &mut Vec<u32>) {
             match operation {
-                Ask::Write(value) => Some(*value),
-                Ask::Read => answer.is_none_or(|read| read == state).then_some(*state),
+                Ask::Write(value) => after.push(*value),
+                Ask::Read if answer.is_none_or(|read| read == state) => after.push(*state),
+                Ask::Read => {}
                 Ask::Swap(from, to) => {
                     let done = u32::from(from == state);
-                    let after = if done == 1 { *to } else { *state };
-                    answer.is_none_or(|said| *said == done).then_some(after)
+                    if answer.is_none_or(|said| *said == done) {
+                        after.push(if done == 1 { *to } else { *state });
+                    }
                 }
+                // Becomes one of two values, and nobody says which.
+                Ask::Either(one, other) => after.extend([*one, *other]),
             }
         }
     }
@@ -312,6 +327,24 @@ mod tests {
     }
 
     #[test]
+    fn every_outcome_of_a_choice_is_tried_and_only_one_holds() {
+        for seen in [4, 5] {
+            let history = [
+                call(Ask::Either(4, 5), 0, Some((1, 0))),
+                call(Ask::Read, 2, Some((3, seen))),
+                call(Ask::Read, 4, Some((5, seen))),
+            ];
+            assert_eq!(verdict(&history), Verdict::Linearizable);
+        }
+        let history = [
+            call(Ask::Either(4, 5), 0, Some((1, 0))),
+            call(Ask::Read, 2, Some((3, 4))),
+            call(Ask::Read, 4, Some((5, 5))),
+        ];
+        assert!(matches!(verdict(&history), Verdict::Violation { .. }));
+    }
+
+    #[test]
     fn the_bound_ends_the_search() {
         let history = [call(Ask::Write(1), 0, Some((1, 0)))];
         assert_eq!(check(&Register, &history, 0), Verdict::Undecided { steps: 0 });
@@ -355,6 +388,10 @@ mod tests {
                             let done = u32::from(register == from);
                             register = if done == 1 { to } else { register };
                             done
+                        }
+                        Ask::Either(one, _) => {
+                            register = one;
+                            0
                         }
                     };
                     running[chosen].1 = Some(said);

@@ -1,9 +1,10 @@
 //! The scenarios and which seed runs which.
 
+use crate::control;
 use crate::run::{Scenario, Seed};
 
 /// All scenarios.
-pub const ALL: &[Scenario] = &[];
+pub const ALL: &[Scenario] = &[Scenario { name: "control", run: control::run }];
 
 /// The scenario of a seed when none is asked for.
 pub fn of(seed: Seed) -> Scenario {

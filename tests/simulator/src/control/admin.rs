@@ -1,0 +1,232 @@
+//! Whoever sets nodes up and changes who the members are, one change after the other.
+
+use crate::control::client::{node_spec, pool_name, uid};
+use crate::control::process::Process;
+use crate::control::requests::Pending;
+use crate::control::world::{Caller, Event, World};
+use crate::drift::DriftingClock;
+use crate::event;
+use basalt_clock::{Random, SeededRandom};
+use basalt_core::{ClientRequest, Config, Limits, Mutation, Reply, RequestError, Start, Timing};
+use basalt_model::{FeatureLevel, Member, MemberId, NodeName, RequestId};
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// The most voters that the administrator makes.
+pub const VOTERS_MAX: usize = 5;
+
+/// The administrator.
+#[derive(Debug)]
+pub struct Admin {
+    /// What it waits for.
+    pub pending: Option<Pending>,
+    /// What it does next.
+    pub queue: VecDeque<Mutation>,
+    /// The members that it believes to vote.
+    pub voters: BTreeSet<MemberId>,
+    /// How many member ids were used.
+    pub ids: u64,
+    /// Requests made.
+    pub made: u64,
+    /// Changes that were done.
+    pub done: u64,
+    /// Bounds for new members.
+    pub limits: Limits,
+    /// Periods for new members.
+    pub timing: Timing,
+}
+
+/// The name of a node with a daemon.
+///
+/// # Panics
+/// Never: the name is valid.
+pub fn node_name(number: usize) -> NodeName {
+    NodeName::new(format!("node-{number}")).expect("a valid name")
+}
+
+/// The id with this number.
+///
+/// # Panics
+/// If it is zero.
+pub fn member_id(number: u64) -> MemberId {
+    MemberId::new(number).expect("ids begin at 1")
+}
+
+/// A member as others see it.
+pub fn member(id: MemberId) -> Member {
+    Member {
+        id,
+        disk: None,
+        replaces: None,
+        peer_address: format!("member-{id}:7000"),
+        api_address: format!("member-{id}:7001"),
+        supports: FeatureLevel::SUPPORTED,
+        version: "simulated".to_owned(),
+    }
+}
+
+impl Admin {
+    /// An administrator of a cluster that begins with so many members.
+    pub fn new(members: u64, limits: Limits, timing: Timing) -> Self {
+        Self {
+            pending: None,
+            queue: VecDeque::new(),
+            voters: (1..=members).map(member_id).collect(),
+            ids: members,
+            made: 0,
+            done: 0,
+            limits,
+            timing,
+        }
+    }
+
+    /// Whether it has nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_none() && self.queue.is_empty()
+    }
+
+    /// The configuration of a process.
+    pub fn config(&self, id: MemberId, start: Start, peers: Vec<MemberId>) -> Config {
+        Config { member: member(id), start, peers, timing: self.timing.clone(), limits: self.limits.clone() }
+    }
+}
+
+impl World {
+    /// Queues the creation of the nodes.
+    pub fn put_nodes(&mut self) {
+        for number in 0..self.daemons.len() {
+            let port = 4420 + u16::try_from(number).unwrap_or(0);
+            self.admin.queue.push_back(Mutation::PutNode {
+                name: node_name(number),
+                uid: Some(uid(1)),
+                spec: node_spec(&pool_name(), port, 0),
+            });
+        }
+        self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Admin, 0));
+    }
+
+    /// The administrator does the next thing.
+    pub(crate) fn admin_begins(&mut self) {
+        let Some(mutation) = self.admin.queue.front().cloned() else { return };
+        self.admin.made += 1;
+        let id = RequestId::new(format!("admin-{}", self.admin.made)).expect("a valid id");
+        event!("the administrator asks {mutation:?}");
+        self.tally.operations += 1;
+        let pending = self.ask(Caller::Admin, ClientRequest::Mutate { id, mutation });
+        self.admin.pending = Some(pending);
+    }
+
+    /// The administrator has its answer.
+    pub(crate) fn admin_answered(&mut self, reply: &Reply) {
+        event!("the administrator is told {reply:?}");
+        let done = matches!(reply, Reply::Done { .. });
+        let mutation = self.admin.queue.pop_front();
+        self.admin.done += u64::from(done);
+        match mutation {
+            Some(Mutation::AddMember { id, .. }) => self.member_came(id, done),
+            Some(Mutation::RemoveMember { id }) => self.member_went(id, done),
+            Some(Mutation::ReplaceMember { old, new, .. }) => {
+                self.member_came(new, done);
+                self.member_went(old, done);
+            }
+            Some(again) if !done && !matches!(reply, Reply::Failed(RequestError::Refused(_))) => {
+                self.admin.queue.push_front(again);
+            }
+            _ => {}
+        }
+        let pause = Duration::from_millis(self.random.below(500));
+        self.scheduler.after(pause, Event::Wake(Caller::Admin, 0));
+    }
+
+    fn member_came(&mut self, id: MemberId, done: bool) {
+        if done {
+            self.admin.voters.insert(id);
+        } else {
+            self.bury(id);
+        }
+    }
+
+    fn member_went(&mut self, id: MemberId, done: bool) {
+        if done {
+            self.admin.voters.remove(&id);
+            let lingers = Duration::from_millis(self.random.below(4_000));
+            self.scheduler.after(lingers, Event::Bury(id));
+        }
+    }
+
+    /// Starts a process with an empty disk that announces itself.
+    fn new_process(&mut self) -> MemberId {
+        self.admin.ids += 1;
+        let id = member_id(self.admin.ids);
+        let peers = self.admin.voters.iter().copied().collect();
+        let config = self.admin.config(id, Start::Join { cluster: None }, peers);
+        let clock = DriftingClock::random(&mut self.random);
+        self.processes.insert(id, Process::new(config, clock));
+        self.restart(id);
+        id
+    }
+
+    /// Queues a change of the members, unless one is under way.
+    pub(crate) fn change_members(&mut self) {
+        if !self.admin.is_idle() {
+            return;
+        }
+        let voters: Vec<MemberId> = self.admin.voters.iter().copied().collect();
+        let some = voters[usize::try_from(self.random.below(voters.len() as u64)).unwrap_or(0)];
+        let change = match voters.len() {
+            1 => 0,
+            VOTERS_MAX.. => 1 + self.random.below(2),
+            3 => [0, 2][usize::try_from(self.random.below(2)).unwrap_or(0)],
+            _ => self.random.below(3),
+        };
+        let mutation = match change {
+            0 => self.add_member(),
+            1 => Mutation::RemoveMember { id: some },
+            _ => {
+                let new = self.new_process();
+                let Member { peer_address, api_address, .. } = member(new);
+                Mutation::ReplaceMember { old: some, new, peer_address, api_address }
+            }
+        };
+        self.tally.fault("change of members", 1);
+        self.admin.queue.push_back(mutation);
+        self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Admin, 0));
+    }
+
+    /// A new process and the order to let it take part.
+    pub(crate) fn add_member(&mut self) -> Mutation {
+        let id = self.new_process();
+        let Member { peer_address, api_address, .. } = member(id);
+        Mutation::AddMember { id, peer_address, api_address }
+    }
+}
+
+/// Bounds that make rare things common.
+pub fn small_limits(random: &mut SeededRandom) -> Limits {
+    let size = |random: &mut SeededRandom, from: u64, to: u64| {
+        usize::try_from(random.within(from..to)).unwrap_or(usize::MAX)
+    };
+    Limits {
+        requests: 64,
+        history: size(random, 4, 400),
+        sessions: 16,
+        snapshot_entries: random.within(16..256),
+        snapshot_bytes: 1 << 20,
+        segment_bytes: random.within(4_096..65_536),
+        chunk_bytes: size(random, 256, 8_192),
+        page: size(random, 1, 8),
+    }
+}
+
+/// Periods that make a failover short.
+pub fn short_timing(random: &mut SeededRandom) -> Timing {
+    Timing {
+        tick: Duration::from_millis(random.within(20..50)),
+        heartbeat_ticks: 2,
+        election_ticks: 10,
+        election_spread_ticks: 10,
+        node_heartbeat: Duration::from_millis(400),
+        node_timeout: Duration::from_secs(2),
+        request_timeout: Duration::from_secs(2),
+    }
+}

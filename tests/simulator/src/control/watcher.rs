@@ -1,0 +1,219 @@
+//! A watcher: lists, then follows events, over every crash of the member that it watches through. In the end what it knows
+//! must be what there is.
+
+use crate::control::process::Life;
+use crate::control::requests::Pending;
+use crate::control::world::{Caller, Event, World};
+use crate::event;
+use crate::run::Violation;
+use basalt_clock::Random;
+use basalt_core::{self as core, ClientRequest, EventKind, Page, Read, ReadResult, Reply, RequestError};
+use basalt_model::{MemberId, Node, NodeName, Revision, State, Volume, VolumeId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the watcher does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stage {
+    /// Lists volumes, from this token on.
+    Volumes(Option<String>),
+    /// Lists nodes, from this token on.
+    Nodes(Option<String>),
+    /// Wants to watch.
+    Asking,
+    /// Watches.
+    Watching { member: MemberId, life: Life },
+}
+
+/// The watcher.
+#[derive(Debug)]
+pub struct Watcher {
+    /// What it waits for.
+    pub pending: Option<Pending>,
+    stage: Stage,
+    /// The revision from which on it has seen every event.
+    since: Option<Revision>,
+    /// What it knows.
+    volumes: BTreeMap<VolumeId, (Revision, Option<Arc<Volume>>)>,
+    nodes: BTreeMap<NodeName, (Revision, Option<Arc<Node>>)>,
+    /// How often it had to list again.
+    pub lists: u64,
+    /// Events that it has seen.
+    pub events: u64,
+}
+
+impl Default for Watcher {
+    fn default() -> Self {
+        Self {
+            pending: None,
+            stage: Stage::Volumes(None),
+            since: None,
+            volumes: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            lists: 0,
+            events: 0,
+        }
+    }
+}
+
+impl Watcher {
+    fn list_again(&mut self) {
+        self.stage = Stage::Volumes(None);
+        self.since = None;
+        self.volumes.clear();
+        self.nodes.clear();
+        self.lists += 1;
+    }
+
+    fn volume(&mut self, revision: Revision, id: VolumeId, volume: Option<Arc<Volume>>) {
+        let known = self.volumes.entry(id).or_insert((revision, None));
+        if known.0 <= revision {
+            *known = (revision, volume);
+        }
+    }
+
+    fn node(&mut self, revision: Revision, name: NodeName, node: Option<Arc<Node>>) {
+        let known = self.nodes.entry(name).or_insert((revision, None));
+        if known.0 <= revision {
+            *known = (revision, node);
+        }
+    }
+
+    /// Takes an event; false if the watcher must list again.
+    fn take(&mut self, event: &core::Event) -> bool {
+        self.events += 1;
+        let revision = event.revision;
+        match &event.kind {
+            EventKind::Volume(volume) => self.volume(revision, volume.id, Some(Arc::clone(volume))),
+            EventKind::VolumeRemoved { id, .. } => self.volume(revision, *id, None),
+            EventKind::Node(node) => self.node(revision, node.name.clone(), Some(Arc::clone(node))),
+            EventKind::NodeRemoved(name) => self.node(revision, name.clone(), None),
+            EventKind::Cluster => {}
+            EventKind::Resync => return false,
+        }
+        self.since = self.since.max(Some(revision));
+        true
+    }
+
+    /// Compares what the watcher knows with a state.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn compare(&self, state: &State) -> Result<(), String> {
+        let known: BTreeMap<VolumeId, &Volume> =
+            self.volumes.iter().filter_map(|(id, (_, volume))| Some((*id, volume.as_deref()?))).collect();
+        let there: BTreeMap<VolumeId, &Volume> =
+            state.volumes().iter().map(|(id, volume)| (*id, volume)).collect();
+        if let Some(id) = known.keys().chain(there.keys()).find(|id| known.get(id) != there.get(id)) {
+            return Err(format!("volume {id}: {:?} is known, {:?} is there", known.get(id), there.get(id)));
+        }
+        let known: BTreeMap<&NodeName, &Node> =
+            self.nodes.iter().filter_map(|(name, (_, node))| Some((name, node.as_deref()?))).collect();
+        let there: BTreeMap<&NodeName, &Node> = state.nodes().iter().collect();
+        match known.keys().chain(there.keys()).find(|name| known.get(**name) != there.get(**name)) {
+            Some(name) => {
+                Err(format!("node {name}: {:?} is known, {:?} is there", known.get(name), there.get(name)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it watches.
+    pub fn is_watching(&self) -> bool {
+        matches!(self.stage, Stage::Watching { .. })
+    }
+}
+
+impl World {
+    /// The watcher asks for the next thing.
+    pub(crate) fn watcher_begins(&mut self) {
+        let page = |after: &Option<String>| Page { after: after.clone(), limit: 0 };
+        let request = match &self.watcher.stage {
+            Stage::Volumes(after) => ClientRequest::Read(Read::Volumes(page(after))),
+            Stage::Nodes(after) => ClientRequest::Read(Read::Nodes(page(after))),
+            Stage::Asking => ClientRequest::Watch { from: self.watcher.since },
+            Stage::Watching { .. } => return,
+        };
+        let pending = self.ask(Caller::Watcher, request);
+        self.watcher.pending = Some(pending);
+    }
+
+    /// The watcher has its answer.
+    pub(crate) fn watcher_answered(&mut self, pending: &Pending, reply: &Reply) {
+        let watcher = &mut self.watcher;
+        match reply {
+            Reply::Read { revision, result: ReadResult::Volumes { items, next } } => {
+                // Of several pages the oldest revision is the one from which on nothing is missed.
+                watcher.since = Some(watcher.since.map_or(*revision, |since| since.min(*revision)));
+                for volume in items {
+                    watcher.volume(*revision, volume.id, Some(Arc::clone(volume)));
+                }
+                let more = next.is_some();
+                watcher.stage = if more { Stage::Volumes(next.clone()) } else { Stage::Nodes(None) };
+            }
+            Reply::Read { revision, result: ReadResult::Nodes { items, next } } => {
+                for node in items {
+                    watcher.node(*revision, node.name.clone(), Some(Arc::clone(node)));
+                }
+                watcher.stage = if next.is_some() { Stage::Nodes(next.clone()) } else { Stage::Asking };
+            }
+            Reply::Watching { revision, backlog } => {
+                let life = self.processes.get(&pending.target).map_or(Life(0), |process| process.life);
+                watcher.stage = Stage::Watching { member: pending.target, life };
+                event!("the watcher watches through member {} from {revision}", pending.target);
+                if !backlog.iter().all(|event| watcher.take(event)) {
+                    watcher.list_again();
+                }
+                watcher.since = watcher.since.max(Some(*revision));
+            }
+            Reply::Failed(RequestError::TooOld { oldest }) => {
+                event!("the watcher must list again: the history begins at {oldest}");
+                watcher.list_again();
+            }
+            other => event!("the watcher is told {other:?}"),
+        }
+        self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Watcher, 0));
+    }
+
+    /// A member tells its watchers what happened.
+    pub(crate) fn watcher_sees(
+        &mut self,
+        from: MemberId,
+        run: Life,
+        events: &[core::Event],
+    ) -> Result<(), Violation> {
+        if self.watcher.stage != (Stage::Watching { member: from, life: run }) {
+            return Ok(());
+        }
+        for event in events {
+            if self.watcher.since.is_some_and(|since| event.revision < since) {
+                return Err(Violation::Invariant {
+                    invariant: "events come in order of revisions",
+                    detail: format!("{:?} after {:?}", event, self.watcher.since),
+                });
+            }
+            self.oracle.told = self.oracle.told.max(event.revision);
+            if !self.watcher.take(event) {
+                event!("the watcher must list again: member {from} has a gap");
+                self.watcher.list_again();
+                self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Watcher, 0));
+                return Ok(());
+            }
+        }
+        // Now and then a watch breaks off and is taken up again elsewhere.
+        if !events.is_empty() && self.random.chance(1, 40) {
+            self.watcher.stage = Stage::Asking;
+            self.scheduler.after(Duration::from_millis(20), Event::Wake(Caller::Watcher, 0));
+        }
+        Ok(())
+    }
+
+    /// The member through which the watcher watches has died.
+    pub(crate) fn watch_ends(&mut self, member: MemberId) {
+        if matches!(self.watcher.stage, Stage::Watching { member: watched, .. } if watched == member) {
+            self.watcher.stage = Stage::Asking;
+            self.scheduler.after(Duration::from_millis(20), Event::Wake(Caller::Watcher, 0));
+        }
+    }
+}
