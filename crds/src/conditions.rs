@@ -81,9 +81,17 @@ impl<'a> Conditions<'a> {
         }
     }
 
-    /// The new list, in the order in which conditions were first set.
+    /// Keeps the condition `type_` as it was, if it was: nothing new can be said of it.
+    pub fn keep(&mut self, type_: &str) {
+        if self.new.iter().all(|new| new.type_ != type_) {
+            self.new.extend(self.old.iter().find(|old| old.type_ == type_).cloned());
+        }
+    }
+
+    /// The new list, ordered by type.
     #[must_use]
-    pub fn finish(self) -> Vec<Condition> {
+    pub fn finish(mut self) -> Vec<Condition> {
+        self.new.sort_by(|a, b| a.type_.cmp(&b.type_));
         self.new
     }
 }

@@ -1,0 +1,401 @@
+//! The status of one `StorageNode`: what was observed, never what is hoped for.
+
+use std::collections::BTreeMap;
+
+use basalt_crds as crds;
+use basalt_crds::storage_node::{DiskState, DiskStatus, NodePhase, PoolState, PoolStatus};
+use basalt_crds::{Conditions, Status, StorageNodeStatus, format_bytes};
+use basalt_model::{
+    ClusterId, DiskHealth, Lifecycle, Liveness, Node, PoolHealth, PoolName, PoolObserved, PoolSpec, Problem,
+};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::NodeSight;
+use crate::intent::Rejection;
+use crate::storage_node::{Departure, Situation};
+
+const CONNECTED: &str = "Connected";
+const DELETABLE: &str = "Deletable";
+const POOLS_READY: &str = "PoolsReady";
+const READY: &str = "Ready";
+const SYNCED: &str = "Synced";
+/// How many of the volumes that hold a node back a message names.
+const NAMES_MAX: usize = 5;
+
+/// What every status of one object is written from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) object: &'a crds::StorageNode,
+    pub(crate) generation: i64,
+    /// The cluster that answered; `None` when none did.
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) now: Timestamp,
+}
+
+/// One reason with its sentence, for conditions.
+#[derive(Debug, Clone)]
+struct Word {
+    reason: String,
+    message: String,
+}
+
+impl Word {
+    fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason: reason.into(), message: message.into() }
+    }
+}
+
+impl<'a> Context<'a> {
+    /// The status of an object that is to stay.
+    pub(crate) fn staying(
+        self,
+        situation: &Situation<'_>,
+        rejection: Option<&Rejection>,
+    ) -> StorageNodeStatus {
+        let mut draft = self.draft();
+        match situation {
+            Situation::Unreachable(message) => draft.unreachable(message),
+            Situation::Elsewhere { recorded, answering } => draft.cut_off(&elsewhere(recorded, *answering)),
+            Situation::Missing => draft.cut_off(&Word::new(
+                "NoRecord",
+                "the control plane has no record of this node, which was registered: restore the control plane; or, if \
+                 what was on it is given up, delete this object and create it again",
+            )),
+            Situation::Taken(node) => draft.cut_off(&taken(node)),
+            Situation::Invalid { error, present } => {
+                let word = Word::new("Invalid", error.to_string());
+                match present {
+                    Some(present) => draft.observe(present),
+                    None => draft.not_ready(NodePhase::Pending, &word),
+                }
+                draft.not_synced(&word);
+            }
+            Situation::Wanted(_) => {
+                let word = rejection.map_or_else(|| Word::new("Pending", "asking the control plane"), refused);
+                draft.not_ready(NodePhase::Pending, &word);
+                draft.not_synced(&word);
+            }
+            Situation::Drifted { present, .. } => {
+                draft.observe(present);
+                match rejection {
+                    Some(rejection) => draft.not_synced(&refused(rejection)),
+                    None => draft.synced(),
+                }
+            }
+            Situation::Settled(present) => {
+                draft.observe(present);
+                draft.synced();
+            }
+        }
+        draft.finish()
+    }
+
+    /// The status of an object that is to go.
+    pub(crate) fn leaving(
+        self,
+        departure: &Departure<'_>,
+        rejection: Option<&Rejection>,
+    ) -> StorageNodeStatus {
+        let mut draft = self.draft();
+        match departure {
+            Departure::Unreachable(message) => draft.unreachable(message),
+            Departure::Elsewhere { recorded, answering } => {
+                let word = elsewhere(recorded, *answering);
+                draft.not_synced(&word);
+                draft.held_back(&word);
+            }
+            Departure::Closing(_) | Departure::Empty(_) => {
+                let word = rejection.map_or_else(|| Word::new("Deleting", "it is to go"), refused);
+                draft.not_synced(&word);
+                draft.held_back(&word);
+            }
+            Departure::Occupied(sight) => {
+                draft.observe(sight);
+                draft.synced();
+                draft.held_back(&occupied(sight));
+            }
+            Departure::Gone => {
+                draft.conditions.set(
+                    SYNCED,
+                    Status::True,
+                    "Synced",
+                    "the control plane holds nothing of this object",
+                );
+                draft.conditions.set(DELETABLE, Status::True, "Deletable", "nothing holds it back");
+                draft.conditions.set(READY, Status::False, "Deleting", "nothing is left");
+            }
+        }
+        draft.status.phase = Some(NodePhase::Deleting);
+        draft.finish()
+    }
+
+    fn draft(self) -> Draft<'a> {
+        let old = self.object.status.as_ref();
+        let conditions =
+            Conditions::new(old.map_or(&[], |old| old.conditions.as_slice()), self.generation, self.now);
+        let mut status = old.cloned().unwrap_or_default();
+        status.observed_generation = Some(self.generation);
+        status.conditions = Vec::new();
+        Draft { status, cluster: self.cluster, conditions }
+    }
+}
+
+struct Draft<'a> {
+    status: StorageNodeStatus,
+    cluster: Option<ClusterId>,
+    conditions: Conditions<'a>,
+}
+
+impl Draft<'_> {
+    /// Nothing can be said now; what was seen last stays.
+    fn unreachable(&mut self, message: &str) {
+        let message = format!("the control plane cannot be reached: {message}");
+        self.status.phase.get_or_insert(NodePhase::Pending);
+        for type_ in [CONNECTED, READY, SYNCED] {
+            self.conditions.set(type_, Status::Unknown, "ControlPlaneUnreachable", message.clone());
+        }
+        self.conditions.keep(POOLS_READY);
+        self.conditions.keep(DELETABLE);
+    }
+
+    /// The control plane answers, but what it holds is not this object's node.
+    fn cut_off(&mut self, word: &Word) {
+        let registered = self.status.cluster_id.is_some();
+        self.not_ready(if registered { NodePhase::Offline } else { NodePhase::Pending }, word);
+        self.not_synced(word);
+    }
+
+    fn not_ready(&mut self, phase: NodePhase, word: &Word) {
+        self.status.phase = Some(phase);
+        self.conditions.set(READY, Status::False, &word.reason, word.message.clone());
+    }
+
+    fn not_synced(&mut self, word: &Word) {
+        self.conditions.set(SYNCED, Status::False, &word.reason, word.message.clone());
+    }
+
+    fn synced(&mut self) {
+        self.conditions.set(
+            SYNCED,
+            Status::True,
+            "Synced",
+            "the control plane has accepted the specification",
+        );
+    }
+
+    fn held_back(&mut self, word: &Word) {
+        self.conditions.set(DELETABLE, Status::False, &word.reason, word.message.clone());
+        self.conditions.set(READY, Status::False, "Deleting", word.message.clone());
+    }
+
+    /// Writes down what the control plane says of our node.
+    fn observe(&mut self, sight: &NodeSight) {
+        let Some(node) = &sight.node else { return };
+        let live = node.liveness.is_live();
+        let observed = &node.observed;
+        self.status.cluster_id = self.cluster.map(|cluster| cluster.to_string());
+        self.status.version = Some(observed.version.clone()).filter(|version| !version.is_empty());
+        self.status.endpoint = observed.endpoints.first().map(ToString::to_string);
+        self.status.volumes = Some(i64::try_from(sight.volumes.len()).unwrap_or(i64::MAX));
+        self.status.pools = pools(sight, node);
+        self.status.disks = disks(node);
+        let sum = |field: fn(&PoolObserved) -> u64| -> Option<String> {
+            let total: u64 = observed.pools.values().map(field).sum();
+            (!observed.pools.is_empty()).then(|| format_bytes(total))
+        };
+        self.status.capacity = sum(|pool| pool.capacity.0);
+        self.status.used = sum(|pool| pool.used.0);
+
+        let connection = connection(node);
+        self.conditions.set(CONNECTED, live.into(), &connection.reason, connection.message.clone());
+        let trouble = pool_trouble(node);
+        let word = trouble.clone().unwrap_or_else(|| Word::new("Online", "every pool is online"));
+        self.conditions.set(POOLS_READY, trouble.is_none().into(), &word.reason, word.message);
+        let fault = observed.problems.first().map(of_problem).or(trouble);
+        match (node.liveness, fault) {
+            (Liveness::Never, _) => self.not_ready(NodePhase::Pending, &connection),
+            (Liveness::Lost { .. }, _) => self.not_ready(NodePhase::Offline, &connection),
+            (Liveness::Live { .. }, Some(fault)) => self.not_ready(NodePhase::Degraded, &fault),
+            (Liveness::Live { .. }, None) => {
+                self.status.phase = Some(NodePhase::Online);
+                self.conditions.set(
+                    READY,
+                    Status::True,
+                    "Online",
+                    "the daemon is there and all pools are online",
+                );
+            }
+        }
+    }
+
+    fn finish(mut self) -> StorageNodeStatus {
+        self.status.conditions = self.conditions.finish();
+        self.status
+    }
+}
+
+fn connection(node: &Node) -> Word {
+    match node.liveness {
+        Liveness::Never => Word::new(
+            "NeverConnected",
+            format!(
+                "no daemon has connected as {0} yet: start basaltd for node {0} on its machine",
+                node.name
+            ),
+        ),
+        Liveness::Live { .. } => Word::new("Connected", "the daemon has a session with the control plane"),
+        Liveness::Lost { since } => {
+            let since = i64::try_from(since.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            let since = since.map_or_else(String::new, |since| format!(" since {since}"));
+            Word::new("NodeNotConnected", format!("the daemon has not been heard{since}"))
+        }
+    }
+}
+
+/// The first pool that is not online, with all that are named.
+fn pool_trouble(node: &Node) -> Option<Word> {
+    let mut troubles = node.spec.pools.keys().filter_map(|name| trouble_of(node, name));
+    let first = troubles.next()?;
+    let more = troubles.count();
+    if more == 0 {
+        return Some(first);
+    }
+    Some(Word::new(first.reason, format!("{}; and {more} more pools are not online", first.message)))
+}
+
+fn trouble_of(node: &Node, name: &PoolName) -> Option<Word> {
+    let Some(observed) = node.observed.pools.get(name) else {
+        return Some(Word::new("PoolPending", format!("pool {name} has not been reported yet")));
+    };
+    let problem = observed.problem.as_ref().map(of_problem);
+    let disk = observed.disks.values().find_map(|disk| disk.problem.as_ref()).map(of_problem);
+    let said = |reason: &str, what: &str| {
+        let word = problem.clone().or_else(|| disk.clone());
+        word.map_or_else(
+            || Word::new(reason, format!("pool {name} {what}")),
+            |word| Word::new(word.reason, format!("pool {name} {what}: {}", word.message)),
+        )
+    };
+    match observed.health {
+        PoolHealth::Pending => Some(said("PoolPending", "is being created or imported")),
+        PoolHealth::ReadOnly => Some(said("PoolReadOnly", "is in service for reading only")),
+        PoolHealth::Faulted => Some(said("PoolFaulted", "is not in service")),
+        PoolHealth::Online if node.pool(name).is_none() => Some(Word::new(
+            "OtherPool",
+            format!(
+                "the disks of pool {name} hold another pool than the one that belongs here: attach the right disks"
+            ),
+        )),
+        PoolHealth::Online => {
+            disk.map(|disk| Word::new(disk.reason, format!("pool {name}: {}", disk.message)))
+        }
+    }
+}
+
+fn pools(sight: &NodeSight, node: &Node) -> Vec<PoolStatus> {
+    let mut committed: BTreeMap<&PoolName, u64> = BTreeMap::new();
+    for volume in &sight.volumes {
+        *committed.entry(&volume.placement.pool).or_default() += volume.footprint.0;
+    }
+    let status = |(name, _): (&PoolName, &PoolSpec)| {
+        let observed = node.observed.pools.get(name);
+        let trouble = trouble_of(node, name);
+        let state = match observed.map(|observed| observed.health) {
+            None => PoolState::Pending,
+            Some(_) if !node.liveness.is_live() => PoolState::Unknown,
+            Some(PoolHealth::Pending) => PoolState::Pending,
+            Some(PoolHealth::Online) if trouble.is_none() => PoolState::Online,
+            Some(PoolHealth::Online | PoolHealth::ReadOnly) => PoolState::Degraded,
+            Some(PoolHealth::Faulted) => PoolState::Faulted,
+        };
+        PoolStatus {
+            name: name.to_string(),
+            state,
+            capacity: observed.map(|observed| format_bytes(observed.capacity.0)),
+            used: observed.map(|observed| format_bytes(observed.used.0)),
+            committed: Some(format_bytes(committed.get(name).copied().unwrap_or_default())),
+            message: trouble.map(|trouble| trouble.message),
+        }
+    };
+    node.spec.pools.iter().map(status).collect()
+}
+
+fn disks(node: &Node) -> Vec<DiskStatus> {
+    let live = node.liveness.is_live();
+    let of_pool = |(name, spec): (&PoolName, &PoolSpec)| {
+        let observed = node.observed.pools.get(name);
+        let status = |path: &basalt_model::DiskPath| {
+            let disk = observed.and_then(|observed| observed.disks.get(path));
+            DiskStatus {
+                path: path.to_string(),
+                pool: name.to_string(),
+                state: match disk.map(|disk| disk.health) {
+                    _ if !live => DiskState::Offline,
+                    None | Some(DiskHealth::Offline) => DiskState::Offline,
+                    Some(DiskHealth::Online) => DiskState::Online,
+                    Some(DiskHealth::Suspected) => DiskState::Suspected,
+                    Some(DiskHealth::Faulted) => DiskState::Faulted,
+                },
+                message: disk.and_then(|disk| disk.problem.as_ref()).map(|problem| problem.message.clone()),
+            }
+        };
+        spec.disks.iter().map(status).collect::<Vec<_>>()
+    };
+    let mut disks: Vec<_> = node.spec.pools.iter().flat_map(of_pool).collect();
+    disks.sort_by(|a, b| a.path.cmp(&b.path));
+    disks
+}
+
+fn of_problem(problem: &Problem) -> Word {
+    let word = !problem.reason.is_empty() && problem.reason.chars().all(|c| c.is_ascii_alphanumeric());
+    let reason = if word { problem.reason.as_str() } else { "Problem" };
+    Word::new(reason, problem.message.clone())
+}
+
+fn occupied(sight: &NodeSight) -> Word {
+    let count = sight.volumes.len();
+    let name = |volume: &basalt_model::Volume| match volume.lifecycle {
+        Lifecycle::Released => format!("{}, put aside as {}", volume.name, volume.id),
+        Lifecycle::Active | Lifecycle::Deleting(_) => volume.name.to_string(),
+    };
+    let mut names: Vec<String> = sight.volumes.iter().map(name).collect();
+    names.sort();
+    let more = count.saturating_sub(NAMES_MAX);
+    names.truncate(NAMES_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Word::new(
+        "NodeHoldsVolumes",
+        format!(
+            "{count} volumes are on it ({}{more}): the node stays until they are deleted",
+            names.join("; ")
+        ),
+    )
+}
+
+fn refused(rejection: &Rejection) -> Word {
+    Word::new(rejection.kind.reason(), rejection.message.clone())
+}
+
+fn elsewhere(recorded: &str, answering: ClusterId) -> Word {
+    Word::new(
+        "OtherCluster",
+        format!(
+            "this object belongs to cluster {recorded}, but the control plane that answers is cluster {answering}: point \
+             the operator at the right one; if the other cluster is gone for good, remove the finalizer {} by hand",
+            crds::FINALIZER
+        ),
+    )
+}
+
+fn taken(node: &Node) -> Word {
+    let uid = node.uid.as_ref().map_or_else(String::new, ToString::to_string);
+    Word::new(
+        "NameTaken",
+        format!(
+            "node {} belongs to an object with UID {uid}: use another name; or, if that object is lost for good, take \
+             over its node by annotating this one with {}={uid}",
+            node.name,
+            crds::OWNER_UID_ANNOTATION
+        ),
+    )
+}
