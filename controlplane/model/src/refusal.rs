@@ -81,6 +81,12 @@ pub enum Refusal {
         /// The member.
         member: MemberId,
     },
+    /// The group needs a member.
+    #[error("member {member} is the last one; add another one first")]
+    LastMember {
+        /// The member.
+        member: MemberId,
+    },
     /// Another object owns the name.
     #[error(
         "the name {name} is taken by an object with another UID; delete that one first or use another name"
@@ -316,6 +322,7 @@ impl Refusal {
             | Refusal::LevelNotHigher { .. }
             | Refusal::MemberRetired { .. }
             | Refusal::MemberDisk { .. }
+            | Refusal::LastMember { .. }
             | Refusal::NodeHoldsVolumes { .. }
             | Refusal::PoolHoldsVolumes { .. }
             | Refusal::PoolNotUsable { .. }

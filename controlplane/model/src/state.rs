@@ -11,6 +11,7 @@ use crate::refusal::Refusal;
 use crate::volume::{Lifecycle, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// Everything that the control plane knows. Equal on all members at the same revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +178,19 @@ impl State {
     /// The volume of this name.
     pub fn volume_named(&self, name: &VolumeName) -> Option<&Volume> {
         self.index.by_name.get(name).and_then(|id| self.volumes.get(id))
+    }
+
+    /// The volumes that have a name, from the one after `after` on, by name.
+    pub fn named_volumes(&self, after: Option<&VolumeName>) -> impl Iterator<Item = &Volume> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.index.by_name.range((start, Bound::Unbounded)).filter_map(|(_, id)| self.volumes.get(id))
+    }
+
+    /// The volumes that were put aside, from the one after `after` on, by id.
+    pub fn released_volumes(&self, after: Option<VolumeId>) -> impl Iterator<Item = &Volume> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.volumes.range((start, Bound::Unbounded));
+        rest.map(|(_, volume)| volume).filter(|volume| volume.lifecycle == Lifecycle::Released)
     }
 
     /// The volumes whose data is on this node, by id.

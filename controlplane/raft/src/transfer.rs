@@ -79,7 +79,10 @@ impl Sender {
             self.resends += 1;
             return (self.resends > RESENDS_MAX).then_some(Outcome::Failed);
         }
-        self.acknowledged = self.acknowledged.max(ack.received);
+        if ack.received > self.acknowledged {
+            self.acknowledged = ack.received;
+            self.resends = 0;
+        }
         self.sent = self.sent.max(self.acknowledged);
         (ack.received >= self.snapshot.data.len() as u64).then_some(Outcome::Finished)
     }

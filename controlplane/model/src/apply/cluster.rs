@@ -58,6 +58,9 @@ impl State {
         context: &mut Context<'_>,
         id: MemberId,
     ) -> Result<Receipt, Refusal> {
+        if self.members.len() == 1 && self.members.contains_key(&id) {
+            return Err(Refusal::LastMember { member: id });
+        }
         if self.members.remove(&id).is_some() {
             context.changed(Change::MemberRemoved(id));
         }

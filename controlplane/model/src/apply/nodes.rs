@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::command::{NodeReport, Receipt};
-use crate::ids::{InstanceId, NodeName, ObjectUid, PoolName};
+use crate::ids::{InstanceId, NodeName, ObjectUid, PoolId, PoolName};
 use crate::node::{Cores, Liveness, Node, NodeObserved, NodeSpec};
 use crate::refusal::{Field, Limited, Refusal, Rule};
 use crate::state::{Change, State};
@@ -142,50 +142,55 @@ impl State {
             Some(bound) => return Err(Refusal::OtherInstance { node: report.node.clone(), bound }),
             None => return Err(Refusal::NotBound { node: report.node.clone() }),
         }
-        if let Some(observed) = &report.observed {
-            self.take_observed(context, report, observed);
-        }
-        for (id, observed) in &report.volumes {
-            let Some(volume) = self.volumes.get(id).filter(|v| v.placement.node == report.node) else {
-                continue;
-            };
-            let provisioned = volume.provisioned || observed.health == VolumeHealth::Online;
-            if volume.observed.as_ref() == Some(observed) && volume.provisioned == provisioned {
-                continue;
-            }
-            if provisioned != volume.provisioned {
+        let Some(news) = self.news(report) else { return Ok(Receipt::Done) };
+        if let Some(observed) = news.observed {
+            let new_ids = new_pool_ids(self.node(&report.node)?, &observed);
+            if !new_ids.is_empty() {
                 context.desired(&report.node);
             }
-            self.touch_volume(context, *id, |volume| {
-                volume.observed = Some(observed.clone());
-                volume.provisioned = provisioned;
+            self.touch_node(context, &report.node, |node| {
+                node.observed = observed;
+                node.pool_ids.extend(new_ids);
+            });
+        }
+        for (id, observed) in news.volumes {
+            let first = observed.health == VolumeHealth::Online
+                && self.volumes.get(&id).is_some_and(|volume| !volume.provisioned);
+            if first {
+                context.desired(&report.node);
+            }
+            self.touch_volume(context, id, |volume| {
+                volume.observed = Some(observed);
+                volume.provisioned |= first;
             });
         }
         Ok(Receipt::Done)
     }
 
-    /// Takes over what was reported about the node itself.
-    fn take_observed(&mut self, context: &mut Context<'_>, report: &NodeReport, observed: &NodeObserved) {
-        let Some(node) = self.nodes.get(&report.node) else { return };
-        let mut observed = observed.clone();
-        observed.boot = Some(report.boot);
-        observed.pools.retain(|pool, _| node.spec.pools.contains_key(pool));
-        let new_ids: Vec<(PoolName, _)> = observed
-            .pools
-            .iter()
-            .filter(|(pool, _)| !node.pool_ids.contains_key(*pool))
-            .filter_map(|(pool, seen)| seen.id.map(|id| (pool.clone(), id)))
-            .collect();
-        if node.observed == observed && new_ids.is_empty() {
-            return;
-        }
-        if !new_ids.is_empty() {
-            context.desired(&report.node);
-        }
-        self.touch_node(context, &report.node, |node| {
-            node.observed = observed;
-            node.pool_ids.extend(new_ids);
+    /// The part of a report that would change the state; `None` when nothing would.
+    pub fn news(&self, report: &NodeReport) -> Option<NodeReport> {
+        let node = self.nodes.get(&report.node)?;
+        let observed = report.observed.as_ref().map(|observed| {
+            let mut observed = observed.clone();
+            observed.boot = Some(report.boot);
+            observed.pools.retain(|pool, _| node.spec.pools.contains_key(pool));
+            observed
         });
+        let observed = observed.filter(|o| node.observed != *o || !new_pool_ids(node, o).is_empty());
+        let volumes: BTreeMap<_, _> = report
+            .volumes
+            .iter()
+            .filter(|(id, seen)| {
+                self.volumes.get(id).is_some_and(|volume| {
+                    volume.placement.node == report.node && volume.observed.as_ref() != Some(seen)
+                })
+            })
+            .map(|(id, seen)| (*id, seen.clone()))
+            .collect();
+        if observed.is_none() && volumes.is_empty() {
+            return None;
+        }
+        Some(NodeReport { observed, volumes, ..report.clone() })
     }
 
     pub(super) fn set_liveness(
@@ -227,6 +232,12 @@ fn check_uid(present: Option<&ObjectUid>, given: Option<&ObjectUid>, name: &Node
         (Some(_), None) => Err(Refusal::NameTaken { name: name.to_string() }),
         _ => Ok(()),
     }
+}
+
+/// The UUIDs of pools that are reported for the first time.
+fn new_pool_ids(node: &Node, observed: &NodeObserved) -> Vec<(PoolName, PoolId)> {
+    let unknown = observed.pools.iter().filter(|(pool, _)| !node.pool_ids.contains_key(*pool));
+    unknown.filter_map(|(pool, seen)| seen.id.map(|id| (pool.clone(), id))).collect()
 }
 
 fn check_spec(spec: &NodeSpec) -> Result<(), Refusal> {
