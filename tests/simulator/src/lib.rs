@@ -12,6 +12,7 @@ pub mod drift;
 pub mod history;
 pub mod linearize;
 pub mod network;
+pub mod pattern;
 pub mod planted;
 pub mod run;
 pub mod scenario;
