@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
 /// Builds the simulator optimised, with assertions, and runs the seeds; it prints how to replay a failure.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let status = workspace::cargo(&["run", "--quiet", "--profile=sim", "--package=basalt-simulator", "--"])?
-        .args(["--seeds", &arguments.seeds.to_string(), "--from", &arguments.from.to_string()])
+        .args(["run", "--seeds", &arguments.seeds.to_string(), "--from", &arguments.from.to_string()])
         .status()
         .context("cannot run cargo")?;
     if !status.success() {

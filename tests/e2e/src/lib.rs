@@ -4,8 +4,10 @@
 //! tests themselves are in `tests/`; they drive the product's programs as a user would and link none of its crates. They
 //! are left out of `cargo test`, because they need programs that are built and, some, root; `cargo xtask test` runs them.
 
+pub mod cluster;
 pub mod guest;
 pub mod packages;
+pub mod programs;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,9 @@ pub enum Error {
     /// There is no place for what is built once.
     #[error("no place for the guest image")]
     Cache(#[from] basalt_kube::Error),
+    /// The test does not know where the product's programs are.
+    #[error("{} does not name the folder of the built programs", programs::PROGRAMS_ENV)]
+    NoPrograms,
     /// A program could not be run.
     #[error("cannot run {program}")]
     Run {

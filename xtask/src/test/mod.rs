@@ -6,6 +6,7 @@
 mod steps;
 mod tally;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -79,7 +80,7 @@ fn run_step(step: &Step, logs: &Path, started: Instant) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut broken = None;
     for command in &step.commands {
-        let (counted, succeeded) = run_command(command, &mut log)?;
+        let (counted, succeeded) = run_command(command, &step.environment, &mut log)?;
         tally.add(counted);
         if !succeeded {
             broken = Some(command.join(" "));
@@ -103,7 +104,11 @@ fn run_step(step: &Step, logs: &Path, started: Instant) -> Result<Tally> {
 }
 
 /// Runs one command at the root of the source tree; its output goes to the log and is counted line by line.
-fn run_command(command: &[String], log: &mut File) -> Result<(Tally, bool)> {
+fn run_command(
+    command: &[String],
+    environment: &[(&'static str, OsString)],
+    log: &mut File,
+) -> Result<(Tally, bool)> {
     let (program, args) = command.split_first().context("a step without a command")?;
     writeln!(log, "+ {}", command.join(" "))?;
     let mut child = Command::new(resolve(program)?);
@@ -112,6 +117,7 @@ fn run_command(command: &[String], log: &mut File) -> Result<(Tally, bool)> {
         .current_dir(workspace::root())
         .env("CARGO_TARGET_DIR", workspace::target_dir()?)
         .env("CARGO_TERM_COLOR", "never")
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log.try_clone()?);

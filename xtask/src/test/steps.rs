@@ -1,6 +1,10 @@
 //! The list of steps.
 
-use anyhow::Result;
+use std::ffi::OsString;
+
+use anyhow::{Context, Result};
+
+use crate::workspace;
 
 /// Commands that belong together; the first that fails ends the step.
 #[derive(Debug)]
@@ -9,10 +13,22 @@ pub(super) struct Step {
     pub(super) what: &'static str,
     /// `cargo` and `xtask` stand for the ones that are running.
     pub(super) commands: Vec<Vec<String>>,
+    pub(super) environment: Vec<(&'static str, OsString)>,
 }
+
+/// Seeds of the simulator in one run.
+const SEEDS: &str = "--seeds=300";
 
 /// In the order in which they run: the quick ones first, then what others build on.
 pub(super) fn all() -> Result<Vec<Step>> {
+    let target = workspace::target_dir()?;
+    let outside = vec![
+        ("BASALT_PROGRAMS", target.join("debug").into_os_string()),
+        ("BASALT_XTASK", std::env::current_exe().context("cannot find this program")?.into_os_string()),
+    ];
+    let simulator = "cargo run --quiet --locked --profile sim --package basalt-simulator";
+    // Other flags make other artefacts of every crate; in the same folder each run would drive out the other's.
+    let planted = format!("{simulator} --target-dir {} -- planted", target.join("planted").display());
     Ok(vec![
         step("tidy", "dependency arrows, file sizes, unsafe code, names", &["xtask tidy"]),
         step("format", "rustfmt", &["cargo fmt --all --check"]),
@@ -26,11 +42,36 @@ pub(super) fn all() -> Result<Vec<Step>> {
             "tests of all crates, those against a real apiserver and the drift of crds/yaml included",
             &["cargo test --workspace --locked --no-fail-fast"],
         ),
+        step("simulate", "300 seeds of the simulator", &[&format!("{simulator} -- run {SEEDS}")]),
+        step("planted", "every planted bug is found", &[&planted])
+            .with(&[("RUSTFLAGS", "--cfg basalt_planted".into())]),
+        step(
+            "linux-host",
+            "Linux's NVMe/TCP host in a guest: mkfs, fio with verify, SIGKILL of the target",
+            &[
+                "cargo build --locked --package basalt-daemon",
+                "cargo test --locked --package basalt-e2e --test guest_rig --test linux_host -- --ignored --nocapture",
+            ],
+        )
+        .with(&outside),
+        step(
+            "cluster",
+            "a whole cluster: up, wrong input, SIGKILL of every process, down and up",
+            &["cargo test --locked --package basalt-e2e --test cluster"],
+        )
+        .with(&outside),
     ])
 }
 
 fn step(name: &'static str, what: &'static str, commands: &[&str]) -> Step {
     let commands =
         commands.iter().map(|command| command.split_whitespace().map(str::to_owned).collect()).collect();
-    Step { name, what, commands }
+    Step { name, what, commands, environment: Vec::new() }
+}
+
+impl Step {
+    fn with(mut self, environment: &[(&'static str, OsString)]) -> Self {
+        self.environment.extend_from_slice(environment);
+        self
+    }
 }

@@ -106,8 +106,10 @@ impl<'a> Cluster<'a> {
                     ("api-peers", &api_peers),
                 ]);
                 args.extend(self.tls(&format!("member-{}", member.id)));
-                // Says only that this member may found the cluster; on a disk that has a cluster it changes nothing.
-                args.push("--bootstrap".to_owned());
+                // One member founds the cluster, once; a member with data is never told to.
+                if member.id == 1 && !self.state.data(&member.name).exists() {
+                    args.push("--bootstrap".to_owned());
+                }
                 self.process(&member.name, "basalt-control", args)
             })
             .collect()

@@ -1,0 +1,251 @@
+//! A whole development cluster from outside: apply, store, break, delete.
+//!
+//! One cluster serves all tests, one after the other; each leaves it as whole as it found it. Without the variables that
+//! `cargo xtask test` sets nothing is run.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test: a failed expectation ends it")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use basalt_e2e::cluster::{Cluster, XTASK_ENV};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+type Test = (&'static str, fn(&Cluster));
+
+const TESTS: &[Test] = &[
+    ("up_announces_what_scripts_need", up_announces_what_scripts_need),
+    (
+        "wrong_input_is_refused_with_the_field_and_the_remedy",
+        wrong_input_is_refused_with_the_field_and_the_remedy,
+    ),
+    ("what_cannot_be_placed_says_so_and_can_be_deleted", what_cannot_be_placed_says_so_and_can_be_deleted),
+    ("a_volume_is_created_used_and_deleted", a_volume_is_created_used_and_deleted),
+    ("every_process_survives_sigkill", every_process_survives_sigkill),
+    ("a_daemon_that_hangs_shows_within_ten_seconds", a_daemon_that_hangs_shows_within_ten_seconds),
+];
+
+/// From `kubectl apply` to `Online`, on a machine that is busy with other tests.
+const ONLINE_DEADLINE: Duration = Duration::from_secs(60);
+/// What the issue promises for a daemon that is gone, and some for a slow machine.
+const NOTICED_DEADLINE: Duration = Duration::from_secs(12);
+
+fn main() -> ExitCode {
+    if std::env::var_os(XTASK_ENV).is_none() {
+        println!("not run: `cargo xtask test` builds what this needs and runs it");
+        return ExitCode::SUCCESS;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("cluster");
+    let (mut passed, mut failed) = (0, 0);
+    let mut judge = |name: &str, ok: bool, started: Instant| {
+        println!(
+            "test {name} ... {} ({:.1} s)",
+            if ok { "ok" } else { "FAILED" },
+            started.elapsed().as_secs_f64()
+        );
+        if ok { passed += 1 } else { failed += 1 }
+    };
+    let started = Instant::now();
+    let cluster = match Cluster::up(&state) {
+        Ok(cluster) => Some(cluster),
+        Err(error) => {
+            eprintln!("{error}");
+            None
+        }
+    };
+    judge("up", cluster.is_some(), started);
+    if let Some(cluster) = cluster {
+        for (name, test) in TESTS {
+            let started = Instant::now();
+            let ok = catch_unwind(AssertUnwindSafe(|| test(&cluster))).is_ok();
+            if !ok {
+                show_logs(&cluster);
+            }
+            judge(name, ok, started);
+        }
+        let started = Instant::now();
+        let ok = catch_unwind(AssertUnwindSafe(|| data_survives_down_and_up(&cluster, &state))).is_ok();
+        judge("data_survives_down_and_up", ok, started);
+    }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out"
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn show_logs(cluster: &Cluster) {
+    for process in cluster.processes().unwrap_or_default() {
+        eprintln!("--- the end of {process}'s log\n{}", cluster.log_tail(&process, 15));
+    }
+}
+
+fn volume(name: &str, size: &str) -> String {
+    format!(
+        "apiVersion: basalt.storage/v1alpha1\nkind: Volume\nmetadata:\n  name: {name}\n\
+         spec:\n  size: {size}\n  allowedHosts: [\"*\"]\n  reclaimPolicy: Delete\n"
+    )
+}
+
+fn phase(object: &Value) -> &str {
+    object["status"]["phase"].as_str().unwrap_or_default()
+}
+
+fn is_online(object: &Value) -> bool {
+    phase(object) == "Online"
+}
+
+fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+}
+
+fn online(cluster: &Cluster, name: &str) -> Value {
+    cluster.wait("volumes", name, ONLINE_DEADLINE, "online", is_online).unwrap()
+}
+
+/// Writes to the volume as an NVMe/TCP host and reads back.
+fn verify(cluster: &Cluster, object: &Value) -> Result<String, basalt_e2e::Error> {
+    let nqn = object["status"]["nqn"].as_str().unwrap();
+    let path = &object["status"]["paths"][0];
+    let address = format!("{}:{}", path["address"].as_str().unwrap(), path["port"]);
+    cluster.basalt(&["verify", "--address", &address, "--nqn", nqn])
+}
+
+fn up_announces_what_scripts_need(cluster: &Cluster) {
+    let lines = cluster.announced();
+    let kubeconfig = lines.iter().find_map(|line| line.strip_prefix("KUBECONFIG=")).unwrap();
+    assert!(Path::new(kubeconfig).is_file());
+    let volumes: Vec<&String> = lines.iter().filter(|line| line.starts_with("VOLUME ")).collect();
+    let object = online(cluster, "data");
+    let path = &object["status"]["paths"][0];
+    let expected = format!(
+        "VOLUME data NQN={} ADDRESS={}:{}",
+        object["status"]["nqn"].as_str().unwrap(),
+        path["address"].as_str().unwrap(),
+        path["port"]
+    );
+    assert_eq!(volumes, [&expected]);
+    assert_eq!(lines.last(), Some(&expected));
+    let table = cluster.kubectl(&["get", "bsn,bv"], "").unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert_eq!(table.matches("Online").count(), 4, "three nodes and a volume:\n{table}");
+}
+
+fn wrong_input_is_refused_with_the_field_and_the_remedy(cluster: &Cluster) {
+    for (manifest, words) in [
+        (format!("{}  replicas: 2\n", volume("wrong", "64Mi")), "spec.replicas"),
+        (volume("wrong", "banana"), "spec.size"),
+        (volume("wrong", "64Mi").replace("\"*\"", "\"somebody\""), "spec.allowedHosts"),
+        (volume("wrong", "64Mi").replace("size", "sise"), "sise"),
+    ] {
+        let refusal = cluster.apply(&manifest).unwrap_err().to_string();
+        assert!(refusal.contains(words), "{manifest}\n{refusal}");
+    }
+    assert!(cluster.get("volumes", "wrong").unwrap().is_none());
+}
+
+fn what_cannot_be_placed_says_so_and_can_be_deleted(cluster: &Cluster) {
+    cluster.apply(&volume("too-large", "10Ti")).unwrap();
+    let object = cluster
+        .wait("volumes", "too-large", ONLINE_DEADLINE, "refused", |object| {
+            condition(object, "Ready").is_some_and(|ready| ready["reason"] == "NoRoom")
+        })
+        .unwrap();
+    assert!(!is_online(&object));
+    let events = cluster.kubectl(&["get", "events", "--all-namespaces", "--output=json"], "").unwrap();
+    let events: Value = serde_json::from_slice(&events.stdout).unwrap();
+    let told = events["items"].as_array().unwrap().iter().any(|event| {
+        let about = if event["regarding"].is_null() { &event["involvedObject"] } else { &event["regarding"] };
+        about["name"] == "too-large" && event["type"] == "Warning"
+    });
+    assert!(told, "no warning among the events: {events}");
+    cluster.kubectl(&["delete", "volumes.basalt.storage", "too-large", "--wait=false"], "").unwrap();
+    cluster.wait_gone("volumes", "too-large", ONLINE_DEADLINE).unwrap();
+}
+
+fn a_volume_is_created_used_and_deleted(cluster: &Cluster) {
+    cluster.apply(&volume("short-lived", "64Mi")).unwrap();
+    let object = online(cluster, "short-lived");
+    verify(cluster, &object).unwrap();
+    cluster.kubectl(&["delete", "volumes.basalt.storage", "short-lived", "--wait=false"], "").unwrap();
+    cluster.wait_gone("volumes", "short-lived", ONLINE_DEADLINE).unwrap();
+    assert!(verify(cluster, &object).is_err(), "a deleted volume must not be served");
+}
+
+fn every_process_survives_sigkill(cluster: &Cluster) {
+    cluster.apply(&volume("survivor", "64Mi")).unwrap();
+    let before = online(cluster, "survivor");
+    for process in cluster.processes().unwrap() {
+        let killed = cluster.pid(&process).unwrap();
+        signal(cluster, &process, Signal::KILL);
+        restarted(cluster, &process, killed);
+        // The whole path works again: an object that is new reaches a daemon and comes back.
+        let name = format!("after-{process}");
+        applied(cluster, &volume(&name, "16Mi"));
+        let object = online(cluster, &name);
+        verify(cluster, &object).unwrap();
+        let old = online(cluster, "survivor");
+        for field in ["nqn", "uuid", "volumeId", "paths"] {
+            assert_eq!(old["status"][field], before["status"][field], "{field} after {process} was killed");
+        }
+        cluster.kubectl(&["delete", "volumes.basalt.storage", &name, "--wait=false"], "").unwrap();
+        cluster.wait_gone("volumes", &name, ONLINE_DEADLINE).unwrap();
+    }
+    verify(cluster, &before).unwrap();
+    cluster.kubectl(&["delete", "volumes.basalt.storage", "survivor", "--wait=false"], "").unwrap();
+    cluster.wait_gone("volumes", "survivor", ONLINE_DEADLINE).unwrap();
+}
+
+fn a_daemon_that_hangs_shows_within_ten_seconds(cluster: &Cluster) {
+    let object = online(cluster, "data");
+    let node = object["status"]["paths"][0]["node"].as_str().unwrap().to_owned();
+    let process = format!("basaltd-{node}");
+    signal(cluster, &process, Signal::STOP);
+    let noticed = cluster
+        .wait("storagenodes", &node, NOTICED_DEADLINE, "offline", |object| phase(object) == "Offline")
+        .and_then(|_| {
+            cluster.wait("volumes", "data", NOTICED_DEADLINE, "unavailable", |object| !is_online(object))
+        });
+    signal(cluster, &process, Signal::CONT);
+    noticed.unwrap();
+    cluster.wait("storagenodes", &node, ONLINE_DEADLINE, "online", is_online).unwrap();
+    let object = online(cluster, "data");
+    verify(cluster, &object).unwrap();
+}
+
+fn data_survives_down_and_up(cluster: &Cluster, state: &Path) {
+    let before = online(cluster, "data");
+    cluster.down().unwrap();
+    assert!(cluster.processes().unwrap().is_empty());
+    let again = Cluster::up(state).unwrap();
+    let after = online(&again, "data");
+    for field in ["nqn", "uuid", "volumeId"] {
+        assert_eq!(after["status"][field], before["status"][field], "{field} after a restart");
+    }
+}
+
+fn signal(cluster: &Cluster, process: &str, signal: Signal) {
+    let pid = cluster.pid(process).unwrap().and_then(Pid::from_raw).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Waits until the supervisor has started the process again, under another id.
+fn restarted(cluster: &Cluster, process: &str, killed: Option<i32>) {
+    let started = Instant::now();
+    while cluster.pid(process).unwrap() == killed {
+        assert!(started.elapsed() < ONLINE_DEADLINE, "{process} was not started again");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Applies, also while the apiserver is coming back.
+fn applied(cluster: &Cluster, manifest: &str) {
+    let started = Instant::now();
+    while let Err(error) = cluster.apply(manifest) {
+        assert!(started.elapsed() < ONLINE_DEADLINE, "{error}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
