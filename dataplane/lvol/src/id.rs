@@ -57,7 +57,7 @@ uuid_id! {
 
 /// Grows whenever what a node must do for a volume changes. A node keeps the highest that it has seen and refuses a deletion
 /// with a lower one: that order was given before the volume was taken into use again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -82,17 +82,17 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Which desired state this is: a raft index, and the term it was issued in.
+/// Which desired state this is. Ordered: a later one is greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Revision {
-    /// Raft index: never goes back while the cluster lives.
+    /// Counts recoveries from a lost majority; indexes of different incarnations do not compare.
+    pub incarnation: u64,
+    /// Raft index: never goes back within an incarnation.
     pub index: u64,
-    /// Raft term of the leader that issued it.
-    pub term: u64,
 }
 
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (term {})", self.index, self.term)
+        write!(f, "{}.{}", self.incarnation, self.index)
     }
 }

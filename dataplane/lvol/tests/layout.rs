@@ -54,7 +54,7 @@ fn encode(sequence: u64, volumes: &[VolumeRecord]) -> EncodedTable {
         sequence,
         pool: PoolId::from_bytes([2; 16]),
         name: "nvme",
-        revision: Revision { index: 42, term: 3 },
+        revision: Revision { incarnation: 3, index: 42 },
         disks: &disks(),
         volumes: &sources,
     };
@@ -93,7 +93,7 @@ fn a_table_reads_back_as_it_was_written() {
     let (header, entries) = decode(&table.bytes).unwrap();
     assert_eq!(header.sequence, 9);
     assert_eq!(header.name, "nvme");
-    assert_eq!(header.revision, Revision { index: 42, term: 3 });
+    assert_eq!(header.revision, Revision { incarnation: 3, index: 42 });
     assert_eq!(header.disks, disks());
     assert_eq!(header.checksum, table.header_checksum);
     assert_eq!(header.table_bytes(), table.bytes.len() as u64);

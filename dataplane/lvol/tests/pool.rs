@@ -29,7 +29,7 @@ fn a_volume_is_created_written_and_found_again() {
         drop((bytes, pool));
 
         let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
-        assert_eq!((pool.name(), pool.revision()), ("pool", Revision { index: 5, term: 1 }));
+        assert_eq!((pool.name(), pool.revision()), ("pool", Revision { incarnation: 1, index: 5 }));
         assert_eq!(pool.free(), free - 5 * MIB);
         let Some(VolumeStatus::Ready(record, device)) = pool.volume(volume_id(1)) else {
             panic!("it is there")

@@ -129,8 +129,12 @@ pub fn named_all(devices: &[Arc<dyn BlockDevice>]) -> Vec<PoolDisk> {
 pub async fn create(handle: &Handle, devices: &[Arc<dyn BlockDevice>]) -> Result<Pool, CreateError> {
     let disks = named_all(devices);
     let disks = disks.into_iter().map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false }).collect();
-    let new =
-        NewPool { cluster: CLUSTER, name: "pool".into(), revision: Revision { index: 5, term: 1 }, disks };
+    let new = NewPool {
+        cluster: CLUSTER,
+        name: "pool".into(),
+        revision: Revision { incarnation: 1, index: 5 },
+        disks,
+    };
     Pool::create(handle, new).await
 }
 

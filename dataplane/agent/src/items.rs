@@ -1,0 +1,215 @@
+//! What the agent has done so far, and what is due. Pure bookkeeping.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use basalt_clock::Instant;
+use basalt_lvol::Pool;
+use basalt_lvol::id::{Generation, Revision, VolumeId};
+
+use crate::desired::{DesiredNode, DesiredVolume};
+use crate::report::{DiskReport, Problem};
+
+/// One thing that work is done for; never by two pieces of work at a time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    /// The address that is listened on.
+    Listener(SocketAddr),
+    /// A pool by its name.
+    Pool(String),
+    /// A volume that is to be deleted.
+    Deletion(VolumeId),
+    /// A volume that is to be there.
+    Volume(VolumeId),
+}
+
+/// What the agent knows about everything that it works on.
+#[derive(Default)]
+pub(crate) struct Items {
+    /// Listeners that are bound.
+    pub(crate) listeners: BTreeMap<SocketAddr, BoundListener>,
+    pub(crate) pools: BTreeMap<String, PoolItem>,
+    pub(crate) volumes: BTreeMap<VolumeId, VolumeItem>,
+    /// Tombstones that were carried out, with their generation.
+    pub(crate) deleted: BTreeMap<VolumeId, Generation>,
+    busy: BTreeSet<Key>,
+    failures: BTreeMap<Key, Failure>,
+}
+
+/// A listener that is bound.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BoundListener {
+    /// As it was asked for.
+    pub(crate) advertise: SocketAddr,
+    /// As hosts are told.
+    pub(crate) endpoint: SocketAddr,
+}
+
+/// A pool that is open or could not be opened.
+#[derive(Default)]
+pub(crate) struct PoolItem {
+    pub(crate) pool: Option<Pool>,
+    /// One for each disk of the desired state as it was when the pool was tried last.
+    pub(crate) disks: Vec<DiskReport>,
+    /// What is wrong with a pool that is open all the same.
+    pub(crate) problem: Option<Problem>,
+}
+
+/// A volume that was worked on.
+#[derive(Default)]
+pub(crate) struct VolumeItem {
+    /// What was put into effect.
+    pub(crate) applied: Option<DesiredVolume>,
+    pub(crate) exported: bool,
+    /// Bytes; 0 while it does not exist.
+    pub(crate) size: u64,
+}
+
+/// Something failed and will be tried again.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    count: u32,
+    next_try: Instant,
+    pub(crate) problem: Problem,
+    /// The data is lost.
+    pub(crate) lost: bool,
+}
+
+/// What can be begun.
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    pub(crate) keys: Vec<Key>,
+    /// When to look again if nothing else happens before.
+    pub(crate) next_try: Option<Instant>,
+}
+
+impl Items {
+    /// Marks as busy, and gives, what is to be done now.
+    pub(crate) fn take_due(&mut self, desired: &DesiredNode, now: Instant, room: usize) -> Due {
+        let mut due = Due::default();
+        for key in self.wanted(desired) {
+            if self.is_blocked(&key) {
+                continue;
+            }
+            match self.failures.get(&key) {
+                Some(failure) if failure.next_try > now => {
+                    due.next_try = Some(due.next_try.map_or(failure.next_try, |at| at.min(failure.next_try)));
+                }
+                _ if due.keys.len() < room => {
+                    self.busy.insert(key.clone());
+                    due.keys.push(key);
+                }
+                // The end of any work in progress looks again.
+                _ => {}
+            }
+        }
+        due
+    }
+
+    /// True if everything was tried, whether it worked or not.
+    pub(crate) fn is_settled(&self, desired: &DesiredNode) -> bool {
+        self.busy.is_empty() && self.wanted(desired).iter().all(|key| self.failures.contains_key(key))
+    }
+
+    /// What differs from the desired state, in the order in which it is to be done.
+    fn wanted(&self, desired: &DesiredNode) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for bind in self.listeners.keys() {
+            if desired.listeners.iter().all(|listener| listener.bind != *bind) {
+                keys.push(Key::Listener(*bind));
+            }
+        }
+        for listener in &desired.listeners {
+            let bound = self.listeners.get(&listener.bind);
+            if bound.is_none_or(|bound| bound.advertise != listener.advertise) {
+                keys.push(Key::Listener(listener.bind));
+            }
+        }
+        for pool in &desired.pools {
+            if self.pool(&pool.name).is_none() {
+                keys.push(Key::Pool(pool.name.clone()));
+            }
+        }
+        for tombstone in &desired.tombstones {
+            let done = self.deleted.get(&tombstone.volume) == Some(&tombstone.generation);
+            if !done && self.pool(&tombstone.pool).is_some() {
+                keys.push(Key::Deletion(tombstone.volume));
+            }
+        }
+        for volume in &desired.volumes {
+            let applied = self.volumes.get(&volume.id).and_then(|item| item.applied.as_ref());
+            if applied != Some(volume) && self.pool(&volume.pool).is_some() {
+                keys.push(Key::Volume(volume.id));
+            }
+        }
+        keys
+    }
+
+    /// Work for it, or for the same volume, is under way.
+    fn is_blocked(&self, key: &Key) -> bool {
+        let twin = match key {
+            Key::Deletion(volume) => Some(Key::Volume(*volume)),
+            Key::Volume(volume) => Some(Key::Deletion(*volume)),
+            Key::Listener(_) | Key::Pool(_) => None,
+        };
+        self.busy.contains(key) || twin.is_some_and(|twin| self.busy.contains(&twin))
+    }
+
+    /// The work for a key has ended.
+    pub(crate) fn ended(&mut self, key: &Key) {
+        assert!(self.busy.remove(key), "only work that was begun ends");
+    }
+
+    /// The work for a key was successful.
+    pub(crate) fn succeeded(&mut self, key: &Key) {
+        self.failures.remove(key);
+    }
+
+    /// How many times in a row it failed.
+    pub(crate) fn failures_of(&self, key: &Key) -> u32 {
+        self.failures.get(key).map_or(0, |failure| failure.count)
+    }
+
+    /// The work for a key failed once more.
+    pub(crate) fn failed(&mut self, key: Key, problem: Problem, lost: bool, next_try: Instant) {
+        let count = self.failures_of(&key).saturating_add(1);
+        self.failures.insert(key, Failure { count, next_try, problem, lost });
+    }
+
+    /// The failure of a key that is waiting for its next try or being tried again.
+    pub(crate) fn failure(&self, key: &Key) -> Option<&Failure> {
+        self.failures.get(key)
+    }
+
+    /// Something else is wanted: what failed before may work now.
+    pub(crate) fn retry_now(&mut self) {
+        for failure in self.failures.values_mut() {
+            failure.next_try = Instant::ORIGIN;
+            failure.count = 0;
+        }
+    }
+
+    /// Forgets failures and deletions that are not about the desired state any more.
+    pub(crate) fn forget_all_but(&mut self, desired: &DesiredNode) {
+        let wanted: BTreeSet<Key> = self.wanted(desired).into_iter().collect();
+        self.failures.retain(|key, _| wanted.contains(key));
+        let ordered: BTreeSet<VolumeId> =
+            desired.tombstones.iter().map(|tombstone| tombstone.volume).collect();
+        self.deleted.retain(|volume, _| ordered.contains(volume));
+    }
+
+    /// An open pool.
+    pub(crate) fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.get(name).and_then(|item| item.pool.as_ref())
+    }
+
+    /// The highest revision that an open pool has noted.
+    pub(crate) fn pools_revision(&self) -> Option<Revision> {
+        self.pools.values().filter_map(|item| item.pool.as_ref()).map(Pool::revision).max()
+    }
+
+    /// Addresses at which hosts reach the node.
+    pub(crate) fn endpoints(&self) -> Vec<SocketAddr> {
+        self.listeners.values().map(|listener| listener.endpoint).collect()
+    }
+}

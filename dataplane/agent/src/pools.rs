@@ -1,0 +1,229 @@
+//! Opening pools: importing what is there, creating what never was.
+
+use basalt_clock::mark;
+use basalt_lvol::id::{ClusterId, PoolId};
+use basalt_lvol::layout::{DamageReason, Role};
+use basalt_lvol::{
+    CreateError, DiskContent, DiskFault, DiskRefusal, ImportError, NewPool, NewPoolDisk, Pool, PoolDisk,
+    examine,
+};
+use basalt_reactor::DiskError;
+
+use crate::agent::Inner;
+use crate::desired::{DesiredNode, DesiredPool};
+use crate::items::Key;
+use crate::report::{DiskHealth, DiskReport, Problem, Reason};
+
+/// Why a pool is not open: the problem of the pool, and of the disk that is the obstacle.
+struct Obstacle {
+    problem: Problem,
+    /// Path of the disk.
+    disk: Option<String>,
+    /// The pool that was there once is not there any more.
+    lost: bool,
+}
+
+impl Inner {
+    /// Opens a pool.
+    pub(crate) async fn work_pool(&self, name: &str, desired: &DesiredNode) {
+        let Some(wanted) = desired.pools.iter().find(|pool| pool.name == name) else {
+            return;
+        };
+        let key = Key::Pool(name.to_owned());
+        let (devices, mut reports) = self.open_disks(wanted).await;
+        let missing = reports.iter().find_map(|report| report.problem.clone());
+        let opened = match (&missing, wanted.id) {
+            // A pool that never was is not made of a part of its disks.
+            (Some(problem), None) => Err(Obstacle::of(problem.clone())),
+            _ => self.open_pool(wanted, desired, devices).await,
+        };
+        match opened {
+            Ok(pool) => {
+                pool.note_revision(desired.revision);
+                let mut items = self.items.borrow_mut();
+                let item = items.pools.entry(name.to_owned()).or_default();
+                item.pool = Some(pool);
+                item.problem = missing;
+                items.succeeded(&key);
+            }
+            Err(Obstacle { problem, disk, lost }) => {
+                // Where a disk is missing, that is the reason, whatever follows from it; and nothing is lost yet.
+                let lost = lost && missing.is_none();
+                let problem = missing.unwrap_or(problem);
+                if let Some(report) = reports.iter_mut().find(|report| Some(&report.path) == disk.as_ref()) {
+                    report.health = DiskHealth::Faulted;
+                    report.problem = Some(problem.clone());
+                }
+                if lost { self.lost(key, problem) } else { self.failed(key, problem) }
+            }
+        }
+        self.items.borrow_mut().pools.entry(name.to_owned()).or_default().disks = reports;
+    }
+
+    async fn open_disks(&self, wanted: &DesiredPool) -> (Vec<PoolDisk>, Vec<DiskReport>) {
+        let (mut devices, mut reports) = (Vec::new(), Vec::new());
+        for disk in &wanted.disks {
+            let path = disk.path.clone();
+            let report = match self.ports.disks.open(&path).await {
+                Ok(device) => {
+                    let capacity = device.info().bytes();
+                    devices.push(PoolDisk { name: path.clone(), device });
+                    DiskReport { path, health: DiskHealth::Online, capacity, problem: None }
+                }
+                Err(error) => {
+                    let problem = Problem::new(reason_of(error), format!("{path}: {error}"));
+                    let health = match error {
+                        DiskError::NotFound | DiskError::Gone => DiskHealth::Offline,
+                        _ => DiskHealth::Faulted,
+                    };
+                    DiskReport { path, health, capacity: 0, problem: Some(problem) }
+                }
+            };
+            reports.push(report);
+        }
+        (devices, reports)
+    }
+
+    async fn open_pool(
+        &self,
+        wanted: &DesiredPool,
+        desired: &DesiredNode,
+        devices: Vec<PoolDisk>,
+    ) -> Result<Pool, Obstacle> {
+        let pool = match wanted.id {
+            Some(id) => self.import_known(id, desired.cluster, devices).await?,
+            None => self.import_or_create(wanted, desired, devices).await?,
+        };
+        let twin = self.items.borrow().pools.iter().find_map(|(name, item)| {
+            let same = item.pool.as_ref().is_some_and(|open| open.id() == pool.id());
+            (same && *name != wanted.name).then(|| name.clone())
+        });
+        match twin {
+            None => Ok(pool),
+            Some(name) => Err(Obstacle::of(Problem::new(
+                Reason::DiskInUse,
+                format!("these are the disks of the pool {name}, which is open"),
+            ))),
+        }
+    }
+
+    async fn import_known(
+        &self,
+        id: PoolId,
+        cluster: ClusterId,
+        devices: Vec<PoolDisk>,
+    ) -> Result<Pool, Obstacle> {
+        let pool = Pool::import(&self.handle, cluster, devices).await.map_err(Obstacle::of_import)?;
+        if pool.id() == id {
+            mark!("agent-pool-imported");
+            return Ok(pool);
+        }
+        let message = format!("the disks hold the pool {}, expected was {id}", pool.id());
+        Err(Obstacle::of(Problem::new(Reason::DiskOfAnotherPool, message)))
+    }
+
+    /// For a pool that the control plane has not heard of. It may be there all the same: created, and not reported before the
+    /// process ended.
+    async fn import_or_create(
+        &self,
+        wanted: &DesiredPool,
+        desired: &DesiredNode,
+        devices: Vec<PoolDisk>,
+    ) -> Result<Pool, Obstacle> {
+        let mut exists = false;
+        for device in &devices {
+            let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
+            exists |= matches!(content, DiskContent::Pool(found) if found.role != Role::MemberInCreation);
+        }
+        if exists {
+            let pool = Pool::import(&self.handle, desired.cluster, devices).await;
+            let pool = pool.map_err(Obstacle::of_import)?;
+            if pool.name() != wanted.name {
+                let message = format!("the disks hold the pool {} ({})", pool.name(), pool.id());
+                return Err(Obstacle::of(Problem::new(Reason::DiskOfAnotherPool, message)));
+            }
+            mark!("agent-pool-adopted");
+            return Ok(pool);
+        }
+        let overwrite = |device: &PoolDisk| {
+            wanted.disks.iter().any(|disk| disk.path == device.name && disk.overwrite_foreign_data)
+        };
+        let disks = devices
+            .into_iter()
+            .map(|disk| NewPoolDisk { overwrite_foreign_data: overwrite(&disk), disk })
+            .collect();
+        let (cluster, name, revision) = (desired.cluster, wanted.name.clone(), desired.revision);
+        let pool = Pool::create(&self.handle, NewPool { cluster, name, revision, disks }).await;
+        pool.map_err(|error| match error {
+            CreateError::Disk(refusal) => Obstacle::of_refusal(&refusal),
+            CreateError::NotReadBack(_) => Obstacle::of(Problem::new(Reason::PoolDamaged, &error)),
+            CreateError::DiskCount(_) | CreateError::NameTooLong(_) | CreateError::MixedBlocks => {
+                Obstacle::of(Problem::new(Reason::DiskFailed, &error))
+            }
+        })
+    }
+}
+
+fn reason_of(error: DiskError) -> Reason {
+    match error {
+        DiskError::NotFound | DiskError::Gone => Reason::DiskMissing,
+        DiskError::InUse => Reason::DiskInUse,
+        _ => Reason::DiskFailed,
+    }
+}
+
+impl Obstacle {
+    fn of(problem: Problem) -> Self {
+        Self { problem, disk: None, lost: false }
+    }
+
+    fn of_fault(fault: DiskFault) -> Self {
+        Self { problem: Problem::new(Reason::DiskFailed, &fault), disk: Some(fault.disk), lost: false }
+    }
+
+    fn of_import(error: ImportError) -> Self {
+        match &error {
+            ImportError::Disk(refusal) => Self::of_refusal(refusal),
+            ImportError::LeadMissing => {
+                Self { lost: true, ..Self::of(Problem::new(Reason::PoolMissing, &error)) }
+            }
+            ImportError::Stranger(disk) => Self {
+                problem: Problem::new(Reason::DiskOfAnotherPool, &error),
+                disk: Some(disk.clone()),
+                lost: false,
+            },
+            ImportError::Damaged(_) => Self::of(Problem::new(Reason::PoolDamaged, &error)),
+        }
+    }
+
+    fn of_refusal(refusal: &DiskRefusal) -> Self {
+        let (reason, disk) = match refusal {
+            DiskRefusal::Fault(fault) => (Reason::DiskFailed, &fault.disk),
+            DiskRefusal::Foreign { disk, .. } => (Reason::DiskHoldsForeignData, disk),
+            DiskRefusal::Unusable { disk, .. } => (Reason::PoolDamaged, disk),
+            DiskRefusal::OtherCluster { disk, .. } => (Reason::DiskOfAnotherCluster, disk),
+            DiskRefusal::OtherPool { disk, .. } => (Reason::DiskOfAnotherPool, disk),
+            DiskRefusal::Twice { second, .. } => (Reason::DiskInUse, second),
+            DiskRefusal::Unsuitable { disk, .. } | DiskRefusal::Shrunk { disk, .. } => {
+                (Reason::DiskTooSmall, disk)
+            }
+            DiskRefusal::Blank { disk } => (Reason::PoolMissing, disk),
+        };
+        Self {
+            problem: Problem::new(reason, refusal),
+            disk: Some(disk.clone()),
+            lost: reason == Reason::PoolMissing,
+        }
+    }
+}
+
+/// The problem of a volume that its pool has isolated, and whether its data is lost.
+pub(crate) fn isolated(reason: DamageReason) -> (Problem, bool) {
+    match reason {
+        DamageReason::DiskMissing(_) => (Problem::new(Reason::DiskMissing, reason), false),
+        DamageReason::Checksum
+        | DamageReason::Field(_)
+        | DamageReason::OutOfRange
+        | DamageReason::Overlap => (Problem::new(Reason::VolumeDamaged, reason), true),
+    }
+}

@@ -1,0 +1,147 @@
+//! The report: what is, from what the agent and its pools know.
+
+use basalt_lvol::PoolHealth as Health;
+use basalt_lvol::layout::EXTENT_BYTES;
+
+use crate::agent::Inner;
+use crate::desired::{DesiredNode, DesiredPool, DesiredVolume, Provision};
+use crate::items::{Items, Key};
+use crate::report::{
+    DeletedVolume, DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, Reason, VolumeHealth,
+    VolumeReport,
+};
+
+impl Inner {
+    /// What is now.
+    pub(crate) fn observe(&self) -> NodeReport {
+        let Some(desired) = self.desired.borrow().clone() else {
+            return NodeReport::default();
+        };
+        let mut items = self.items.borrow_mut();
+        items.forget_all_but(&desired);
+        NodeReport {
+            revision: desired.revision,
+            settled: items.is_settled(&desired),
+            pools: desired.pools.iter().map(|pool| pool_report(&items, pool)).collect(),
+            volumes: desired.volumes.iter().map(|volume| volume_report(&items, &desired, volume)).collect(),
+            deleted: deleted(&items, &desired),
+            endpoints: items.endpoints(),
+            problems: problems(&items, &desired),
+        }
+    }
+}
+
+fn deleted(items: &Items, desired: &DesiredNode) -> Vec<DeletedVolume> {
+    let carried_out = |volume, generation| items.deleted.get(&volume) == Some(&generation);
+    desired
+        .tombstones
+        .iter()
+        .filter(|tombstone| carried_out(tombstone.volume, tombstone.generation))
+        .map(|tombstone| DeletedVolume { id: tombstone.volume, generation: tombstone.generation })
+        .collect()
+}
+
+fn problems(items: &Items, desired: &DesiredNode) -> Vec<Problem> {
+    let listeners = desired.listeners.iter().map(|listener| Key::Listener(listener.bind));
+    let deletions = desired.tombstones.iter().map(|tombstone| Key::Deletion(tombstone.volume));
+    let failures = listeners.chain(deletions).filter_map(|key| items.failure(&key));
+    failures.map(|failure| failure.problem.clone()).collect()
+}
+
+fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
+    let item = items.pools.get(&desired.name);
+    let disks = desired.disks.iter().map(|disk| {
+        let seen = item.and_then(|item| item.disks.iter().find(|report| report.path == disk.path));
+        seen.cloned().unwrap_or_else(|| DiskReport {
+            path: disk.path.clone(),
+            health: DiskHealth::Offline,
+            capacity: 0,
+            problem: None,
+        })
+    });
+    let disks = disks.collect();
+    let failure = items.failure(&Key::Pool(desired.name.clone()));
+    let Some((item, pool)) = item.and_then(|item| item.pool.as_ref().map(|pool| (item, pool))) else {
+        return PoolReport {
+            name: desired.name.clone(),
+            id: desired.id,
+            health: if failure.is_some() { PoolHealth::Faulted } else { PoolHealth::Pending },
+            capacity: 0,
+            used: 0,
+            allocation_unit: EXTENT_BYTES,
+            disks,
+            problem: failure.map(|failure| failure.problem.clone()),
+        };
+    };
+    let (health, problem) = match pool.health() {
+        Health::Online => (PoolHealth::Online, item.problem.clone()),
+        Health::ReadOnly(reason) => (PoolHealth::ReadOnly, Some(Problem::new(Reason::PoolReadOnly, reason))),
+    };
+    PoolReport {
+        name: desired.name.clone(),
+        id: Some(pool.id()),
+        health,
+        capacity: pool.capacity(),
+        used: pool.capacity() - pool.free(),
+        allocation_unit: EXTENT_BYTES,
+        disks,
+        problem,
+    }
+}
+
+fn volume_report(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -> VolumeReport {
+    let item = items.volumes.get(&volume.id);
+    let applied = item.and_then(|item| item.applied.as_ref());
+    let health = volume_health(items, desired, volume);
+    let paths = if health == VolumeHealth::Online { items.endpoints() } else { Vec::new() };
+    VolumeReport {
+        id: volume.id,
+        generation: applied.map_or(Default::default(), |applied| applied.generation),
+        health,
+        size: item.map_or(0, |item| item.size),
+        paths,
+    }
+}
+
+fn volume_health(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -> VolumeHealth {
+    let unavailable = |reason, message: String| VolumeHealth::Unavailable(Problem::new(reason, message));
+    let item = items.volumes.get(&volume.id);
+    if item.is_some_and(|item| item.exported) {
+        return match items.listeners.is_empty() {
+            false => VolumeHealth::Online,
+            true => unavailable(Reason::NoListener, "the node listens on no address".to_owned()),
+        };
+    }
+    let pool = &volume.pool;
+    if !desired.pools.iter().any(|desired| desired.name == *pool) {
+        return unavailable(Reason::PoolUnknown, format!("the node has no pool {pool}"));
+    }
+    if items.pool(pool).is_none() {
+        return match items.failure(&Key::Pool(pool.clone())) {
+            Some(failure) if failure.lost => VolumeHealth::Faulted(failure.problem.clone()),
+            Some(failure) => {
+                unavailable(Reason::PoolNotReady, format!("pool {pool}: {}", failure.problem.message))
+            }
+            None => opening(volume),
+        };
+    }
+    match items.failure(&Key::Volume(volume.id)) {
+        Some(failure) if failure.lost => VolumeHealth::Faulted(failure.problem.clone()),
+        Some(failure) => VolumeHealth::Unavailable(failure.problem.clone()),
+        None if item.is_some_and(|item| item.applied.is_some()) => {
+            unavailable(Reason::NotServed, "the volume is put aside".to_owned())
+        }
+        None => opening(volume),
+    }
+}
+
+/// The health of a volume that was not tried yet.
+fn opening(volume: &DesiredVolume) -> VolumeHealth {
+    match volume.provision {
+        Provision::Create => VolumeHealth::Creating,
+        Provision::Expect => {
+            let message = "the volume is being taken into service";
+            VolumeHealth::Unavailable(Problem::new(Reason::PoolNotReady, message))
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Volumes: there or created, then exported; deleted by tombstone only.
+
+use std::sync::Arc;
+
+use basalt_bdev::BlockDevice;
+use basalt_clock::{mark, planted};
+use basalt_lvol::id::VolumeId;
+use basalt_lvol::layout::{SERIAL_BYTES, VolumeIdentity, VolumeRecord};
+use basalt_lvol::{LogicalVolume, NewVolume, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus};
+
+use crate::agent::Inner;
+use crate::desired::{DesiredNode, DesiredVolume, Provision};
+use crate::items::Key;
+use crate::pools::isolated;
+use crate::ports::{Export, ExportError};
+use crate::report::{Problem, Reason};
+
+/// Why a volume is not as desired, and whether its data is lost.
+struct Obstacle {
+    problem: Problem,
+    lost: bool,
+}
+
+impl From<Problem> for Obstacle {
+    fn from(problem: Problem) -> Self {
+        Self { problem, lost: false }
+    }
+}
+
+impl Inner {
+    /// Makes one volume what it should be.
+    pub(crate) async fn work_volume(&self, id: VolumeId, desired: &DesiredNode) {
+        let Some(wanted) = desired.volumes.iter().find(|volume| volume.id == id) else {
+            return;
+        };
+        let key = Key::Volume(id);
+        match self.ensure(wanted, desired).await {
+            Ok(size) => {
+                let mut items = self.items.borrow_mut();
+                let item = items.volumes.entry(id).or_default();
+                item.applied = Some(wanted.clone());
+                item.exported = wanted.serve;
+                item.size = size;
+                items.succeeded(&key);
+            }
+            Err(Obstacle { problem, lost: true }) => self.lost(key, problem),
+            Err(Obstacle { problem, lost: false }) => self.failed(key, problem),
+        }
+    }
+
+    async fn ensure(&self, wanted: &DesiredVolume, desired: &DesiredNode) -> Result<u64, Obstacle> {
+        let Some(pool) = self.items.borrow().pool(&wanted.pool).cloned() else {
+            return Err(Problem::new(Reason::PoolNotReady, "the pool is not open").into());
+        };
+        pool.note_revision(desired.revision);
+        let found = match pool.volume(wanted.id) {
+            Some(VolumeStatus::Ready(record, device)) => self.take_up(&pool, wanted, &record, device).await,
+            Some(VolumeStatus::Isolated(_, reason)) => {
+                let (problem, lost) = isolated(reason);
+                Err(Obstacle { problem, lost })
+            }
+            Some(VolumeStatus::Changing) => {
+                Err(Problem::new(Reason::VolumeConflict, "another change of the volume is under way").into())
+            }
+            None => create(&pool, wanted).await,
+        };
+        let device = match found {
+            Ok(device) => device,
+            Err(obstacle) => {
+                self.withdraw(wanted.id).await?;
+                return Err(obstacle);
+            }
+        };
+        let size = device.info().bytes();
+        if !wanted.serve {
+            self.withdraw(wanted.id).await?;
+            return Ok(size);
+        }
+        self.ports.exporter.export(export_of(wanted, device)).await.map_err(export_problem)?;
+        Ok(size)
+    }
+
+    /// Checks that a volume that is there is the one that is wanted, and notes that it is wanted.
+    async fn take_up(
+        &self,
+        pool: &Pool,
+        wanted: &DesiredVolume,
+        record: &VolumeRecord,
+        device: Arc<LogicalVolume>,
+    ) -> Result<Arc<LogicalVolume>, Obstacle> {
+        let conflict = |message: String| Err(Problem::new(Reason::VolumeConflict, message).into());
+        if record.epoch > wanted.epoch {
+            mark!("agent-fenced");
+            let message = format!("the volume has seen epoch {}, wanted is {}", record.epoch, wanted.epoch);
+            return Err(Problem::new(Reason::Fenced, message).into());
+        }
+        if record.generation > wanted.generation {
+            let (seen, given) = (record.generation, wanted.generation);
+            return conflict(format!("the volume has seen generation {seen}, wanted is {given}"));
+        }
+        if record.identity != identity_of(wanted) {
+            return conflict(format!("the volume is known to hosts as {}", record.identity.nqn));
+        }
+        if record.size != wanted.size {
+            let (is, wanted) = (record.size, wanted.size);
+            return conflict(format!(
+                "the volume has {is} bytes, wanted are {wanted}; it cannot be resized yet"
+            ));
+        }
+        let raised = pool.raise(wanted.id, wanted.generation, wanted.epoch).await;
+        // A pool that takes no change still serves its volumes: what it has seen stays lower, which harms nobody.
+        match raised {
+            Ok(()) | Err(VolumeError::ReadOnly(_)) => Ok(device),
+            Err(error) => Err(volume_problem(&error).into()),
+        }
+    }
+
+    async fn withdraw(&self, id: VolumeId) -> Result<(), Problem> {
+        self.ports.exporter.withdraw(id).await.map_err(export_problem)?;
+        if let Some(item) = self.items.borrow_mut().volumes.get_mut(&id) {
+            item.exported = false;
+            item.applied = None;
+        }
+        Ok(())
+    }
+
+    /// Carries out a tombstone.
+    pub(crate) async fn work_deletion(&self, id: VolumeId, desired: &DesiredNode) {
+        let Some(tombstone) = desired.tombstones.iter().find(|tombstone| tombstone.volume == id) else {
+            return;
+        };
+        let key = Key::Deletion(id);
+        let Some(pool) = self.items.borrow().pool(&tombstone.pool).cloned() else {
+            return;
+        };
+        if tombstone.cluster != pool.cluster() && !planted!("agent-foreign-tombstone") {
+            mark!("agent-tombstone-refused");
+            let message = format!("the order to delete {id} comes from the cluster {}", tombstone.cluster);
+            return self.failed(key, Problem::new(Reason::TombstoneRefused, message));
+        }
+        pool.note_revision(desired.revision);
+        if let Err(problem) = self.withdraw(id).await {
+            return self.failed(key, problem);
+        }
+        match pool.delete_volume(id, tombstone.generation).await {
+            Ok(()) => {}
+            // In a pool that may lack its last change, what is not there may come back.
+            Err(VolumeError::NotFound(_)) if matches!(pool.health(), PoolHealth::Online) => {}
+            Err(VolumeError::NotFound(_)) => {
+                let message = "the pool takes no change; whether it holds the volume is unknown";
+                return self.failed(key, Problem::new(Reason::PoolReadOnly, message));
+            }
+            Err(error) => return self.failed(key, volume_problem(&error)),
+        }
+        mark!("agent-volume-deleted");
+        let mut items = self.items.borrow_mut();
+        items.volumes.remove(&id);
+        items.deleted.insert(id, tombstone.generation);
+        items.succeeded(&key);
+    }
+}
+
+/// Creates a volume that never was.
+async fn create(pool: &Pool, wanted: &DesiredVolume) -> Result<Arc<LogicalVolume>, Obstacle> {
+    if wanted.provision == Provision::Expect && !planted!("agent-recreates-lost-volume") {
+        if let PoolHealth::ReadOnly(reason) = pool.health() {
+            return Err(Problem::new(Reason::PoolReadOnly, reason).into());
+        }
+        mark!("agent-volume-missing");
+        let message = format!("the volume was on the pool {} and is not there any more", wanted.pool);
+        return Err(Obstacle { problem: Problem::new(Reason::VolumeMissing, message), lost: true });
+    }
+    let new = NewVolume {
+        id: wanted.id,
+        generation: wanted.generation,
+        epoch: wanted.epoch,
+        name: wanted.name.clone(),
+        identity: identity_of(wanted),
+        size: wanted.size,
+    };
+    pool.create_volume(new).await.map_err(|error| volume_problem(&error).into())
+}
+
+fn identity_of(wanted: &DesiredVolume) -> VolumeIdentity {
+    VolumeIdentity {
+        nqn: wanted.nqn.clone(),
+        nsid: wanted.nsid,
+        uuid: wanted.uuid,
+        nguid: wanted.nguid,
+        serial: padded(&wanted.serial),
+    }
+}
+
+fn export_of(wanted: &DesiredVolume, device: Arc<LogicalVolume>) -> Export {
+    Export {
+        volume: wanted.id,
+        epoch: wanted.epoch,
+        nqn: wanted.nqn.clone(),
+        serial: padded(&wanted.serial),
+        nsid: wanted.nsid,
+        uuid: wanted.uuid,
+        nguid: wanted.nguid,
+        allowed_hosts: wanted.allowed_hosts.clone(),
+        device,
+    }
+}
+
+/// A serial number padded with spaces; its length was checked when the desired state was taken.
+fn padded(serial: &str) -> [u8; SERIAL_BYTES] {
+    let mut field = [b' '; SERIAL_BYTES];
+    field[..serial.len()].copy_from_slice(serial.as_bytes());
+    field
+}
+
+fn export_problem(error: ExportError) -> Problem {
+    let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+    Problem::new(Reason::ExportFailed, format!("{error}{cause}"))
+}
+
+fn volume_problem(error: &VolumeError) -> Problem {
+    let reason = match error {
+        VolumeError::ReadOnly(ReadOnlyReason::MetadataWriteFailed(_)) | VolumeError::Disk(_) => {
+            Reason::IoError
+        }
+        VolumeError::ReadOnly(_) | VolumeError::DamagedNeighbour(_) => Reason::PoolReadOnly,
+        VolumeError::Full { .. } | VolumeError::MetadataFull => Reason::PoolFull,
+        VolumeError::StaleGeneration { .. } => Reason::TombstoneRefused,
+        VolumeError::Isolated(_) => Reason::VolumeDamaged,
+        VolumeError::Exists(_)
+        | VolumeError::NqnTaken(_)
+        | VolumeError::NotFound(_)
+        | VolumeError::Busy(_)
+        | VolumeError::OutOfBounds(_) => Reason::VolumeConflict,
+    };
+    Problem::new(reason, error)
+}
