@@ -104,11 +104,11 @@ xfs_repair -n "$disk" >/run/repair.log 2>&1 || { cat /run/repair.log; fail "xfs_
 [ "$(cat "/sys/block/${disk##*/}/uuid")" = "$uuid" ] || fail "the UUID has changed"
 
 step "discard and write zeroes"
-blkdiscard "$disk" || fail "blkdiscard"
+blkdiscard --force "$disk" || fail "blkdiscard"
 dd if=/dev/urandom of="$disk" bs=1M count=4 oflag=direct status=none || fail "write"
-blkdiscard --zeroout --offset 1048576 --length 1048576 "$disk" || fail "write zeroes"
+blkdiscard --force --zeroout --offset 1048576 --length 1048576 "$disk" || fail "write zeroes"
 cmp -n 1048576 <(dd if="$disk" bs=1M skip=1 count=1 iflag=direct status=none) /dev/zero || fail "zeroes do not read as zeroes"
-blkdiscard --offset 0 --length 1048576 "$disk" || fail "blkdiscard of a range"
+blkdiscard --force --offset 0 --length 1048576 "$disk" || fail "blkdiscard of a range"
 nvme flush "$disk" || fail "flush"
 
 step disconnect
