@@ -42,6 +42,8 @@ enum Task {
     Tidy,
     /// Run simulator seeds
     Simulate(simulate::Arguments),
+    /// Build what is built once: etcd, kube-apiserver and kubectl
+    Fixture,
     /// The supervisor of a running cluster; `up` starts it
     #[command(hide = true)]
     Supervise(up::SuperviseArguments),
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Task::Codegen(arguments) => codegen::run(&arguments),
         Task::Tidy => tidy::run(),
         Task::Simulate(arguments) => simulate::run(&arguments),
+        Task::Fixture => up::fixture(),
         Task::Supervise(arguments) => up::supervise(&arguments),
     };
     match result {

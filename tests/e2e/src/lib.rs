@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod guest;
 pub mod packages;
 pub mod programs;
+pub mod prometheus;
 
 use std::path::{Path, PathBuf};
 

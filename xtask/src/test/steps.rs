@@ -37,6 +37,7 @@ pub(super) fn all() -> Result<Vec<Step>> {
             "lints of all crates, warnings are errors",
             &["cargo clippy --workspace --all-targets --locked -- --deny warnings"],
         ),
+        step("fixture", "etcd, kube-apiserver and kubectl from Go modules, once", &["xtask fixture"]),
         step(
             "unit",
             "tests of all crates, those against a real apiserver and the drift of crds/yaml included",

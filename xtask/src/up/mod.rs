@@ -71,14 +71,19 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     }
     progress.say("building the product's programs");
     let programs = Programs::build()?;
-    let binary = Binary::ensure(&mut |text| progress.say(text))?;
+    let kubernetes = match arguments.kubeconfig {
+        Some(_) => None,
+        None => Some(Binary::ensure(&mut |text| progress.say(text))?),
+    };
     let mut ports = Ports::load(&state)?;
     let examples = Examples::load(&state, &mut ports)?;
     let cluster = Cluster::new(&state, &programs, &examples.nodes, &mut ports)?;
     ports.save()?;
 
     let kubeconfig = arguments.kubeconfig.clone().unwrap_or_else(|| state.kube().join("kubeconfig"));
-    let kubectl = Kubectl::new(&binary.kubectl(), &kubeconfig);
+    // Whoever has a cluster has its kubectl.
+    let program = kubernetes.as_ref().map_or_else(|| "kubectl".into(), Binary::kubectl);
+    let kubectl = Kubectl::new(&program, &kubeconfig);
     let supervisor = if running {
         progress.say("the cluster is running already");
         None
@@ -87,7 +92,6 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
         examples.make_disks()?;
         issue_certificates(&state, &programs, &cluster.identities())?;
         write_files(&state, &cluster)?;
-        let kubernetes = if arguments.kubeconfig.is_none() { Some(binary) } else { None };
         Some(start(&state, &cluster, kubernetes, &kubectl, arguments.detach, progress)?)
     };
     progress.say("applying crds/examples");
@@ -139,6 +143,14 @@ fn start(
     plan.processes.push(cluster.operator(kubectl.kubeconfig()));
     supervisor::publish(state, &plan)?;
     Ok(supervisor)
+}
+
+/// Builds the Kubernetes fixture, so that later tasks find it.
+pub(crate) fn fixture() -> Result<()> {
+    let progress = Progress::start();
+    let binary = Binary::ensure(&mut |text| progress.say(text))?;
+    progress.say(&format!("{} is built", binary.program().display()));
+    Ok(())
 }
 
 /// Stops the cluster.
