@@ -6,7 +6,18 @@
 //! [`Member`].
 
 pub mod api;
+
+mod compose;
+mod history;
 mod member;
+mod membership;
+mod peers;
+mod pending;
+mod queries;
+mod recover;
+mod requests;
+mod sessions;
 
 pub use api::*;
-pub use member::{Member, Recovered, recover};
+pub use member::Member;
+pub use recover::{Recovered, recover};

@@ -1,62 +1,277 @@
-//! The member.
+//! The member: its inputs, and the order in which their consequences come out.
 
-use crate::api::{
-    ClientRequest, Config, Event, Fatal, NodeMessage, Now, Outputs, ReplyTo, SessionId, Status,
+use crate::api::{Config, Event, EventKind, Fatal, Now, Outputs, RequestError, Role, Start, Status};
+use crate::history::History;
+use crate::pending::{Proposals, Questions};
+use crate::sessions::Sessions;
+use basalt_clock::{Instant, Random, SeededRandom, mark, planted};
+use basalt_model::{Body, Command, DiskId, Revision, State};
+use basalt_raft::{
+    Applied, Disk, Group, GroupConfig, GroupStatus, Log, LogConfig, LogError, PeerRefusal, Progress,
 };
-use basalt_model::{Incarnation, Revision, State};
-use basalt_raft::{Disk, PeerMessage};
+
+/// How many rounds of work one call does at most; what is left is done by the next call.
+const ROUNDS_MAX: u32 = 64;
+/// How many ticks are made up for after a pause.
+const TICKS_MAX: u32 = 3;
 
 /// One control-plane member. Call its inputs in any order, then [`Member::take_outputs`]: everything that came in since
 /// the last call is made durable with one disk sync before anything goes out.
 #[derive(Debug)]
 pub struct Member<D: Disk> {
-    config: Config,
-    disk: D,
-    now: Now,
-    state: State,
+    pub(crate) config: Config,
+    pub(crate) group: Group<D>,
+    pub(crate) state: State,
+    pub(crate) now: Now,
+    pub(crate) random: SeededRandom,
+    /// Tells this run's read contexts from those of an earlier one.
+    pub(crate) life: u64,
+    pub(crate) proposals: Proposals,
+    pub(crate) questions: Questions,
+    pub(crate) sessions: Sessions,
+    pub(crate) history: History,
+    pub(crate) outputs: Outputs,
+    pub(crate) refused: Option<PeerRefusal>,
+    pub(crate) failed: Option<Fatal>,
+    /// Ticks until the next announcement.
+    pub(crate) announce_in: u64,
+    /// The term in which this member leads and has applied everything that was committed before.
+    ready_term: Option<u64>,
+    last_tick: Instant,
+    last_status: Option<Status>,
 }
 
 impl<D: Disk> Member<D> {
     /// Opens the member on its disk. `seed` makes identifiers and the election timeout; a real member takes it from the
     /// operating system's randomness, a simulation chooses it.
-    pub fn open(config: Config, disk: D, now: Now, seed: u64) -> Result<Self, Fatal> {
-        let _ = seed;
-        Ok(Self { config, disk, now, state: State::new() })
+    pub fn open(mut config: Config, disk: D, now: Now, seed: u64) -> Result<Self, Fatal> {
+        let mut random = SeededRandom::new(seed);
+        let bits = (u128::from(random.next_u64()) << 64) | u128::from(random.next_u64());
+        let log_config = LogConfig {
+            member: config.member.id,
+            new_disk: DiskId::from_random(bits),
+            segment_bytes: config.limits.segment_bytes,
+        };
+        let mut log = Log::open(disk, log_config)?;
+        config.member.disk = Some(log.identity().disk);
+        prepare(&config, &mut log)?;
+        let state = match log.snapshot() {
+            None => State::new(),
+            Some(snapshot) => State::decode(&snapshot.data)
+                .map_err(|source| Fatal::Snapshot { index: snapshot.index, source })?,
+        };
+        let group_config = GroupConfig {
+            member: config.member.id,
+            seed: random.next_u64(),
+            election_ticks: config.timing.election_ticks,
+            election_spread_ticks: config.timing.election_spread_ticks,
+            heartbeat_ticks: config.timing.heartbeat_ticks,
+            chunk_bytes: config.limits.chunk_bytes,
+            snapshot_entries: config.limits.snapshot_entries,
+            snapshot_bytes: config.limits.snapshot_bytes,
+        };
+        let mut group = Group::new(group_config, log)?;
+        if group.membership().voters == [config.member.id.get()] {
+            group.campaign();
+        }
+        Ok(Self {
+            history: History::new(state.revision(), config.limits.history),
+            life: random.next_u64(),
+            config,
+            group,
+            state,
+            now,
+            random,
+            proposals: Proposals::default(),
+            questions: Questions::default(),
+            sessions: Sessions::default(),
+            outputs: Outputs::default(),
+            refused: None,
+            failed: None,
+            announce_in: 0,
+            ready_term: None,
+            last_tick: now.monotonic,
+            last_status: None,
+        })
     }
 
     /// Tells the time. Call it at least once per [`Timing::tick`](crate::Timing::tick).
     pub fn tick(&mut self, now: Now) {
         self.now = now;
-    }
-
-    /// A message of another member arrived.
-    pub fn peer_message(&mut self, message: PeerMessage) {
-        let _ = (message, &self.config, &self.disk);
-    }
-
-    /// A client asks. The reply comes out under `reply_to`, always exactly once while the member lives.
-    pub fn request(&mut self, request: ClientRequest, reply_to: ReplyTo) {
-        let _ = (request, reply_to);
-    }
-
-    /// A daemon says something. The first message of a session is its hello.
-    pub fn node_message(&mut self, session: SessionId, message: NodeMessage) {
-        let _ = (session, message);
-    }
-
-    /// A daemon's connection ended.
-    pub fn node_closed(&mut self, session: SessionId) {
-        let _ = session;
+        let tick = self.config.timing.tick;
+        let mut ticks = 0;
+        while now.monotonic.since(self.last_tick) >= tick {
+            self.last_tick = if ticks < TICKS_MAX { self.last_tick + tick } else { now.monotonic };
+            ticks += 1;
+            if ticks > TICKS_MAX {
+                mark!("ticks-skipped");
+                break;
+            }
+            if self.refused != Some(PeerRefusal::Removed) {
+                self.group.tick();
+            }
+        }
+        if ticks > 0 {
+            self.tick_requests();
+            self.tick_sessions();
+            self.tick_announcements();
+            self.reconcile_membership();
+        }
     }
 
     /// Does the work and hands out what there is to send. After an error the member is dead.
     pub fn take_outputs(&mut self) -> Result<Outputs, Fatal> {
-        Ok(Outputs::default())
+        if let Some(fatal) = self.failed.take() {
+            return Err(fatal);
+        }
+        for _ in 0..ROUNDS_MAX {
+            self.ask_read_index();
+            let progress = self.group.drive()?;
+            let busy = !progress.applied.is_empty() || !progress.reads.is_empty();
+            self.take_progress(progress)?;
+            self.follow_leadership();
+            let answered = self.answer_questions();
+            self.reconcile_sessions();
+            if !busy && !answered && self.questions.fresh.is_empty() && !self.group.has_work() {
+                break;
+            }
+        }
+        if self.group.wants_snapshot() {
+            let data = self.state.encode()?;
+            self.group.save_snapshot(data)?;
+        }
+        let status = self.status();
+        if self.last_status.as_ref().is_none_or(|last| differs(last, &status)) {
+            self.last_status = Some(status.clone());
+            self.outputs.status = Some(status);
+        }
+        Ok(std::mem::take(&mut self.outputs))
+    }
+
+    fn take_progress(&mut self, progress: Progress) -> Result<(), Fatal> {
+        let Progress { messages, applied, reads } = progress;
+        for applied in applied {
+            match applied {
+                Applied::Command { index, term, data } => self.apply(index, term, &data)?,
+                Applied::Membership { index, .. } => {
+                    self.state.advance(Revision(index));
+                    self.publish(vec![Event { revision: Revision(index), kind: EventKind::Cluster }]);
+                }
+                Applied::Snapshot(snapshot) => {
+                    let index = snapshot.index;
+                    self.state =
+                        State::decode(&snapshot.data).map_err(|source| Fatal::Snapshot { index, source })?;
+                    self.fail_proposals(&RequestError::Uncertain);
+                    let revision = self.state.revision();
+                    self.history.restart(revision);
+                    self.publish(vec![Event { revision, kind: EventKind::Resync }]);
+                }
+            }
+        }
+        for (context, index) in reads {
+            self.read_index_known(&context, index);
+        }
+        // After the state changed, so that receivers are addressed by the disks that are known by now.
+        for (to, body) in messages {
+            self.send_to(to, None, body);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<(), Fatal> {
+        let revision = Revision(index);
+        if self.group.status().is_leader && term == self.group.status().term {
+            self.ready_term = Some(term);
+        }
+        if data.is_empty() {
+            self.state.advance(revision);
+            return Ok(());
+        }
+        let command = Command::decode(data).map_err(|source| Fatal::Decode { index, source })?;
+        let outcome = self.state.apply(revision, &command);
+        if let Err(refusal) = &outcome.result {
+            tracing::debug!(index, %refusal, "a command was refused");
+        }
+        let events = self.history.record(&self.state, revision, &outcome.changes);
+        self.publish(events);
+        self.note_changes(&outcome.changes);
+        self.answer_applied(index, term, &outcome);
+        Ok(())
+    }
+
+    fn publish(&mut self, events: Vec<Event>) {
+        if planted!("watch-event-lost") && self.state.revision().0.is_multiple_of(7) {
+            return;
+        }
+        self.outputs.events.extend(events);
+    }
+
+    /// Ends what only a leader may have when the leadership is lost.
+    fn follow_leadership(&mut self) {
+        let status = self.group.status();
+        if !status.is_leader {
+            self.ready_term = None;
+        }
+        if self.ready_term.is_some_and(|term| term != status.term) {
+            self.ready_term = None;
+        }
+        if !status.is_leader {
+            if self.proposals.len() > 0 {
+                self.fail_proposals(&RequestError::Uncertain);
+            }
+            if self.sessions.len() > 0 {
+                self.end_sessions();
+            }
+        }
+    }
+
+    /// Whether this member leads.
+    pub(crate) fn leads(&self) -> bool {
+        self.ready_to_lead()
+    }
+
+    /// Whether this member leads and its state holds everything that was committed before it did.
+    pub(crate) fn ready_to_lead(&self) -> bool {
+        let status = self.group.status();
+        status.is_leader && self.ready_term == Some(status.term)
     }
 
     /// What the member is at the moment.
     pub fn status(&self) -> Status {
-        todo!()
+        let GroupStatus {
+            term,
+            leader,
+            is_leader,
+            is_candidate,
+            is_voter,
+            is_member,
+            committed,
+            last,
+            snapshot,
+            ..
+        } = self.group.status();
+        let identity = self.group.log().identity();
+        let role = match () {
+            () if is_leader => Role::Leader,
+            () if is_candidate => Role::Candidate,
+            () if is_voter => Role::Follower,
+            () if is_member => Role::Learner,
+            () => Role::Waiting,
+        };
+        Status {
+            id: identity.member,
+            disk: identity.disk,
+            cluster: identity.cluster,
+            role,
+            term,
+            leader,
+            committed,
+            applied: self.group.applied(),
+            last,
+            snapshot,
+            sessions: self.sessions.len(),
+            refused: self.refused,
+        }
     }
 
     /// The state as far as this member has applied it; may be behind the leader's.
@@ -66,23 +281,38 @@ impl<D: Disk> Member<D> {
 
     /// The events after a revision, if the history reaches back so far.
     pub fn history(&self, from: Revision) -> Option<Vec<Event>> {
-        let _ = from;
-        None
+        self.history.since(from)
     }
 }
 
-/// Makes this stopped member's disk the only voter of a new incarnation of the cluster, after a majority of the members'
-/// disks was lost. The other old members must never run again.
-pub fn recover<D: Disk>(config: &Config, disk: D) -> Result<Recovered, Fatal> {
-    let _ = (config, disk);
-    todo!()
+/// Whether a status is worth telling: everything but the counters.
+fn differs(old: &Status, new: &Status) -> bool {
+    (old.role, old.term, old.leader, old.cluster, old.refused)
+        != (new.role, new.term, new.leader, new.cluster, new.refused)
 }
 
-/// What a recovery did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recovered {
-    /// The new incarnation.
-    pub incarnation: Incarnation,
-    /// The revision at which it begins.
-    pub revision: Revision,
+/// Makes an empty disk part of a cluster if it is to create one, and refuses a disk of another cluster.
+fn prepare<D: Disk>(config: &Config, log: &mut Log<D>) -> Result<(), Fatal> {
+    let bound = log.identity().cluster;
+    match &config.start {
+        Start::Join { cluster } => {
+            if let (Some(found), Some(expected)) = (bound, *cluster)
+                && found != expected
+            {
+                return Err(Fatal::Log(LogError::OtherCluster { found, expected }));
+            }
+        }
+        Start::Bootstrap { cluster, .. } if log.is_blank() => {
+            log.bind_cluster(*cluster)?;
+            let mut state = State::new();
+            let command =
+                Command::new(basalt_model::Timestamp(0), None, Body::Bootstrap { cluster: *cluster });
+            let outcome = state.apply(Revision(1), &command);
+            assert!(outcome.result.is_ok(), "the first command of a cluster is not refused");
+            log.bootstrap(state.encode()?)?;
+            mark!("bootstrapped");
+        }
+        Start::Bootstrap { .. } => {}
+    }
+    Ok(())
 }

@@ -213,9 +213,9 @@ impl State {
         Bytes(capacity.0.saturating_sub(self.committed(placement).0))
     }
 
-    /// What became of a request that was applied within the window.
-    pub fn request(&self, id: &RequestId) -> Option<(Revision, &Receipt)> {
-        self.requests.get(id).map(|record| (record.revision, &record.receipt))
+    /// What became of a request that was applied within the window: when, the checksum of the request, the answer.
+    pub fn request(&self, id: &RequestId) -> Option<(Revision, u64, &Receipt)> {
+        self.requests.get(id).map(|record| (record.revision, record.digest, &record.receipt))
     }
 
     /// The next epoch; each is issued once.

@@ -376,6 +376,11 @@ impl<D: Disk> Group<D> {
         Ok(progress)
     }
 
+    /// Whether [`Group::drive`] has something to do.
+    pub fn has_work(&self) -> bool {
+        self.node.has_ready() || !self.outbox.is_empty()
+    }
+
     fn drive_ready(&mut self, progress: &mut Progress) -> Result<(), LogError> {
         let mut ready = self.node.ready();
         for message in ready.take_messages() {
@@ -544,7 +549,7 @@ impl<D: Disk> Group<D> {
         members
     }
 
-    /// The term of the last entry that was handed out.
+    /// The last entry that was handed out.
     pub fn applied(&self) -> u64 {
         self.applied.0
     }

@@ -13,7 +13,7 @@ pub use snapshot::Snapshot;
 use crate::convert::{entry_from_raft, membership_from_raft, membership_to_raft};
 use crate::disk::{Disk, DiskFile};
 use crate::error::LogError;
-use crate::message::Membership;
+use crate::message::{LogEntry, Membership};
 use basalt_clock::{mark, planted};
 use basalt_model::{ClusterId, DiskId, MemberId};
 use raft::eraftpb::{ConfState, Entry};
@@ -100,6 +100,25 @@ impl<D: Disk> Log<D> {
         let membership = Membership { voters: vec![self.identity.member.get()], ..Membership::default() };
         self.install(Snapshot { index: 1, term: 1, membership, data: Arc::new(data) })?;
         self.set_hard_state(HardState { term: 1, vote: 0, commit: 1 });
+        self.sync()
+    }
+
+    /// The entries after an index, in order, committed or not; for a recovery.
+    pub fn entries_after(&self, index: u64) -> Vec<LogEntry> {
+        self.entries.iter().filter(|entry| entry.index > index).map(entry_from_raft).collect()
+    }
+
+    /// Begins again from a state at a later index, under a later term, with other members; for a recovery.
+    pub fn restart_from(
+        &mut self,
+        index: u64,
+        membership: Membership,
+        data: Vec<u8>,
+    ) -> Result<(), LogError> {
+        assert!(index > self.last().0, "a recovery goes on after everything that the log holds");
+        let term = self.hard.term.max(self.last().1) + 1;
+        self.install(Snapshot { index, term, membership, data: Arc::new(data) })?;
+        self.set_hard_state(HardState { term, vote: 0, commit: index });
         self.sync()
     }
 

@@ -1,0 +1,167 @@
+//! Messages between members: who may speak, and how a member makes itself known.
+
+use crate::api::{Fatal, Start};
+use crate::member::Member;
+use crate::pending::Topic;
+use basalt_clock::mark;
+use basalt_model::{Body, ClusterId, Member as Listed, MemberId};
+use basalt_raft::{Disk, PeerBody, PeerMessage, PeerRefusal};
+use std::collections::BTreeSet;
+
+/// Ticks between announcements, and between looks at everything that may have got lost.
+const ANNOUNCE_TICKS: u64 = 10;
+
+impl<D: Disk> Member<D> {
+    /// A message of another member arrived.
+    pub fn peer_message(&mut self, message: PeerMessage) {
+        if message.to != self.config.member.id || message.from == self.config.member.id {
+            return;
+        }
+        if let PeerBody::Refused(refusal) = message.body {
+            return self.refused_by(message.from, refusal);
+        }
+        if let Err(refusal) = self.check_peer(&message) {
+            mark!("peer-refused");
+            return self.send_to(message.from, None, PeerBody::Refused(refusal));
+        }
+        match message.body {
+            PeerBody::Announce(member) => self.announced(message.from, member, message.from_disk),
+            PeerBody::Refused(_) => {}
+            PeerBody::Raft(_) | PeerBody::SnapshotChunk(_) | PeerBody::SnapshotAck(_) => {
+                if !self.take_part_in(message.cluster) {
+                    return;
+                }
+                self.refused = None;
+                match message.body {
+                    PeerBody::Raft(raft) => self.group.step(message.from, raft),
+                    PeerBody::SnapshotChunk(chunk) => self.group.snapshot_chunk(message.from, chunk),
+                    PeerBody::SnapshotAck(ack) => self.group.snapshot_ack(message.from, ack),
+                    PeerBody::Announce(_) | PeerBody::Refused(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Whether a message comes from a member of this group and is meant for this disk.
+    fn check_peer(&self, message: &PeerMessage) -> Result<(), PeerRefusal> {
+        let ours = self.cluster();
+        if let (Some(ours), Some(theirs)) = (ours, message.cluster)
+            && ours != theirs
+        {
+            mark!("peer-of-another-cluster");
+            return Err(PeerRefusal::WrongCluster { cluster: ours });
+        }
+        if self.state.is_retired(message.from) {
+            return Err(PeerRefusal::Removed);
+        }
+        let known = self.state.members().get(&message.from).and_then(|member| member.disk);
+        if known.is_some_and(|disk| disk != message.from_disk) {
+            mark!("peer-with-another-disk");
+            return Err(PeerRefusal::WrongDisk);
+        }
+        if message.to_disk.is_some_and(|disk| disk != self.status().disk) {
+            // They mean the member whose id this one was given: the answer comes when it announces itself.
+            return Err(PeerRefusal::WrongDisk);
+        }
+        Ok(())
+    }
+
+    fn refused_by(&mut self, from: MemberId, refusal: PeerRefusal) {
+        let known = self.state.members().contains_key(&from) || self.config.peers.contains(&from);
+        if known && self.refused != Some(refusal) {
+            tracing::warn!(%from, %refusal, "a peer refuses this member");
+            self.refused = Some(refusal);
+        }
+    }
+
+    /// The cluster that this member belongs to, or would join.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        let chosen = match &self.config.start {
+            Start::Join { cluster } => *cluster,
+            Start::Bootstrap { cluster, .. } => Some(*cluster),
+        };
+        self.group.log().identity().cluster.or(chosen)
+    }
+
+    /// Binds this member's disk to the cluster of its first message.
+    fn take_part_in(&mut self, cluster: Option<ClusterId>) -> bool {
+        let Some(cluster) = cluster else { return false };
+        match self.group.log_mut().bind_cluster(cluster) {
+            Ok(()) => true,
+            Err(error) => {
+                self.failed.get_or_insert(Fatal::Log(error));
+                false
+            }
+        }
+    }
+
+    /// A member says who it is. Only the leader acts: it notes what changed.
+    fn announced(&mut self, from: MemberId, member: Listed, disk: basalt_model::DiskId) {
+        if !self.ready_to_lead() || member.id != from || member.disk != Some(disk) {
+            return;
+        }
+        match self.state.members().get(&from) {
+            None => self.send_to(from, Some(disk), PeerBody::Refused(PeerRefusal::Unknown)),
+            Some(listed) => {
+                let merged = Listed { replaces: listed.replaces, ..member };
+                if *listed != merged {
+                    self.propose_own(Topic::Member(from), Body::PutMember(merged));
+                }
+            }
+        }
+    }
+
+    /// Makes this member known until the state says what it says, and lists the members that a new cluster begins with.
+    pub(crate) fn tick_announcements(&mut self) {
+        self.announce_in = self.announce_in.saturating_sub(1);
+        if self.announce_in > 0 {
+            return;
+        }
+        self.announce_in = ANNOUNCE_TICKS;
+        self.recheck_sessions();
+        if self.ready_to_lead() {
+            self.list_initial_members();
+        }
+        let id = self.config.member.id;
+        let listed = self.state.members().get(&id);
+        let me = Listed { replaces: listed.and_then(|listed| listed.replaces), ..self.config.member.clone() };
+        if listed == Some(&me) {
+            return;
+        }
+        if self.ready_to_lead() {
+            return self.propose_own(Topic::Member(id), Body::PutMember(me));
+        }
+        let mut peers: BTreeSet<MemberId> = self.config.peers.iter().copied().collect();
+        peers.extend(self.state.members().keys().copied());
+        peers.remove(&id);
+        for peer in peers {
+            self.send_to(peer, None, PeerBody::Announce(self.config.member.clone()));
+        }
+    }
+
+    fn list_initial_members(&mut self) {
+        let Start::Bootstrap { others, .. } = &self.config.start else { return };
+        let unlisted: Vec<Listed> = others
+            .iter()
+            .filter(|other| !self.state.members().contains_key(&other.id) && !self.state.is_retired(other.id))
+            .cloned()
+            .collect();
+        for member in unlisted {
+            self.propose_own(Topic::Member(member.id), Body::PutMember(Listed { disk: None, ..member }));
+        }
+    }
+
+    pub(crate) fn send_to(&mut self, to: MemberId, disk: Option<basalt_model::DiskId>, body: PeerBody) {
+        let identity = self.group.log().identity();
+        let to_disk = disk.or_else(|| self.state.members().get(&to).and_then(|member| member.disk));
+        let message = PeerMessage {
+            cluster: identity.cluster,
+            from: identity.member,
+            from_disk: identity.disk,
+            to,
+            to_disk,
+            body,
+        };
+        self.outputs.peers.push(message);
+    }
+}
