@@ -256,6 +256,15 @@ fn a_missing_member_isolates_its_volumes_only() {
     });
 }
 
+#[test]
+fn a_volume_keeps_the_promises_of_block_devices() {
+    run(14, |handle| async move {
+        let pool = create(&handle, &[ram(16 * MIB)]).await.unwrap();
+        let device = pool.create_volume(volume(1, MIB)).await.unwrap();
+        basalt_bdev::conformance::run(handle, &*device, 14).await;
+    });
+}
+
 /// Damages one byte of a disk.
 async fn flip(handle: &basalt_reactor::Handle, disk: &dyn BlockDevice, offset: u64) {
     let bytes = Bytes::open(handle, disk);

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
@@ -28,7 +29,7 @@ use basalt_reactor::{
 
 /// No disks, no sockets, a clock that jumps to the next deadline.
 struct BareDriver {
-    now: Cell<Instant>,
+    now: Rc<Cell<Instant>>,
     random: SeededRandom,
 }
 
@@ -95,7 +96,8 @@ impl Driver for BareDriver {
 
 /// Runs a future on a reactor of its own; `seed` determines its randomness.
 pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) -> T {
-    let driver = BareDriver { now: Cell::new(Instant::ORIGIN), random: SeededRandom::new(seed) };
+    let now = Rc::new(Cell::new(Instant::ORIGIN));
+    let driver = BareDriver { now: Rc::clone(&now), random: SeededRandom::new(seed) };
     let options = ReactorOptions { buffer_bytes: 32 << 20, ..ReactorOptions::default() };
     let mut reactor = Reactor::new(Box::new(driver), &options);
     let handle = reactor.handle();
@@ -106,7 +108,11 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl Fn
         if let Some(output) = task.take_output() {
             return output;
         }
-        idle = if turn.progress == Progress::Busy { 0 } else { idle + 1 };
+        match (turn.progress, turn.next_timer) {
+            (Progress::Busy, _) => idle = 0,
+            (Progress::Idle, Some(timer)) => now.set(now.get().max(timer)),
+            (Progress::Idle, None) => idle += 1,
+        }
         assert!(idle < 10_000, "the test waits for something that never happens");
     }
 }
