@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz` on a thread of their own.
 
-use std::{fmt::Write, io, net::SocketAddr, thread, time::Duration};
+use std::{fmt::Write, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, thread, time::Duration};
 
 use axum::{
     Router,
@@ -12,7 +12,7 @@ use axum::{
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::{net::TcpListener, sync::oneshot};
 
-use crate::Readiness;
+use crate::{Exposition, Readiness};
 
 /// Upper bounds of histogram buckets for every metric whose name ends in `_seconds`: 50 us to 10 s.
 const SECONDS_BUCKETS: [f64; 17] = [
@@ -21,6 +21,8 @@ const SECONDS_BUCKETS: [f64; 17] = [
 ];
 /// How often the recorder folds recent histogram samples into buckets; bounds the memory between two scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a scrape waits for the collector; without an answer the scrape has only what is recorded.
+const COLLECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Content type of the Prometheus text format.
 const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -54,6 +56,9 @@ pub enum ExporterError {
     Thread(#[source] io::Error),
 }
 
+/// Computes metrics when they are scraped: for what comes and goes (nodes, volumes), which recorded gauges would keep for ever.
+pub type Collector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Exposition> + Send>> + Send + Sync>;
+
 /// The running exporter. It stops when this is dropped.
 #[derive(Debug)]
 pub struct Exporter {
@@ -65,12 +70,21 @@ pub struct Exporter {
 impl Exporter {
     /// Installs the recorder for the `metrics` macros and serves it.
     pub fn start(config: &ExporterConfig, readiness: Readiness) -> Result<Self, ExporterError> {
+        Self::start_with(config, readiness, Arc::new(|| Box::pin(async { Exposition::default() })))
+    }
+
+    /// As [`Exporter::start`], with metrics that are computed when they are scraped.
+    pub fn start_with(
+        config: &ExporterConfig,
+        readiness: Readiness,
+        collector: Collector,
+    ) -> Result<Self, ExporterError> {
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
             .install_recorder()?;
         metrics::describe_gauge!("basalt_build_info", "Always 1; the labels say which build this is");
         metrics::gauge!("basalt_build_info", "process" => config.process, "version" => config.version).set(1);
-        serve(config.listen, handle, readiness)
+        serve(config.listen, handle, readiness, collector)
     }
 
     /// The address that is listened on, with the port that was chosen if the configured one was 0.
@@ -83,6 +97,7 @@ fn serve(
     address: SocketAddr,
     handle: PrometheusHandle,
     readiness: Readiness,
+    collector: Collector,
 ) -> Result<Exporter, ExporterError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ExporterError::Thread)?;
@@ -93,7 +108,7 @@ fn serve(
     let (stop, stopped) = oneshot::channel::<()>();
     let router = Router::new()
         .route("/metrics", get(serve_metrics))
-        .with_state(handle.clone())
+        .with_state((handle.clone(), collector))
         .route("/readyz", get(serve_readiness).with_state(readiness))
         .route("/healthz", get(|| async { "ok\n" }));
     let run = async move {
@@ -122,8 +137,15 @@ fn serve(
     Ok(Exporter { address: bound, _stop: stop })
 }
 
-async fn serve_metrics(State(handle): State<PrometheusHandle>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], handle.render())
+async fn serve_metrics(
+    State((handle, collector)): State<(PrometheusHandle, Collector)>,
+) -> impl IntoResponse {
+    let mut text = handle.render();
+    match tokio::time::timeout(COLLECT_TIMEOUT, collector()).await {
+        Ok(collected) => text.push_str(collected.as_str()),
+        Err(_) => tracing::warn!("metrics of the state were not collected in time"),
+    }
+    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text)
 }
 
 async fn serve_readiness(State(readiness): State<Readiness>) -> impl IntoResponse {
@@ -162,13 +184,21 @@ mod tests {
         let readiness = Readiness::new();
         let gate = readiness.gate("leader", "none known");
         let config = ExporterConfig { listen: ([127, 0, 0, 1], 0).into(), process: "test", version: "1.2.3" };
-        let exporter = Exporter::start(&config, readiness).unwrap();
+        let collector: Collector = Arc::new(|| {
+            Box::pin(async {
+                let mut exposition = Exposition::default();
+                exposition.family("basalt_test_up", "Whether it is up").sample(&[("name", "a\"b")], 1.0);
+                exposition
+            })
+        });
+        let exporter = Exporter::start_with(&config, readiness, collector).unwrap();
         metrics::histogram!("basalt_test_wait_seconds").record(0.003);
 
         let metrics = get(exporter.address(), "/metrics");
         assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
         assert!(metrics.contains(r#"basalt_build_info{process="test",version="1.2.3"} 1"#), "{metrics}");
         assert!(metrics.contains(r#"basalt_test_wait_seconds_bucket{le="0.005"} 1"#), "{metrics}");
+        assert!(metrics.contains("basalt_test_up{name=\"a\\\"b\"} 1\n"), "{metrics}");
         assert!(get(exporter.address(), "/healthz").starts_with("HTTP/1.1 200"));
 
         let waiting = get(exporter.address(), "/readyz");
@@ -176,8 +206,9 @@ mod tests {
         gate.open();
         assert!(get(exporter.address(), "/readyz").starts_with("HTTP/1.1 200"));
 
-        let taken =
-            serve(exporter.address(), PrometheusBuilder::new().build_recorder().handle(), Readiness::new());
+        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let nothing: Collector = Arc::new(|| Box::pin(async { Exposition::default() }));
+        let taken = serve(exporter.address(), handle, Readiness::new(), nothing);
         assert!(matches!(taken, Err(ExporterError::Listen { .. })));
     }
 }

@@ -7,9 +7,11 @@
 //! Begin with [`Exporter::start`] and [`Readiness`].
 
 mod exporter;
+mod exposition;
 mod logs;
 mod readiness;
 
-pub use exporter::{Exporter, ExporterConfig, ExporterError};
+pub use exporter::{Collector, Exporter, ExporterConfig, ExporterError};
+pub use exposition::{Exposition, Family};
 pub use logs::{LogFormat, LogsError, init_logs};
 pub use readiness::{Gate, Readiness};
