@@ -1,10 +1,12 @@
 //! Basalt from outside: what the end-to-end tests stand on.
 //!
-//! [`packages`] installs the Debian packages that a test needs, [`guest`] boots a Linux guest and runs a script in it. The
+//! [`packages`] installs the Debian packages that a test needs, [`guest`] boots a Linux guest and runs a script in it,
+//! [`cluster`] is a whole development cluster, [`prometheus`] scrapes it, and [`dashboards`] reads what Grafana would ask. The
 //! tests themselves are in `tests/`; they drive the product's programs as a user would and link none of its crates. They
 //! are left out of `cargo test`, because they need programs that are built and, some, root; `cargo xtask test` runs them.
 
 pub mod cluster;
+pub mod dashboards;
 pub mod guest;
 pub mod packages;
 pub mod programs;

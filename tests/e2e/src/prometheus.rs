@@ -96,6 +96,20 @@ impl Prometheus {
         Ok(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
     }
 
+    /// Names and queries of all alert and recording rules that are loaded.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when Prometheus does not answer.
+    pub fn rules(&self) -> Result<Vec<(String, String)>, Error> {
+        let answer = self.get("/api/v1/rules")?;
+        let groups = answer["data"]["groups"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(groups
+            .iter()
+            .flat_map(|group| group["rules"].as_array().map(Vec::as_slice).unwrap_or_default())
+            .filter_map(|rule| Some((rule["name"].as_str()?.to_owned(), rule["query"].as_str()?.to_owned())))
+            .collect())
+    }
+
     fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), Error> {
         let started = Instant::now();
         while !done(self) {

@@ -4,12 +4,16 @@
 //! `cargo xtask test` sets nothing is run.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test: a failed expectation ends it")]
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use basalt_e2e::cluster::{Cluster, XTASK_ENV};
+use basalt_e2e::guest::{Guest, Image};
+use basalt_e2e::prometheus::Prometheus;
+use basalt_e2e::{dashboards, packages};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -23,6 +27,8 @@ const TESTS: &[Test] = &[
     ),
     ("what_cannot_be_placed_says_so_and_can_be_deleted", what_cannot_be_placed_says_so_and_can_be_deleted),
     ("a_volume_is_created_used_and_deleted", a_volume_is_created_used_and_deleted),
+    ("every_query_of_dashboards_and_rules_is_answered", every_query_of_dashboards_and_rules_is_answered),
+    ("linux_keeps_its_volume_when_the_daemon_is_killed", linux_keeps_its_volume_when_the_daemon_is_killed),
     ("every_process_survives_sigkill", every_process_survives_sigkill),
     ("a_daemon_that_hangs_shows_within_ten_seconds", a_daemon_that_hangs_shows_within_ten_seconds),
 ];
@@ -106,6 +112,11 @@ fn online(cluster: &Cluster, name: &str) -> Value {
     cluster.wait("volumes", name, ONLINE_DEADLINE, "online", is_online).unwrap()
 }
 
+fn delete(cluster: &Cluster, name: &str) {
+    cluster.kubectl(&["delete", "volumes.basalt.storage", name, "--wait=false"], "").unwrap();
+    cluster.wait_gone("volumes", name, ONLINE_DEADLINE).unwrap();
+}
+
 /// Writes to the volume as an NVMe/TCP host and reads back.
 fn verify(cluster: &Cluster, object: &Value) -> Result<String, basalt_e2e::Error> {
     let nqn = object["status"]["nqn"].as_str().unwrap();
@@ -162,17 +173,85 @@ fn what_cannot_be_placed_says_so_and_can_be_deleted(cluster: &Cluster) {
         about["name"] == "too-large" && event["type"] == "Warning"
     });
     assert!(told, "no warning among the events: {events}");
-    cluster.kubectl(&["delete", "volumes.basalt.storage", "too-large", "--wait=false"], "").unwrap();
-    cluster.wait_gone("volumes", "too-large", ONLINE_DEADLINE).unwrap();
+    delete(cluster, "too-large");
 }
 
 fn a_volume_is_created_used_and_deleted(cluster: &Cluster) {
     cluster.apply(&volume("short-lived", "64Mi")).unwrap();
     let object = online(cluster, "short-lived");
     verify(cluster, &object).unwrap();
-    cluster.kubectl(&["delete", "volumes.basalt.storage", "short-lived", "--wait=false"], "").unwrap();
-    cluster.wait_gone("volumes", "short-lived", ONLINE_DEADLINE).unwrap();
+    delete(cluster, "short-lived");
     assert!(verify(cluster, &object).is_err(), "a deleted volume must not be served");
+}
+
+fn every_query_of_dashboards_and_rules_is_answered(cluster: &Cluster) {
+    packages::ensure(packages::PROMETHEUS, &mut |text| eprintln!("{text}")).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dashboards");
+    let queries = dashboards::queries(&folder).unwrap();
+    assert!(!queries.is_empty());
+    let rules: Vec<PathBuf> = std::fs::read_dir(folder.join("rules"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().canonicalize().unwrap())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let prometheus = Prometheus::start(dir.path(), &cluster.metrics_targets().unwrap(), &rules).unwrap();
+    verify(cluster, &online(cluster, "data")).unwrap();
+    prometheus.wait_scraped(8).unwrap();
+
+    let names = prometheus.metric_names().unwrap();
+    let mut wrong = Vec::new();
+    let mut check = |place: &str, expression: &str, may_be_empty: bool| {
+        for name in dashboards::metric_names(expression) {
+            if !names.contains(&name) {
+                wrong.push(format!("{place}: there is no metric {name}"));
+            }
+        }
+        match prometheus.query(expression) {
+            Ok(result) if result.is_empty() && !may_be_empty => {
+                wrong.push(format!("{place}: nothing for {expression}"))
+            }
+            Ok(_) => {}
+            Err(error) => wrong.push(format!("{place}: {error}")),
+        }
+    };
+    for query in &queries {
+        let place = format!("{} panel {}", query.file.display(), query.panel);
+        check(&place, &query.expression, query.may_be_empty);
+    }
+    for (name, query) in prometheus.rules().unwrap() {
+        // An alert that does not fire gives nothing.
+        check(&format!("rule {name}"), &query, true);
+    }
+    assert!(wrong.is_empty(), "{}\nmetrics: {names:#?}", wrong.join("\n"));
+}
+
+fn linux_keeps_its_volume_when_the_daemon_is_killed(cluster: &Cluster) {
+    let image = Image::ensure(&mut |text| eprintln!("{text}")).unwrap();
+    cluster.apply(&volume("linux", "320Mi")).unwrap();
+    let object = online(cluster, "linux");
+    let path = &object["status"]["paths"][0];
+    let process = format!("basaltd-{}", path["node"].as_str().unwrap());
+    let killed = Cell::new(None);
+    let outcome = Guest::new(&image)
+        .env("ADDRESS", "10.0.2.2")
+        .env("PORT", &path["port"].to_string())
+        .env("NQN", object["status"]["nqn"].as_str().unwrap())
+        .env("SIZE", &(320u64 << 20).to_string())
+        .hook("kill", |_| {
+            killed.set(cluster.pid(&process).unwrap());
+            signal(cluster, &process, Signal::KILL);
+            0
+        })
+        .hook("start", |_| {
+            restarted(cluster, &process, killed.get());
+            0
+        })
+        .deadline(Duration::from_secs(420))
+        .run(include_str!("guest/nvme-tcp.sh"))
+        .unwrap();
+    assert_eq!(outcome.status, 0, "{}", outcome.output);
+    delete(cluster, "linux");
 }
 
 fn every_process_survives_sigkill(cluster: &Cluster) {
@@ -191,12 +270,10 @@ fn every_process_survives_sigkill(cluster: &Cluster) {
         for field in ["nqn", "uuid", "volumeId", "paths"] {
             assert_eq!(old["status"][field], before["status"][field], "{field} after {process} was killed");
         }
-        cluster.kubectl(&["delete", "volumes.basalt.storage", &name, "--wait=false"], "").unwrap();
-        cluster.wait_gone("volumes", &name, ONLINE_DEADLINE).unwrap();
+        delete(cluster, &name);
     }
     verify(cluster, &before).unwrap();
-    cluster.kubectl(&["delete", "volumes.basalt.storage", "survivor", "--wait=false"], "").unwrap();
-    cluster.wait_gone("volumes", "survivor", ONLINE_DEADLINE).unwrap();
+    delete(cluster, "survivor");
 }
 
 fn a_daemon_that_hangs_shows_within_ten_seconds(cluster: &Cluster) {
