@@ -42,6 +42,12 @@ enum Task {
     Tidy,
     /// Run simulator seeds
     Simulate(simulate::Arguments),
+    /// Check that programs, once built, hold no planted bugs
+    #[command(hide = true)]
+    CheckPlanted,
+    /// Build the product's programs as `up` runs them
+    #[command(hide = true)]
+    Programs,
     /// Build what is built once: etcd, kube-apiserver and kubectl
     Fixture,
     /// The supervisor of a running cluster; `up` starts it
@@ -57,6 +63,8 @@ fn main() -> ExitCode {
         Task::Codegen(arguments) => codegen::run(&arguments),
         Task::Tidy => tidy::run(),
         Task::Simulate(arguments) => simulate::run(&arguments),
+        Task::CheckPlanted => simulate::check_absence(),
+        Task::Programs => workspace::Programs::build().map(|_| ()),
         Task::Fixture => up::fixture(),
         Task::Supervise(arguments) => up::supervise(&arguments),
     };

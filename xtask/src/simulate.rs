@@ -1,4 +1,7 @@
-//! Simulator seeds.
+//! Simulator seeds, and the bugs that are planted for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -25,4 +28,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         bail!("the simulator found a fault; the command above replays it");
     }
     Ok(())
+}
+
+/// Every planted bug puts its name behind this into the program.
+const PLANTED_MARK: &[u8] = b"planted-bug:";
+
+/// Where the simulator with planted bugs is built: other flags make other artefacts of every crate.
+pub(crate) fn planted_target() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("planted"))
+}
+
+/// Checks that programs hold no planted bug, and that the check would see one. All of them must be built.
+pub(crate) fn check_absence() -> Result<()> {
+    let target = workspace::target_dir()?;
+    if !holds_planted(&planted_target()?.join("sim/basalt-simulator"))? {
+        bail!("the simulator with planted bugs shows none: this check is blind");
+    }
+    for program in ["sim/basalt-simulator", "debug/basalt-control", "debug/basaltd", "debug/basalt-operator"]
+    {
+        if holds_planted(&target.join(program))? {
+            bail!("{program} holds planted bugs");
+        }
+    }
+    Ok(())
+}
+
+fn holds_planted(program: &Path) -> Result<bool> {
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    Ok(bytes.windows(PLANTED_MARK.len()).any(|window| window == PLANTED_MARK))
 }

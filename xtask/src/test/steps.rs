@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result};
 
-use crate::workspace;
+use crate::{simulate, workspace};
 
 /// Commands that belong together; the first that fails ends the step.
 #[derive(Debug)]
@@ -27,8 +27,7 @@ pub(super) fn all() -> Result<Vec<Step>> {
         ("BASALT_XTASK", std::env::current_exe().context("cannot find this program")?.into_os_string()),
     ];
     let simulator = "cargo run --quiet --locked --profile sim --package basalt-simulator";
-    // Other flags make other artefacts of every crate; in the same folder each run would drive out the other's.
-    let planted = format!("{simulator} --target-dir {} -- planted", target.join("planted").display());
+    let planted = format!("{simulator} --target-dir {} -- planted", simulate::planted_target()?.display());
     Ok(vec![
         step("tidy", "dependency arrows, file sizes, unsafe code, names", &["xtask tidy"]),
         step("format", "rustfmt", &["cargo fmt --all --check"]),
@@ -47,12 +46,14 @@ pub(super) fn all() -> Result<Vec<Step>> {
         step("planted", "every planted bug is found", &[&planted])
             .with(&[("RUSTFLAGS", "--cfg basalt_planted".into())]),
         step(
+            "programs",
+            "the product's programs, without planted bugs",
+            &["xtask programs", "xtask check-planted"],
+        ),
+        step(
             "linux-host",
             "Linux's NVMe/TCP host in a guest: mkfs, fio with verify, SIGKILL of the target",
-            &[
-                "cargo build --locked --package basalt-daemon",
-                "cargo test --locked --package basalt-e2e --test guest_rig --test linux_host -- --ignored --nocapture",
-            ],
+            &["cargo test --locked --package basalt-e2e --test guest_rig --test linux_host -- --ignored --nocapture"],
         )
         .with(&outside),
         step(

@@ -8,10 +8,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts a summary line of Rust's test harness; any other line counts nothing.
+    /// Counts a summary line of Rust's test harness, or `N passed, N failed`; any other line counts nothing.
     pub(super) fn count(&mut self, line: &str) {
-        let Some(summary) = line.trim_start().strip_prefix("test result: ") else { return };
-        for part in summary.split(['.', ';']) {
+        let summary = match line.trim_start().strip_prefix("test result: ") {
+            Some(summary) => summary,
+            None if line.ends_with(" failed") && line.contains(" passed, ") => line,
+            None => return,
+        };
+        for part in summary.split(['.', ';', ',']) {
             let mut words = part.split_whitespace();
             match (words.next().and_then(|number| number.parse::<u64>().ok()), words.next()) {
                 (Some(number), Some("passed")) => self.passed += number,
@@ -56,6 +60,13 @@ mod tests {
             "test result: ok. 6 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.12s";
         let bad = "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.01s";
         assert_eq!(tally(&["running 6 tests", ok, "", bad], false), (9, 2));
+    }
+
+    #[test]
+    fn the_simulators_seeds_are_counted() {
+        let lines =
+            ["300 seeds (6 run twice with equal traces)", "3 of 300 seeds, 2 failed", "298 passed, 2 failed"];
+        assert_eq!(tally(&lines, false), (298, 2));
     }
 
     #[test]
