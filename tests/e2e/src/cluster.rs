@@ -176,6 +176,18 @@ impl Cluster {
         Ok(text.split_whitespace().next().and_then(|word| word.parse().ok()))
     }
 
+    /// Program and arguments of a running process.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it does not run.
+    pub fn command_line(&self, name: &str) -> Result<Vec<String>, Error> {
+        let pid = self.pid(name)?.unwrap_or_default();
+        let path = PathBuf::from(format!("/proc/{pid}/cmdline"));
+        let bytes = fs::read(&path).map_err(Error::file("reading", &path))?;
+        let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+        Ok(words.map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+    }
+
     /// The end of a process's log, for the message of a test that failed.
     #[must_use]
     pub fn log_tail(&self, name: &str, lines: usize) -> String {

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use basalt_e2e::cluster::{Cluster, XTASK_ENV};
@@ -31,6 +31,9 @@ const TESTS: &[Test] = &[
     ("linux_keeps_its_volume_when_the_daemon_is_killed", linux_keeps_its_volume_when_the_daemon_is_killed),
     ("every_process_survives_sigkill", every_process_survives_sigkill),
     ("a_daemon_that_hangs_shows_within_ten_seconds", a_daemon_that_hangs_shows_within_ten_seconds),
+    ("an_apiserver_that_hangs_does_no_harm", an_apiserver_that_hangs_does_no_harm),
+    ("a_second_daemon_of_one_identity_does_no_harm", a_second_daemon_of_one_identity_does_no_harm),
+    ("a_member_on_another_clusters_disk_refuses", a_member_on_another_clusters_disk_refuses),
 ];
 
 /// From `kubectl apply` to `Online`, on a machine that is busy with other tests.
@@ -291,6 +294,80 @@ fn a_daemon_that_hangs_shows_within_ten_seconds(cluster: &Cluster) {
     cluster.wait("storagenodes", &node, ONLINE_DEADLINE, "online", is_online).unwrap();
     let object = online(cluster, "data");
     verify(cluster, &object).unwrap();
+}
+
+fn an_apiserver_that_hangs_does_no_harm(cluster: &Cluster) {
+    let object = online(cluster, "data");
+    signal(cluster, "kube-apiserver", Signal::STOP);
+    // Longer than the operator's lease, so that it has to give up and come back.
+    let served = (0..4).try_for_each(|_| {
+        std::thread::sleep(Duration::from_secs(5));
+        verify(cluster, &object).map(|_| ())
+    });
+    signal(cluster, "kube-apiserver", Signal::CONT);
+    served.unwrap();
+    applied(cluster, &volume("after-the-hang", "16Mi"));
+    verify(cluster, &online(cluster, "after-the-hang")).unwrap();
+    delete(cluster, "after-the-hang");
+    assert_eq!(online(cluster, "data")["status"]["nqn"], object["status"]["nqn"]);
+}
+
+fn a_second_daemon_of_one_identity_does_no_harm(cluster: &Cluster) {
+    let object = online(cluster, "data");
+    let node = object["status"]["paths"][0]["node"].as_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut impostor = again(cluster, &format!("basaltd-{node}"), dir.path()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let served = verify(cluster, &object);
+    impostor.kill().unwrap();
+    impostor.wait().unwrap();
+    let said = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    served.unwrap_or_else(|error| panic!("{error}\nthe second daemon said:\n{said}"));
+    assert!(!said.is_empty(), "the second daemon must say why it does not work");
+    cluster.wait("storagenodes", node, ONLINE_DEADLINE, "online", is_online).unwrap();
+    verify(cluster, &online(cluster, "data")).unwrap();
+}
+
+fn a_member_on_another_clusters_disk_refuses(cluster: &Cluster) {
+    // The disk of member 2 under the name of member 3.
+    let dir = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp")
+        .arg("--recursive")
+        .arg(cluster.state().join("data/control-2"))
+        .arg(dir.path().join("data"))
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let mut stranger = again(cluster, "control-3", dir.path()).spawn().unwrap();
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = stranger.try_wait().unwrap() {
+            break status;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "it runs on a disk that is not its own");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let said = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(!status.success() && said.contains("member"), "{status}: {said}");
+    verify(cluster, &online(cluster, "data")).unwrap();
+}
+
+/// The command of a supervised process once more, with a folder and ports of its own; what it says goes to `DIR/log`.
+fn again(cluster: &Cluster, process: &str, dir: &Path) -> Command {
+    let line = cluster.command_line(process).unwrap();
+    let mut ports = basalt_kube::free_ports(line.len()).unwrap().into_iter();
+    let mut command = Command::new(&line[0]);
+    for word in &line[1..] {
+        let flag = word.split('=').next().unwrap();
+        command.arg(match flag {
+            "--data-dir" => format!("{flag}={}", dir.join("data").display()),
+            flag if flag.ends_with("-listen") => format!("{flag}=127.0.0.1:{}", ports.next().unwrap()),
+            _ => word.clone(),
+        });
+    }
+    let log = std::fs::File::create(dir.join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command
 }
 
 fn data_survives_down_and_up(cluster: &Cluster, state: &Path) {
