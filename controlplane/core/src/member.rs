@@ -7,7 +7,8 @@ use crate::sessions::Sessions;
 use basalt_clock::{Instant, Random, SeededRandom, mark, planted};
 use basalt_model::{Body, Command, DiskId, Revision, State};
 use basalt_raft::{
-    Applied, Disk, Group, GroupConfig, GroupStatus, Log, LogConfig, LogError, PeerRefusal, Progress,
+    Applied, Disk, Group, GroupConfig, GroupStatus, Log, LogConfig, LogError, Membership, PeerRefusal,
+    Progress,
 };
 
 /// How many rounds of work one call does at most; what is left is done by the next call.
@@ -277,6 +278,11 @@ impl<D: Disk> Member<D> {
     /// The state as far as this member has applied it; may be behind the leader's.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Who takes part in the group, as far as this member has applied the log.
+    pub fn membership(&self) -> Membership {
+        self.group.membership()
     }
 
     /// The events after a revision, if the history reaches back so far.

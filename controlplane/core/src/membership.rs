@@ -79,6 +79,12 @@ impl<D: Disk> Member<D> {
             return Some(Next::Settle(Listed { replaces: None, ..member.clone() }));
         }
         if !present(member.id) {
+            let replaced = |other: &Listed| {
+                other.replaces == Some(member.id) && membership.voters.contains(&other.id.get())
+            };
+            if self.state.members().values().any(replaced) {
+                return None;
+            }
             // A member without a disk has not announced itself: nobody would answer.
             member.disk?;
             return Some(Next::Change(change(&[(member.id, RoleChange::Learner)])));

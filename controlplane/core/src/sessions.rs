@@ -319,7 +319,8 @@ impl<D: Disk> Member<D> {
 
     /// Proposes what a daemon said and the state does not say yet.
     fn propose_news(&mut self, id: SessionId, name: &NodeName) {
-        let (Some(node), Some(session)) = (self.state.nodes().get(name), self.sessions.sessions.get(&id)) else {
+        let (Some(node), Some(session)) = (self.state.nodes().get(name), self.sessions.sessions.get(&id))
+        else {
             return;
         };
         let confirmed = self.confirmed(session);

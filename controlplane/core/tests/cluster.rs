@@ -30,7 +30,10 @@ fn three_members_grow_from_one_and_agree() {
     }
     for id in 1..=3 {
         let (_, result) = world.read(id, Read::Nodes(Page::default()));
-        assert!(matches!(result, ReadResult::Nodes { items, next: None } if items.len() == 20), "member {id}");
+        assert!(
+            matches!(result, ReadResult::Nodes { items, next: None } if items.len() == 20),
+            "member {id}"
+        );
     }
     world.wait_settled(3);
     let states: Vec<_> = world.members.values().map(|member| member.state().encode().unwrap()).collect();
@@ -46,7 +49,8 @@ fn acknowledged_commands_survive_a_crash_of_all_members() {
             world.mutate(&format!("r{n}"), put_node(&format!("n{n}"))).unwrap();
         }
         for id in 1..=3 {
-            let style = [CrashStyle::LoseAll, CrashStyle::Tear { seed: seed * 7 + id }][usize::from(seed % 2 == 0)];
+            let style =
+                [CrashStyle::LoseAll, CrashStyle::Tear { seed: seed * 7 + id }][usize::from(seed % 2 == 0)];
             world.crash(id, style);
         }
         for id in 1..=3 {
@@ -117,7 +121,8 @@ fn a_deposed_leader_neither_reads_nor_writes() {
     world.wait_settled(3);
     let old = world.wait_leader();
     world.cut_off.insert(old);
-    let write = world.ask(old, ClientRequest::Mutate { id: RequestId::new("lost").unwrap(), mutation: put_node("lost") });
+    let write = world
+        .ask(old, ClientRequest::Mutate { id: RequestId::new("lost").unwrap(), mutation: put_node("lost") });
     let read = world.ask(old, ClientRequest::Read(Read::Nodes(Page::default())));
     world.run(15 * SECOND);
     assert!(matches!(world.replies.get(&write), Some(Reply::Failed(_))), "{:?}", world.replies.get(&write));
@@ -135,10 +140,13 @@ fn watches_resume_or_say_that_they_cannot() {
     world.mutate("b", put_node("b")).unwrap();
     let reply = world.ask(1, ClientRequest::Watch { from: Some(from) });
     let Reply::Watching { backlog, .. } = world.wait_reply(reply) else { panic!() };
-    let names: Vec<_> = backlog.iter().filter_map(|event| match &event.kind {
-        EventKind::Node(node) => Some(node.name.to_string()),
-        _ => None,
-    }).collect();
+    let names: Vec<_> = backlog
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::Node(node) => Some(node.name.to_string()),
+            _ => None,
+        })
+        .collect();
     assert_eq!(names, ["b"]);
     for n in 0..60 {
         world.mutate(&format!("r{n}"), put_node(&format!("n{n}"))).unwrap();
@@ -186,7 +194,8 @@ fn a_member_is_replaced_and_its_id_is_dead() {
     world.add(4, Start::Join { cluster: Some(cluster_id()) }, vec![1, 3]);
     world.run_until("the replacement", |world| {
         let state = world.members[&world.leader().unwrap_or(1)].state();
-        state.is_retired(member_id(2)) && state.members().get(&member_id(4)).is_some_and(|m| m.replaces.is_none())
+        state.is_retired(member_id(2))
+            && state.members().get(&member_id(4)).is_some_and(|m| m.replaces.is_none())
     });
     world.wait_settled(3);
     assert_eq!(world.members[&4].state().nodes().len(), 100);
@@ -488,7 +497,10 @@ fn settle(seed: u64, acknowledged: &mut Vec<String>, asked: Option<Asked>, reply
         (Some(Asked::Read(known)), Reply::Read { result: ReadResult::Nodes { items, next }, .. }) => {
             assert_eq!(next, None);
             for name in &acknowledged[..known] {
-                assert!(items.iter().any(|node| node.name.as_str() == name), "seed {seed}: a read missed {name}");
+                assert!(
+                    items.iter().any(|node| node.name.as_str() == name),
+                    "seed {seed}: a read missed {name}"
+                );
             }
         }
         _ => {}

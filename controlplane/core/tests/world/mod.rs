@@ -78,8 +78,13 @@ impl World {
     }
 
     pub fn add(&mut self, id: u64, start: Start, peers: Vec<u64>) {
-        let limits =
-            Limits { snapshot_entries: 40, segment_bytes: 16 << 10, chunk_bytes: 700, history: 50, ..Limits::default() };
+        let limits = Limits {
+            snapshot_entries: 40,
+            segment_bytes: 16 << 10,
+            chunk_bytes: 700,
+            history: 50,
+            ..Limits::default()
+        };
         let config = Config {
             member: listed(id),
             start,
@@ -160,6 +165,9 @@ impl World {
                 return;
             }
             self.step();
+        }
+        for member in self.members.values() {
+            eprintln!("{:?} {:?}", member.status(), member.membership());
         }
         panic!("not reached within 60 s: {what}");
     }
@@ -319,12 +327,7 @@ pub fn observed(mib: u64) -> NodeObserved {
 }
 
 pub fn full_report(mib: u64) -> Report {
-    Report {
-        full: true,
-        observed: Some(observed(mib)),
-        volumes: BTreeMap::new(),
-        deleted: BTreeMap::new(),
-    }
+    Report { full: true, observed: Some(observed(mib)), volumes: BTreeMap::new(), deleted: BTreeMap::new() }
 }
 
 pub fn online(desired: &DesiredNode) -> BTreeMap<VolumeId, VolumeObserved> {
