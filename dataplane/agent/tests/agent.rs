@@ -1,0 +1,487 @@
+//! The agent on disks in memory, with a target that is a list.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../../lvol/tests/support/mod.rs"]
+mod support;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use basalt_agent::{
+    Agent, AgentConfig, AllowedHosts, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume,
+    DiskHealth, DiskOpener, Export, ExportError, Exporter, LocalFuture, NodeReport, PoolHealth, Ports,
+    Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone, VolumeHealth,
+};
+use basalt_bdev::BlockDevice;
+use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
+use basalt_reactor::{DiskError, Handle, SocketError};
+use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
+
+/// Disks, exports and the kept state of one node; survives its agents.
+#[derive(Default)]
+struct Node {
+    disks: RefCell<BTreeMap<String, Result<Arc<dyn BlockDevice>, DiskError>>>,
+    exports: RefCell<BTreeMap<VolumeId, Export>>,
+    listeners: RefCell<BTreeSet<SocketAddr>>,
+    address_in_use: Cell<bool>,
+    kept: RefCell<Option<DesiredNode>>,
+    reports: RefCell<Vec<NodeReport>>,
+}
+
+struct Port(Rc<Node>);
+
+impl DiskOpener for Port {
+    fn open(&self, path: &str) -> LocalFuture<Result<Arc<dyn BlockDevice>, DiskError>> {
+        let found = self.0.disks.borrow().get(path).cloned().unwrap_or(Err(DiskError::NotFound));
+        Box::pin(async move { found })
+    }
+}
+
+impl Exporter for Port {
+    fn export(&self, export: Export) -> LocalFuture<Result<(), ExportError>> {
+        self.0.exports.borrow_mut().insert(export.volume, export);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn withdraw(&self, volume: VolumeId) -> LocalFuture<Result<(), ExportError>> {
+        self.0.exports.borrow_mut().remove(&volume);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn listen(
+        &self,
+        bind: SocketAddr,
+        advertise: SocketAddr,
+    ) -> LocalFuture<Result<SocketAddr, SocketError>> {
+        if self.0.address_in_use.get() {
+            return Box::pin(async { Err(SocketError::AddressInUse) });
+        }
+        self.0.listeners.borrow_mut().insert(bind);
+        Box::pin(async move { Ok(advertise) })
+    }
+
+    fn unlisten(&self, bind: SocketAddr) -> LocalFuture<()> {
+        self.0.listeners.borrow_mut().remove(&bind);
+        Box::pin(async {})
+    }
+}
+
+impl StateStore for Port {
+    fn load(&self) -> LocalFuture<Result<Option<DesiredNode>, StoreError>> {
+        let kept = self.0.kept.borrow().clone();
+        Box::pin(async move { Ok(kept) })
+    }
+
+    fn save(&self, desired: &DesiredNode) -> LocalFuture<Result<(), StoreError>> {
+        *self.0.kept.borrow_mut() = Some(desired.clone());
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Reporter for Port {
+    fn report(&self, report: &NodeReport) {
+        self.0.reports.borrow_mut().push(report.clone());
+    }
+}
+
+impl Node {
+    fn with_disk(path: &str, bytes: u64) -> Rc<Self> {
+        let node = Rc::new(Self::default());
+        node.disks.borrow_mut().insert(path.into(), Ok(ram(bytes)));
+        node
+    }
+
+    async fn start(self: &Rc<Self>, handle: &Handle) -> Agent {
+        // What was exported and opened ended with the process before.
+        self.exports.borrow_mut().clear();
+        let ports = Ports {
+            disks: Rc::new(Port(Rc::clone(self))),
+            exporter: Rc::new(Port(Rc::clone(self))),
+            store: Rc::new(Port(Rc::clone(self))),
+            reporter: Rc::new(Port(Rc::clone(self))),
+        };
+        Agent::start(handle, AgentConfig::default(), ports).await.unwrap()
+    }
+
+    fn device(&self, volume: VolumeId) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.exports.borrow()[&volume].device)
+    }
+}
+
+fn address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 4420))
+}
+
+fn desired(index: u64) -> DesiredNode {
+    let disk = DesiredDisk { path: "/disk".into(), overwrite_foreign_data: false };
+    DesiredNode {
+        cluster: CLUSTER,
+        revision: Revision { incarnation: 1, index },
+        listeners: vec![DesiredListener { bind: address(), advertise: address() }],
+        pools: vec![DesiredPool { name: "pool".into(), id: None, disks: vec![disk] }],
+        volumes: Vec::new(),
+        tombstones: Vec::new(),
+    }
+}
+
+fn wanted(number: u8, size: u64) -> DesiredVolume {
+    DesiredVolume {
+        id: volume_id(number),
+        generation: Generation(1),
+        epoch: Epoch { incarnation: 1, counter: 1 },
+        name: format!("volume-{number}"),
+        pool: "pool".into(),
+        size,
+        provision: Provision::Create,
+        nqn: format!("nqn.2026-01.storage.basalt:volume:{number}"),
+        nsid: 1,
+        uuid: [number; 16],
+        nguid: [number; 16],
+        serial: format!("BSLT{number}"),
+        serve: true,
+        allowed_hosts: AllowedHosts::Any,
+    }
+}
+
+fn tombstone(number: u8, generation: u64) -> Tombstone {
+    Tombstone {
+        cluster: CLUSTER,
+        volume: volume_id(number),
+        generation: Generation(generation),
+        pool: "pool".into(),
+    }
+}
+
+/// The report once everything was tried.
+async fn settled(handle: &Handle, agent: &Agent) -> NodeReport {
+    for _ in 0..10_000 {
+        handle.sleep(Duration::from_millis(1)).await;
+        let report = agent.report();
+        let current = agent.desired().map(|desired| desired.revision);
+        if report.settled && Some(report.revision) == current {
+            return report;
+        }
+    }
+    panic!("never settled: {:?}", agent.report())
+}
+
+/// The report once it satisfies a condition.
+async fn eventually(handle: &Handle, agent: &Agent, condition: impl Fn(&NodeReport) -> bool) -> NodeReport {
+    for _ in 0..100_000 {
+        handle.sleep(Duration::from_millis(1)).await;
+        let report = agent.report();
+        if condition(&report) {
+            return report;
+        }
+    }
+    panic!("never true: {:?}", agent.report())
+}
+
+fn problem_of(health: &VolumeHealth) -> &Problem {
+    match health {
+        VolumeHealth::Unavailable(problem) | VolumeHealth::Faulted(problem) => problem,
+        VolumeHealth::Creating | VolumeHealth::Online => panic!("no problem: {health:?}"),
+    }
+}
+
+#[test]
+fn a_volume_comes_to_be_and_comes_back_without_a_control_plane() {
+    run(1, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, 4 * MIB)], ..desired(7) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.revision, Revision { incarnation: 1, index: 7 });
+        assert_eq!(report.pools[0].health, PoolHealth::Online);
+        assert_eq!((report.pools[0].used, report.pools[0].allocation_unit), (4 * MIB, MIB));
+        assert!(report.pools[0].id.is_some());
+        assert_eq!(report.pools[0].disks[0].health, DiskHealth::Online);
+        let volume = &report.volumes[0];
+        assert_eq!((&volume.health, volume.size), (&VolumeHealth::Online, 4 * MIB));
+        assert_eq!((volume.generation, &volume.paths), (Generation(1), &vec![address()]));
+        assert_eq!(report.problems, []);
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write(8192, &[9; 512]).await.unwrap();
+        drop(bytes);
+        agent.stop();
+        drop(agent);
+
+        let agent = node.start(&handle).await;
+        let again = settled(&handle, &agent).await;
+        assert_eq!(again, report);
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        assert_eq!(bytes.read(8192, 512).await.unwrap(), vec![9; 512]);
+    });
+}
+
+#[test]
+fn older_revisions_and_other_clusters_are_refused_also_after_a_restart() {
+    run(2, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(desired(7)).await.unwrap();
+        agent.apply(desired(7)).await.unwrap();
+        assert!(matches!(agent.apply(desired(6)).await, Err(Refused::Stale { .. })));
+        let other = DesiredNode { cluster: ClusterId(uuid::Uuid::from_u128(2)), ..desired(8) };
+        assert!(matches!(agent.apply(other).await, Err(Refused::OtherCluster { .. })));
+        settled(&handle, &agent).await;
+        agent.stop();
+        let agent = node.start(&handle).await;
+        assert!(matches!(agent.apply(desired(6)).await, Err(Refused::Stale { .. })));
+        // A recovered cluster begins a new incarnation, whose indexes may be lower.
+        let recovered = Revision { incarnation: 2, index: 3 };
+        agent.apply(DesiredNode { revision: recovered, ..desired(0) }).await.unwrap();
+        agent.stop();
+        // What was kept is lost, the disk is not: its pool has noted the revision.
+        *node.kept.borrow_mut() = None;
+        let agent = node.start(&handle).await;
+        let pool_only = DesiredNode { revision: Revision { incarnation: 1, index: 7 }, ..desired(0) };
+        agent.apply(pool_only).await.unwrap();
+        settled(&handle, &agent).await;
+        assert!(matches!(agent.apply(desired(6)).await, Err(Refused::Stale { .. })));
+    });
+}
+
+#[test]
+fn only_a_matching_tombstone_deletes() {
+    run(3, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let volumes = vec![DesiredVolume { generation: Generation(5), ..wanted(1, MIB) }];
+        agent.apply(DesiredNode { volumes: volumes.clone(), ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        // Absence deletes nothing.
+        agent.apply(desired(2)).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].used, report.volumes.len()), (MIB, 0));
+        // Nor does the order of another cluster, nor one that is older than what the volume has seen.
+        let foreign = Tombstone { cluster: ClusterId(uuid::Uuid::from_u128(2)), ..tombstone(1, 5) };
+        for (index, tombstones) in [(3, vec![foreign]), (4, vec![tombstone(1, 4)])] {
+            agent.apply(DesiredNode { tombstones, ..desired(index) }).await.unwrap();
+            let report = settled(&handle, &agent).await;
+            assert_eq!(report.pools[0].used, MIB);
+            assert_eq!(report.deleted, []);
+            assert_eq!(report.problems[0].reason, Reason::TombstoneRefused);
+        }
+        agent.apply(DesiredNode { tombstones: vec![tombstone(1, 5)], ..desired(5) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.pools[0].used, 0);
+        assert_eq!((report.deleted[0].id, report.deleted[0].generation), (volume_id(1), Generation(5)));
+        assert_eq!(report.problems, []);
+        assert!(node.exports.borrow().is_empty());
+        // Carried out again after a restart, it is confirmed again.
+        agent.stop();
+        let agent = node.start(&handle).await;
+        assert_eq!(settled(&handle, &agent).await.deleted.len(), 1);
+    });
+}
+
+#[test]
+fn what_fails_is_tried_again_and_says_why() {
+    run(4, |handle| async move {
+        let node = Rc::new(Node::default());
+        node.address_in_use.set(true);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, 7 * MIB)], ..desired(1) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.pools[0].health, PoolHealth::Faulted);
+        assert_eq!(report.pools[0].problem.as_ref().unwrap().reason, Reason::DiskMissing);
+        assert_eq!(report.pools[0].disks[0].health, DiskHealth::Offline);
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::PoolNotReady);
+        assert_eq!(report.problems[0].reason, Reason::ListenFailed);
+        // The disk appears, too small for the volume.
+        node.disks.borrow_mut().insert("/disk".into(), Ok(ram(8 * MIB)));
+        let full = |report: &NodeReport| matches!(&report.volumes[0].health, VolumeHealth::Unavailable(p) if p.reason == Reason::PoolFull);
+        let report = eventually(&handle, &agent, full).await;
+        assert_eq!(report.pools[0].health, PoolHealth::Online);
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(2) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::NoListener);
+        node.address_in_use.set(false);
+        eventually(&handle, &agent, |report| report.volumes[0].health == VolumeHealth::Online).await;
+    });
+}
+
+#[test]
+fn retries_back_off() {
+    run(5, |handle| async move {
+        let node = Rc::new(Node::default());
+        let agent = node.start(&handle).await;
+        agent.apply(desired(1)).await.unwrap();
+        settled(&handle, &agent).await;
+        let config = AgentConfig::default();
+        let began = handle.now();
+        let mut tries = 0;
+        node.disks.borrow_mut().insert("/disk".into(), Err(DiskError::InUse));
+        while handle.now() - began < Duration::from_secs(100) {
+            let before = agent.report();
+            handle.sleep(Duration::from_millis(50)).await;
+            if agent.report() != before {
+                tries += 1;
+            }
+        }
+        assert_eq!(tries, 1, "a failure that stays the same is no news");
+        assert_eq!(agent.report().pools[0].problem.as_ref().unwrap().reason, Reason::DiskInUse);
+        node.disks.borrow_mut().insert("/disk".into(), Ok(ram(8 * MIB)));
+        let appeared = handle.now();
+        eventually(&handle, &agent, |report| report.pools[0].health == PoolHealth::Online).await;
+        assert!(handle.now() - appeared <= config.retry_max + Duration::from_millis(5));
+    });
+}
+
+#[test]
+fn lost_data_is_reported_and_never_replaced_by_nothing() {
+    run(6, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        agent.stop();
+        // The disk is replaced by a blank one.
+        node.disks.borrow_mut().insert("/disk".into(), Ok(ram(64 * MIB)));
+        *node.kept.borrow_mut() = None;
+        let agent = node.start(&handle).await;
+        let known = DesiredVolume { provision: Provision::Expect, ..wanted(1, MIB) };
+        let mut state = DesiredNode { volumes: vec![known], ..desired(2) };
+        state.pools[0].id = id;
+        agent.apply(state.clone()).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.pools[0].problem.as_ref().unwrap().reason, Reason::PoolMissing);
+        assert!(
+            matches!(&report.volumes[0].health, VolumeHealth::Faulted(p) if p.reason == Reason::PoolMissing)
+        );
+        assert!(node.exports.borrow().is_empty());
+        // A new pool may be made; the volume that was there once may not.
+        state.pools[0].id = None;
+        state.revision.index = 3;
+        agent.apply(state).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.pools[0].health, PoolHealth::Online);
+        assert!(
+            matches!(&report.volumes[0].health, VolumeHealth::Faulted(p) if p.reason == Reason::VolumeMissing)
+        );
+    });
+}
+
+#[test]
+fn a_missing_disk_is_not_lost_data() {
+    run(7, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        agent.stop();
+        let disk = node.disks.borrow_mut().remove("/disk").unwrap();
+        let agent = node.start(&handle).await;
+        let known = DesiredVolume { provision: Provision::Expect, ..wanted(1, MIB) };
+        let mut state = DesiredNode { volumes: vec![known], ..desired(2) };
+        state.pools[0].id = id;
+        agent.apply(state).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let VolumeHealth::Unavailable(problem) = &report.volumes[0].health else { panic!("{report:?}") };
+        assert_eq!(problem.reason, Reason::PoolNotReady);
+        node.disks.borrow_mut().insert("/disk".into(), disk);
+        eventually(&handle, &agent, |report| report.volumes[0].health == VolumeHealth::Online).await;
+    });
+}
+
+#[test]
+fn disks_of_others_are_left_alone() {
+    run(8, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(desired(1)).await.unwrap();
+        settled(&handle, &agent).await;
+        agent.stop();
+        *node.kept.borrow_mut() = None;
+        let agent = node.start(&handle).await;
+        let other = DesiredNode { cluster: ClusterId(uuid::Uuid::from_u128(2)), ..desired(1) };
+        agent.apply(other).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let problem = report.pools[0].problem.as_ref().unwrap();
+        assert_eq!(problem.reason, Reason::DiskOfAnotherCluster);
+        assert_eq!(report.pools[0].disks[0].health, DiskHealth::Faulted);
+        agent.stop();
+        *node.kept.borrow_mut() = None;
+        let agent = node.start(&handle).await;
+        let mut renamed = desired(1);
+        renamed.pools[0].name = "another".into();
+        agent.apply(renamed).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.pools[0].problem.as_ref().unwrap().reason, Reason::DiskOfAnotherPool);
+    });
+}
+
+#[test]
+fn serving_follows_what_is_wanted() {
+    run(9, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        let aside = DesiredVolume { serve: false, generation: Generation(2), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![aside], ..desired(2) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::NotServed);
+        assert_eq!(report.volumes[0].generation, Generation(2));
+        assert!(node.exports.borrow().is_empty());
+        let hosts = AllowedHosts::Listed(BTreeSet::from(["nqn.host".to_owned()]));
+        let back =
+            DesiredVolume { allowed_hosts: hosts.clone(), generation: Generation(3), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![back], ..desired(3) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+        assert_eq!(node.exports.borrow()[&volume_id(1)].allowed_hosts, hosts);
+        assert_eq!(&node.exports.borrow()[&volume_id(1)].serial, b"BSLT1               ");
+        // A lower epoch than the volume has seen is not served, whatever the revision.
+        let higher = Epoch { incarnation: 1, counter: 2 };
+        let raised = DesiredVolume { epoch: higher, generation: Generation(4), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![raised], ..desired(4) }).await.unwrap();
+        settled(&handle, &agent).await;
+        let lower = DesiredVolume { generation: Generation(5), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![lower], ..desired(5) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::Fenced);
+        assert!(node.exports.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_hundred_volumes_at_once() {
+    run(10, |handle| async move {
+        let node = Node::with_disk("/disk", 256 * MIB);
+        let agent = node.start(&handle).await;
+        let volumes = (0..100).map(|number| wanted(number, 2 * MIB)).collect();
+        agent.apply(DesiredNode { volumes, ..desired(1) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert!(report.volumes.iter().all(|volume| volume.health == VolumeHealth::Online));
+        assert_eq!(node.exports.borrow().len(), 100);
+        let tombstones = (0..100).map(|number| tombstone(number, 1)).collect();
+        agent.apply(DesiredNode { tombstones, ..desired(2) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.deleted.len(), report.pools[0].used), (100, 0));
+    });
+}
+
+#[test]
+fn malformed_states_are_refused() {
+    run(11, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let twice = DesiredNode { volumes: vec![wanted(1, MIB), wanted(1, MIB)], ..desired(1) };
+        let both =
+            DesiredNode { volumes: vec![wanted(1, MIB)], tombstones: vec![tombstone(1, 1)], ..desired(1) };
+        let serial = DesiredVolume { serial: "x".repeat(21), ..wanted(1, MIB) };
+        let serial = DesiredNode { volumes: vec![serial], ..desired(1) };
+        let mut pools = desired(1);
+        pools.pools.push(pools.pools[0].clone());
+        for malformed in [twice, both, serial, pools] {
+            assert!(matches!(agent.apply(malformed).await, Err(Refused::Malformed(_))));
+        }
+        assert!(node.kept.borrow().is_none());
+    });
+}
