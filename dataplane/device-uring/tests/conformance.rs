@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use basalt_bdev::{BlockDevice, BlockSize, conformance};
 use basalt_device_uring::{UringDevice, UringError, UringOptions};
 use basalt_reactor::real::RealDriver;
-use basalt_reactor::{DiskError, DiskOptions, Handle, Reactor, ReactorOptions};
+use basalt_reactor::sim::{World, WorldOptions};
+use basalt_reactor::{DiskError, DiskOptions, Handle, Progress, Reactor, ReactorOptions};
 use uuid::Uuid;
 
 fn options(block_size: Option<BlockSize>, length: Option<u64>) -> UringOptions {
@@ -58,4 +59,26 @@ fn a_disk_is_opened_by_one_device_at_a_time() {
         drop(first);
         UringDevice::open(&handle, &path, &options(None, None)).unwrap();
     });
+}
+
+#[test]
+fn a_simulated_disk_conforms() {
+    for seed in 0..3 {
+        let world = World::new(seed, WorldOptions::default());
+        let node = world.add_node("10.0.0.1".parse().unwrap());
+        world.create_disk(node, "/disk", 1 << 20);
+        let mut reactor = Reactor::new(Box::new(world.driver(node)), &ReactorOptions::default());
+        let handle = reactor.handle();
+        let task = handle.clone().spawn(async move {
+            let device = UringDevice::open(&handle, Path::new("/disk"), &options(None, None)).unwrap();
+            conformance::run(handle, &device, seed).await;
+        });
+        while !task.is_done() {
+            let turn = reactor.turn();
+            if turn.progress == Progress::Idle {
+                let next = [turn.next_timer, world.next_event()].into_iter().flatten().min();
+                world.advance_to(next.expect("the test waits for something"));
+            }
+        }
+    }
 }

@@ -231,7 +231,7 @@ pub enum DiskOperation {
     },
     /// Make everything durable that completed before this was submitted. Has no range.
     Sync,
-    /// The range's content does not matter any more; reads may give anything until it is written.
+    /// The range's storage may be freed; it reads as zeroes until it is written.
     Discard,
     /// The range reads as zeroes.
     WriteZeroes,

@@ -117,7 +117,7 @@ impl Handle {
         Sleep::new(self.clone(), deadline)
     }
 
-    /// Lets everything else have a turn.
+    /// Lets everything else have a turn. Not for waiting: while a task yields, the reactor is busy and simulated time stands still.
     pub fn yield_now(&self) -> impl Future<Output = ()> + use<> {
         YieldNow { yielded: false }
     }
