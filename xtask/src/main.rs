@@ -8,6 +8,7 @@
     reason = "results of a task go to standard output, progress to standard error"
 )]
 
+mod bench;
 mod codegen;
 mod progress;
 mod simulate;
@@ -40,6 +41,8 @@ enum Task {
     Codegen(codegen::Arguments),
     /// Check dependency arrows, file sizes, unsafe code and names
     Tidy,
+    /// Measure what docs/performance.md says
+    Bench(bench::Arguments),
     /// Run simulator seeds
     Simulate(simulate::Arguments),
     /// Check that programs, once built, hold no planted bugs
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Codegen(arguments) => codegen::run(&arguments),
         Task::Tidy => tidy::run(),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Simulate(arguments) => simulate::run(&arguments),
         Task::CheckPlanted => simulate::check_absence(),
         Task::Programs => workspace::Programs::build().map(|_| ()),

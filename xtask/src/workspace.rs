@@ -66,6 +66,10 @@ impl Programs {
         Ok(programs)
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }

@@ -106,7 +106,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "reactor",
         ],
     ),
-    ("e2e", &["crds", "identity", "kube"]),
+    ("e2e", &["client", "crds", "identity", "kube", "model"]),
     ("xtask", &["kube"]),
 ];
 
