@@ -54,6 +54,16 @@ impl ListenerAddress {
         Ok(Self { bind, advertise_host: host.to_owned(), advertise_port: port })
     }
 
+    /// The same with the port that the system chose where port 0 was asked for.
+    #[must_use]
+    pub fn with_bound(mut self, bound: SocketAddr) -> Self {
+        if self.advertise_port == 0 {
+            self.advertise_port = bound.port();
+        }
+        self.bind = bound;
+        self
+    }
+
     /// Where it is bound.
     pub fn bind(&self) -> SocketAddr {
         self.bind

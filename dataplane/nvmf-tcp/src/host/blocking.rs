@@ -1,0 +1,1 @@
+//! Blocking calls over a reactor on a thread of its own: for tools and tests.

@@ -1,0 +1,622 @@
+//! One connection of a target: PDUs in, commands to the queue and the devices, replies out (TCP 3.2 to 3.5).
+
+use std::collections::VecDeque;
+
+use basalt_bdev::{Capabilities, Completion, IoError, Operation, Request};
+use basalt_clock::Instant;
+use basalt_dma::{BufferPool, Payload};
+use basalt_nvme_wire::digest::crc32c;
+use basalt_nvme_wire::pdu::{
+    DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
+    ReadyToTransfer, Receiver, Termination, Violation,
+};
+use basalt_nvme_wire::{Sgl, Sqe, Status};
+use basalt_nvmf_target::{Activity, Queue, Reply, Step, status_of};
+use basalt_reactor::Progress;
+use smallvec::SmallVec;
+use zerocopy::IntoBytes;
+
+use super::devices::{DeviceIndex, Devices};
+use super::options::TcpTargetOptions;
+use super::slot::{Slots, State, Work};
+use super::staging::Staging;
+use crate::inlet::{DataLimits, Inlet};
+use crate::outlet::Outlet;
+use crate::wire::Wire;
+
+/// What a connection uses of its reactor.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Instant,
+    pub(crate) pool: &'a BufferPool,
+    pub(crate) devices: &'a mut Devices,
+    pub(crate) staging: &'a mut Staging,
+    pub(crate) options: &'a TcpTargetOptions,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waits for the initialization request.
+    Initializing,
+    /// Serves.
+    Running,
+    /// Said why it ends; waits until that is sent and the peer closed, at most until the deadline.
+    Terminating { deadline: Instant },
+    /// Over; only requests that devices still hold keep it.
+    Over,
+}
+
+/// One connection.
+pub(crate) struct Connection<W> {
+    pub(super) wire: W,
+    /// First part of the tags of its requests.
+    tag_base: u64,
+    pub(super) phase: Phase,
+    pub(super) queue: Queue,
+    opened: Instant,
+    pub(super) inlet: Inlet,
+    pub(super) outlet: Outlet,
+    pub(super) slots: Slots,
+    digests: Digests,
+    /// Alignment of data that the host wants (HPDA).
+    data_alignment: usize,
+    /// Channels by namespace slot; none for a device that cannot be opened.
+    devices: SmallVec<[Option<DeviceIndex>; 1]>,
+    /// Commands that wait for a buffer or a place in a device's queue, in order.
+    pub(super) backlog: VecDeque<usize>,
+    /// Requests with devices.
+    running: usize,
+    /// Commands whose data is on the way.
+    pub(super) receiving: usize,
+    /// The largest of them since there were none.
+    pub(super) largest_expected: u32,
+    sq_head: u32,
+}
+
+/// Bits of a tag that name the slot.
+const TAG_SLOT_BITS: u32 = 16;
+/// Pieces of output beyond which nothing more is received: a host that does not read gets no more service.
+const CONGESTED_PIECES: usize = 1024;
+
+impl<W: Wire> Connection<W> {
+    /// A fresh connection; `index` comes back in the tags of its requests.
+    pub(crate) fn new(wire: W, index: usize, queue: Queue, now: Instant, options: &TcpTargetOptions) -> Self {
+        let limits =
+            DataLimits { capsule: options.limits.in_capsule_bytes_max, transfer: options.host_data_max };
+        let mut slots = Slots::default();
+        slots.set_limit(entries(&queue));
+        Self {
+            wire,
+            tag_base: (index as u64) << TAG_SLOT_BITS,
+            phase: Phase::Initializing,
+            queue,
+            opened: now,
+            inlet: Inlet::new(Receiver::Controller, limits),
+            outlet: Outlet::default(),
+            slots,
+            digests: Digests::default(),
+            data_alignment: 4,
+            devices: SmallVec::new(),
+            backlog: VecDeque::new(),
+            running: 0,
+            receiving: 0,
+            largest_expected: 0,
+            sq_head: 0,
+        }
+    }
+
+    /// The index that a tag names.
+    pub(crate) fn index_of(tag: u64) -> usize {
+        usize::try_from(tag >> TAG_SLOT_BITS).unwrap_or(usize::MAX)
+    }
+
+    /// Whether it can be forgotten.
+    pub(crate) fn is_done(&self) -> bool {
+        self.phase == Phase::Over && self.running == 0
+    }
+
+    /// Whether the peer's bytes are wanted now.
+    pub(crate) fn takes_input(&self) -> bool {
+        self.phase != Phase::Over && self.outlet.len() < CONGESTED_PIECES
+    }
+
+    /// Sends what is queued.
+    pub(crate) fn flush(&mut self) -> Progress {
+        if self.outlet.is_empty() || self.phase == Phase::Over {
+            return Progress::Idle;
+        }
+        match self.outlet.flush(&self.wire) {
+            Ok(progress) => {
+                if self.outlet.is_empty() && matches!(self.phase, Phase::Terminating { .. }) {
+                    self.wire.shutdown();
+                }
+                progress
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection's send failed");
+                self.phase = Phase::Over;
+                Progress::Busy
+            }
+        }
+    }
+
+    /// Ends the connection with a termination request that names the violation.
+    pub(super) fn terminate(&mut self, context: &Context<'_>, violation: Violation, offending: &[u8]) {
+        tracing::info!(%violation, "a host violated the protocol");
+        self.outlet.push_with(|bytes| {
+            Termination::emit(Kind::ControllerTermination, violation, offending, bytes);
+        });
+        self.phase = Phase::Terminating { deadline: context.now + context.options.termination_timeout };
+    }
+
+    /// Looks at clock and configuration: deadlines, keep alive, namespaces that came or went.
+    pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
+        match self.phase {
+            Phase::Over => return,
+            Phase::Terminating { deadline } if context.now >= deadline => self.phase = Phase::Over,
+            Phase::Terminating { .. } => return,
+            Phase::Initializing | Phase::Running => {
+                let late = context.now.since(self.opened) >= context.options.connect_timeout;
+                if late && !self.queue.is_connected() {
+                    tracing::info!("a connection that did not connect in time is closed");
+                    self.phase = Phase::Over;
+                }
+            }
+        }
+        let activity = self.queue.tick(context.now);
+        self.apply(activity, context);
+    }
+
+    /// Looks at the configuration, which changed.
+    pub(crate) fn refresh(&mut self, context: &mut Context<'_>) {
+        if matches!(self.phase, Phase::Initializing | Phase::Running) {
+            let activity = self.queue.refresh();
+            self.apply(activity, context);
+        }
+    }
+
+    fn apply(&mut self, activity: Activity, context: &mut Context<'_>) {
+        match activity {
+            Activity::Unchanged => {}
+            Activity::Namespaces => self.map_namespaces(context.devices),
+            Activity::Over => {
+                if self.outlet.is_empty() {
+                    self.phase = Phase::Over;
+                } else {
+                    // The last replies go out first.
+                    self.phase =
+                        Phase::Terminating { deadline: context.now + context.options.termination_timeout };
+                }
+            }
+        }
+        self.push_events();
+    }
+
+    /// Opens channels to the queue's namespaces and lets go of those that are gone.
+    fn map_namespaces(&mut self, devices: &mut Devices) {
+        let old = std::mem::take(&mut self.devices);
+        self.devices = self.queue.namespaces().iter().map(|namespace| devices.acquire(namespace)).collect();
+        old.into_iter().flatten().for_each(|index| devices.release(index));
+    }
+
+    /// Lets go of everything but what devices hold: called once, when the connection is over.
+    pub(crate) fn close(&mut self, devices: &mut Devices) {
+        for index in std::mem::take(&mut self.devices).into_iter().flatten() {
+            devices.release(index);
+        }
+        self.outlet = Outlet::default();
+        self.backlog.clear();
+    }
+
+    /// The initialization request came (TCP 3.2).
+    pub(super) fn initialize(&mut self, request: &InitializeRequest, options: &TcpTargetOptions) {
+        let response = InitializeResponse {
+            data_alignment: 4,
+            digests: request.digests,
+            host_data_max: options.host_data_max,
+        };
+        self.outlet.push_bytes(&response.emit());
+        self.digests = request.digests;
+        self.inlet.set_digests(request.digests);
+        self.data_alignment = request.data_alignment;
+        self.phase = Phase::Running;
+    }
+
+    /// A command came; `data` are the in-capsule bytes and where they lie in the staging memory.
+    pub(super) fn command(
+        &mut self,
+        context: &mut Context<'_>,
+        slot: usize,
+        data: Option<(usize, &[u8])>,
+    ) -> Option<InCapsule> {
+        self.sq_head = (self.sq_head + 1) % self.queue.entries();
+        let sqe = self.slots[slot].sqe;
+        let step = self.queue.command(context.now, &sqe);
+        let in_capsule = match self.in_capsule(&sqe, data) {
+            Ok(data) => data,
+            Err(status) => {
+                self.reply(slot, &Reply::status(status));
+                return None;
+            }
+        };
+        match step {
+            Step::Take { length } => {
+                if let Some((_, data)) = in_capsule {
+                    let step = self.queue.command_with_data(context.now, &sqe, data);
+                    return self.after_data(context, slot, step, Some(data));
+                }
+                self.ask_for(slot, length, Work::Interpret, context.pool);
+            }
+            Step::Block(block) => {
+                let Some(device) = self.devices.get(block.slot.0).copied().flatten() else {
+                    self.reply(slot, &Reply::status(Status::INTERNAL_PATH_ERROR));
+                    return None;
+                };
+                let work = Work::Block(block, device);
+                let from_host = block.operation != Operation::Read && block.bytes > 0;
+                if !from_host {
+                    self.start(slot, work, block.bytes, Payload::None, context);
+                } else if let Some((at, data)) = in_capsule {
+                    return self.start_with_capsule(slot, work, at, data, context);
+                } else {
+                    self.ask_for(slot, block.bytes, work, context.pool);
+                }
+            }
+            other => {
+                return self.after_data(context, slot, other, None);
+            }
+        }
+        None
+    }
+
+    /// The in-capsule data of a command, as its SGL says (TCP 3.3.1).
+    fn in_capsule<'a>(
+        &self,
+        sqe: &Sqe,
+        data: Option<(usize, &'a [u8])>,
+    ) -> Result<Option<(usize, &'a [u8])>, Status> {
+        let direction = basalt_nvme_wire::fabrics::direction(sqe);
+        if direction != basalt_nvme_wire::opcode::Direction::ToController {
+            return Ok(None);
+        }
+        match Sgl::parse(&sqe.sgl) {
+            Ok(Sgl::InCapsule { offset, length }) => {
+                let (at, data) = data.unwrap_or((0, &[]));
+                // ICDOFF is zero here, so offsets are too.
+                if offset != 0 {
+                    return Err(Status::SGL_OFFSET_INVALID.dnr());
+                }
+                match data.get(..length as usize) {
+                    Some(data) => Ok(Some((at, data))),
+                    None => Err(Status::SGL_LENGTH_INVALID.dnr()),
+                }
+            }
+            Ok(Sgl::Transport { .. }) => Ok(None),
+            Err(_) => Err(Status::SGL_TYPE_INVALID.dnr()),
+        }
+    }
+
+    /// What the queue said about a command that needs no more data from the host.
+    fn after_data(
+        &mut self,
+        context: &mut Context<'_>,
+        slot: usize,
+        step: Step,
+        data: Option<&[u8]>,
+    ) -> Option<InCapsule> {
+        match step {
+            Step::Complete(reply) => self.reply(slot, &reply),
+            Step::Give { data, reply } => self.give(slot, &data, &reply),
+            Step::Hold => self.slots[slot].state = State::Held,
+            Step::AbortHeld { command } => {
+                if let Some(held) = self.slots.find_held(command.0) {
+                    self.reply(held, &Reply::status(Status::ABORT_REQUESTED));
+                }
+                self.reply(slot, &Reply::SUCCESS);
+            }
+            Step::Unmap(ranges) => {
+                let Some(device) = self.devices.get(ranges.slot.0).copied().flatten() else {
+                    self.reply(slot, &Reply::status(Status::INTERNAL_PATH_ERROR));
+                    return None;
+                };
+                if let Some(data) = data {
+                    self.slots[slot].payload = Payload::Buffer(basalt_dma::Buffer::copy_of(data));
+                }
+                self.slots[slot].work = Work::Unmap { ranges, next: 0, device };
+                self.submit(slot, context);
+            }
+            // The queue asks for data once, and for block commands before they are taken up.
+            Step::Take { .. } | Step::Block(_) => {
+                self.reply(slot, &Reply::status(Status::INTERNAL_ERROR));
+            }
+        }
+        if self.queue.is_connected() {
+            self.note_connected(context);
+        }
+        None
+    }
+
+    /// After Connect: as many commands as the queue has entries, and channels to its namespaces.
+    fn note_connected(&mut self, context: &mut Context<'_>) {
+        self.slots.set_limit(entries(&self.queue));
+        if self.devices.is_empty() && !self.queue.namespaces().is_empty() {
+            self.map_namespaces(context.devices);
+        }
+        self.push_events();
+    }
+
+    /// A block command whose data came in its capsule.
+    fn start_with_capsule(
+        &mut self,
+        slot: usize,
+        work: Work,
+        at: usize,
+        data: &[u8],
+        context: &mut Context<'_>,
+    ) -> Option<InCapsule> {
+        let Work::Block(block, _) = work else { return None };
+        let length = block.bytes;
+        if data.len() != length as usize {
+            self.reply(slot, &Reply::status(Status::SGL_LENGTH_INVALID.dnr()));
+            return None;
+        }
+        let device = self.queue.namespaces()[block.slot.0].device();
+        if device.info().capabilities().contains(Capabilities::LEND) {
+            // Memory devices take data in at once: they read it from where it was received.
+            let held = &mut self.slots[slot];
+            (held.work, held.length, held.state) = (work, length, State::Ready);
+            return Some(InCapsule { slot, at, len: data.len() });
+        }
+        let Some(mut buffer) = context.pool.take(data.len()) else {
+            // Answered as a transient condition: the host still has the data.
+            self.reply(slot, &Reply::status(Status::TRANSIENT_TRANSPORT));
+            return None;
+        };
+        buffer.copy_from_slice(data);
+        self.start(slot, work, length, Payload::Buffer(buffer), context);
+        None
+    }
+
+    /// Takes a command up whose data is there, or that has none from the host.
+    pub(super) fn start(
+        &mut self,
+        slot: usize,
+        work: Work,
+        length: u32,
+        payload: Payload,
+        context: &mut Context<'_>,
+    ) {
+        let held = &mut self.slots[slot];
+        (held.work, held.length, held.payload, held.state) = (work, length, payload, State::Ready);
+        self.submit(slot, context);
+    }
+
+    /// Asks the host for a command's data (R2T, TCP 3.3.2.1).
+    fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
+        let held = &mut self.slots[slot];
+        (held.work, held.length, held.state) = (work, length, State::NeedsBuffer);
+        if !self.try_ask(slot, pool) {
+            self.backlog.push_back(slot);
+        }
+    }
+
+    /// False if there is no buffer now.
+    fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
+        let held = &mut self.slots[slot];
+        let Some(buffer) = pool.take(held.length as usize) else { return false };
+        held.payload = Payload::Buffer(buffer);
+        held.state = State::Receiving { received: 0 };
+        if self.receiving == 0 {
+            self.largest_expected = 0;
+        }
+        self.receiving += 1;
+        self.largest_expected = self.largest_expected.max(held.length);
+        let frame = Frame::new(Kind::ReadyToTransfer, 0, self.digests, 0, 1);
+        let tag = u16::try_from(slot).unwrap_or(u16::MAX);
+        let ready = ReadyToTransfer {
+            command_id: held.command_id(),
+            transfer_tag: tag,
+            offset: 0,
+            length: held.length,
+        };
+        let header = ready.emit(&frame);
+        self.outlet.push_header(&frame, &header);
+        true
+    }
+
+    /// All data of a command is there.
+    pub(super) fn data_complete(&mut self, slot: usize, context: &mut Context<'_>) {
+        self.receiving -= 1;
+        if matches!(self.slots[slot].state, State::Damaged { .. }) {
+            self.reply(slot, &Reply::status(Status::TRANSIENT_TRANSPORT));
+            return;
+        }
+        self.slots[slot].state = State::Ready;
+        if let Work::Interpret = self.slots[slot].work {
+            let sqe = self.slots[slot].sqe;
+            let Payload::Buffer(buffer) = std::mem::take(&mut self.slots[slot].payload) else {
+                unreachable!("data is received into a buffer")
+            };
+            let step = self.queue.command_with_data(context.now, &sqe, &buffer);
+            self.after_data(context, slot, step, Some(&buffer));
+        } else {
+            self.submit(slot, context);
+        }
+    }
+
+    /// Gives a command to its device, or puts it into the backlog.
+    pub(super) fn submit(&mut self, slot: usize, context: &mut Context<'_>) {
+        if !self.try_submit(slot, context) {
+            self.backlog.push_back(slot);
+        }
+    }
+
+    fn try_submit(&mut self, slot: usize, context: &mut Context<'_>) -> bool {
+        let tag = self.tag_base | slot as u64;
+        let held = &mut self.slots[slot];
+        held.state = State::Ready;
+        let (request, device) = match &mut held.work {
+            Work::Interpret => unreachable!("the queue interprets this command"),
+            Work::Block(block, device) => {
+                // Data that a digest covers must stand still: it is read into memory of our own.
+                if block.operation == Operation::Read && self.digests.data && held.payload.is_empty() {
+                    let Some(buffer) = context.pool.take(block.bytes as usize) else { return false };
+                    held.payload = Payload::Buffer(buffer);
+                }
+                let payload = std::mem::take(&mut held.payload);
+                let (operation, lba, blocks) = (block.operation, block.lba, block.blocks);
+                (Request { tag, operation, lba, blocks, payload }, *device)
+            }
+            Work::Unmap { ranges, next, device } => {
+                let Payload::Buffer(data) = &held.payload else { unreachable!("ranges are kept") };
+                let Some(at) = (*next..ranges.count).find(|at| ranges.request(data, *at).is_some()) else {
+                    self.reply(slot, &Reply::SUCCESS);
+                    return true;
+                };
+                *next = at;
+                let Some((lba, blocks)) = ranges.request(data, at) else { unreachable!("found above") };
+                (Request::unmap(tag, lba, blocks), *device)
+            }
+        };
+        match context.devices.submit(device, request) {
+            Ok(()) => {
+                self.slots[slot].state = State::Submitted;
+                self.running += 1;
+                true
+            }
+            Err(rejected) => {
+                let held = &mut self.slots[slot];
+                if let Work::Block(..) = held.work {
+                    held.payload = rejected.0.payload;
+                }
+                false
+            }
+        }
+    }
+
+    /// Tries again what had to wait.
+    pub(crate) fn retry(&mut self, context: &mut Context<'_>) -> Progress {
+        let mut progress = Progress::Idle;
+        for _ in 0..self.backlog.len() {
+            let Some(slot) = self.backlog.front().copied() else { break };
+            let done = match self.slots[slot].state {
+                State::NeedsBuffer => self.try_ask(slot, context.pool),
+                _ => self.try_submit(slot, context),
+            };
+            if !done {
+                break;
+            }
+            self.backlog.pop_front();
+            progress = Progress::Busy;
+        }
+        progress
+    }
+
+    /// A device finished a request.
+    pub(crate) fn completed(&mut self, completion: Completion, context: &mut Context<'_>) {
+        self.running -= 1;
+        let slot = usize::try_from(completion.tag & ((1 << TAG_SLOT_BITS) - 1)).unwrap_or(usize::MAX);
+        if self.phase == Phase::Over {
+            self.slots.release(slot);
+            return;
+        }
+        debug_assert_eq!(self.slots[slot].state, State::Submitted);
+        match &mut self.slots[slot].work {
+            Work::Interpret => unreachable!("only block commands are submitted"),
+            Work::Block(block, _) => {
+                let operation = block.operation;
+                if completion.result == Err(IoError::NoMemory) {
+                    // The device had no buffer: wait until one is free.
+                    self.slots[slot].payload = completion.payload;
+                    self.slots[slot].state = State::Ready;
+                    self.backlog.push_back(slot);
+                } else if operation == Operation::Read && completion.result.is_ok() {
+                    self.send_read(slot, completion.payload);
+                } else {
+                    self.reply(slot, &Reply::status(status_of(operation, completion.result)));
+                }
+            }
+            Work::Unmap { next, .. } => {
+                *next += 1;
+                if completion.result.is_ok() {
+                    self.submit(slot, context);
+                } else {
+                    self.reply(slot, &Reply::status(status_of(Operation::Unmap, completion.result)));
+                }
+            }
+        }
+    }
+
+    /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).
+    fn send_read(&mut self, slot: usize, payload: Payload) {
+        let with_response = self.queue.has_flow_control();
+        self.push_data(slot, payload, with_response);
+        if with_response {
+            self.reply(slot, &Reply::SUCCESS);
+        } else {
+            self.slots.release(slot);
+        }
+    }
+
+    /// Data of an admin command, then its completion.
+    fn give(&mut self, slot: usize, data: &[u8], reply: &Reply) {
+        if !data.is_empty() {
+            let payload = Payload::Buffer(basalt_dma::Buffer::copy_of(data));
+            self.push_data(slot, payload, true);
+        }
+        self.reply(slot, reply);
+    }
+
+    fn push_data(&mut self, slot: usize, payload: Payload, with_response: bool) {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let flags = if with_response { FLAG_LAST } else { FLAG_LAST | FLAG_SUCCESS };
+        let frame = Frame::new(Kind::ControllerData, flags, self.digests, length, self.data_alignment);
+        let command_id = self.slots[slot].command_id();
+        let transfer = DataTransfer { command_id, transfer_tag: 0, offset: 0, length };
+        self.outlet.push_header(&frame, &transfer.emit(&frame));
+        let digest = match &payload {
+            Payload::Buffer(buffer) if frame.data_digest => Some(crc32c(buffer)),
+            payload if frame.data_digest => Some(crc32c(&payload.to_vec())),
+            _ => None,
+        };
+        self.outlet.push_payload(payload);
+        if let Some(digest) = digest {
+            self.outlet.push_bytes(&digest.to_le_bytes());
+        }
+    }
+
+    /// Queues a completion and ends the command.
+    pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
+        let sq_head = if self.queue.has_flow_control() { self.sq_head } else { 0 };
+        let sq_head = u16::try_from(sq_head).unwrap_or(0);
+        let entry = reply.entry(self.slots[slot].command_id(), sq_head);
+        let frame = Frame::new(Kind::Response, 0, self.digests, 0, 1);
+        let mut header = [0; 24];
+        header[..8].copy_from_slice(&frame.emit());
+        header[8..].copy_from_slice(entry.as_bytes());
+        self.outlet.push_header(&frame, &header);
+        self.slots.release(slot);
+    }
+
+    /// Completes event requests whose events happened.
+    pub(super) fn push_events(&mut self) {
+        while let Some((command, reply)) = self.queue.next_event() {
+            if let Some(slot) = self.slots.find_held(command.0) {
+                self.reply(slot, &reply);
+            }
+        }
+    }
+}
+
+/// A block command whose data lies in the staging memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InCapsule {
+    pub(crate) slot: usize,
+    pub(crate) at: usize,
+    pub(crate) len: usize,
+}
+
+/// Commands that a queue may have outstanding: its entries, as the host counts them.
+fn entries(queue: &Queue) -> usize {
+    queue.entries() as usize
+}

@@ -1,0 +1,104 @@
+//! One reactor's channels to the devices of namespaces, shared by its connections.
+
+use std::sync::Arc;
+
+use basalt_bdev::{Channel, Completion, Rejected, Request};
+use basalt_nvmf_target::Namespace;
+use basalt_reactor::Handle;
+
+/// Place of a channel in [`Devices`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeviceIndex(usize);
+
+struct Entry {
+    namespace: Arc<Namespace>,
+    channel: Box<dyn Channel>,
+    /// Connections that may submit.
+    users: usize,
+    /// Requests under way.
+    running: usize,
+}
+
+/// Channels by namespace. A channel closes once no connection uses it and nothing runs on it.
+pub(crate) struct Devices {
+    handle: Handle,
+    entries: Vec<Option<Entry>>,
+    running: usize,
+}
+
+impl Devices {
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle, entries: Vec::new(), running: 0 }
+    }
+
+    /// The channel to a namespace's device, opened if need be; `None` if it cannot be opened.
+    pub(crate) fn acquire(&mut self, namespace: &Arc<Namespace>) -> Option<DeviceIndex> {
+        let same = |entry: &Entry| Arc::ptr_eq(&entry.namespace, namespace);
+        if let Some(index) = self.entries.iter().position(|entry| entry.as_ref().is_some_and(same)) {
+            if let Some(entry) = &mut self.entries[index] {
+                entry.users += 1;
+            }
+            return Some(DeviceIndex(index));
+        }
+        let channel = match namespace.device().open(&self.handle) {
+            Ok(channel) => channel,
+            Err(error) => {
+                tracing::warn!(nsid = %namespace.nsid(), %error, "a namespace's device cannot be opened");
+                return None;
+            }
+        };
+        let entry = Entry { namespace: Arc::clone(namespace), channel, users: 1, running: 0 };
+        let index = self.entries.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
+        });
+        self.entries[index] = Some(entry);
+        Some(DeviceIndex(index))
+    }
+
+    /// Ends one connection's use.
+    pub(crate) fn release(&mut self, index: DeviceIndex) {
+        if let Some(entry) = &mut self.entries[index.0] {
+            entry.users -= 1;
+        }
+        self.close_unused(index.0);
+    }
+
+    fn close_unused(&mut self, index: usize) {
+        if self.entries[index].as_ref().is_some_and(|entry| entry.users == 0 && entry.running == 0) {
+            self.entries[index] = None;
+        }
+    }
+
+    pub(crate) fn submit(&mut self, index: DeviceIndex, request: Request) -> Result<(), Rejected> {
+        let Some(entry) = &mut self.entries[index.0] else { unreachable!("a used channel is open") };
+        entry.channel.submit(request)?;
+        entry.running += 1;
+        self.running += 1;
+        Ok(())
+    }
+
+    /// Requests under way on all channels.
+    pub(crate) fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Collects what is finished.
+    pub(crate) fn poll(&mut self, completions: &mut Vec<Completion>) {
+        if self.running == 0 {
+            return;
+        }
+        for index in 0..self.entries.len() {
+            let Some(entry) = &mut self.entries[index] else { continue };
+            if entry.running == 0 {
+                continue;
+            }
+            let done = entry.channel.poll(completions);
+            entry.running -= done;
+            self.running -= done;
+            if done > 0 && entry.users == 0 {
+                self.close_unused(index);
+            }
+        }
+    }
+}

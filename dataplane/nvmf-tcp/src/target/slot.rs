@@ -1,0 +1,126 @@
+//! The commands of one connection that are under way.
+
+use basalt_dma::Payload;
+use basalt_nvme_wire::Sqe;
+use basalt_nvmf_target::{BlockCommand, UnmapRanges};
+
+use super::devices::DeviceIndex;
+
+/// What a command does once its data, if it has any, is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Work {
+    /// The queue interprets the data.
+    Interpret,
+    /// A block request.
+    Block(BlockCommand, DeviceIndex),
+    /// One unmap after the other.
+    Unmap { ranges: UnmapRanges, next: usize, device: DeviceIndex },
+}
+
+/// Where a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// No command.
+    Free,
+    /// Completed by an event, some time.
+    Held,
+    /// A buffer for its data is wanted first.
+    NeedsBuffer,
+    /// Its data was asked for and `received` bytes of it came.
+    Receiving { received: u32 },
+    /// Its data came damaged: it is answered once all of it is there.
+    Damaged { received: u32 },
+    /// To be submitted.
+    Ready,
+    /// With the device.
+    Submitted,
+}
+
+/// One command.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) state: State,
+    pub(crate) sqe: Sqe,
+    pub(crate) work: Work,
+    /// Bytes of data from the host, or to it.
+    pub(crate) length: u32,
+    pub(crate) payload: Payload,
+}
+
+impl Slot {
+    fn free() -> Self {
+        Self {
+            state: State::Free,
+            sqe: Sqe::default(),
+            work: Work::Interpret,
+            length: 0,
+            payload: Payload::None,
+        }
+    }
+
+    pub(crate) fn command_id(&self) -> u16 {
+        self.sqe.command_id.get()
+    }
+}
+
+/// The commands of a connection: as many as its queue has entries.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    limit: usize,
+}
+
+impl Slots {
+    /// Changes how many commands there may be; memory is taken as they are first used.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.max(self.slots.len());
+    }
+
+    /// A place for a command; `None` if the host sent more than its queue has entries.
+    pub(crate) fn take(&mut self, sqe: &Sqe) -> Option<usize> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() < self.limit => {
+                self.slots.push(Slot::free());
+                self.slots.len() - 1
+            }
+            None => return None,
+        };
+        self.slots[index].sqe = *sqe;
+        Some(index)
+    }
+
+    /// Ends a command; what it held is dropped.
+    pub(crate) fn release(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        debug_assert!(slot.state != State::Free || matches!(slot.payload, Payload::None));
+        slot.state = State::Free;
+        slot.work = Work::Interpret;
+        slot.payload = Payload::None;
+        self.free.push(index);
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Slot> {
+        self.slots.get(index)
+    }
+
+    /// The held command with this identifier.
+    pub(crate) fn find_held(&self, command_id: u16) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.state == State::Held && slot.command_id() == command_id)
+    }
+}
+
+impl std::ops::Index<usize> for Slots {
+    type Output = Slot;
+
+    fn index(&self, index: usize) -> &Slot {
+        &self.slots[index]
+    }
+}
+
+impl std::ops::IndexMut<usize> for Slots {
+    fn index_mut(&mut self, index: usize) -> &mut Slot {
+        &mut self.slots[index]
+    }
+}

@@ -1,0 +1,286 @@
+//! Our host against our target on one reactor with the machine's driver, over loopback.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use basalt_bdev::{BlockDevice, BlockSize};
+use basalt_clock::{Random, SeededRandom};
+use basalt_device_mem::RamDevice;
+use basalt_dma::{Buffer, Payload};
+use basalt_nvme_wire::log::{AnaState, AsyncEvent};
+use basalt_nvme_wire::pdu::Digests;
+use basalt_nvme_wire::{Cqe, ReadWrite, Status, dsm};
+use basalt_nvmf_host::{BringupError, Command, Data, HostOptions, IoCommand, Outcome, QueueError};
+use basalt_nvmf_target::{
+    AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
+};
+use basalt_nvmf_tcp::host::{Controller, IoQueue, Refused, TcpHostOptions, connect, discover};
+use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
+use basalt_nvmf_transport::{ControllerIdRange, HostId, Nqn};
+use basalt_reactor::real::RealDriver;
+use basalt_reactor::{Handle, Reactor, ReactorOptions};
+use uuid::Uuid;
+
+const SUBSYSTEM: &str = "nqn.2026-01.io.basalt:volume";
+const HOST: &str = "nqn.2026-01.io.basalt:host";
+const BYTES: u64 = 4 << 20;
+
+fn nqn(text: &str) -> Nqn {
+    Nqn::new(text).unwrap()
+}
+
+struct World {
+    reactor: Reactor,
+    target: Arc<Target>,
+    served: TcpTarget,
+    options: TcpHostOptions,
+}
+
+fn ram(bytes: u64) -> Arc<dyn BlockDevice> {
+    Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, bytes).unwrap())
+}
+
+fn identity(number: u8) -> NamespaceIdentity {
+    NamespaceIdentity { uuid: [number; 16], nguid: [number; 16] }
+}
+
+impl World {
+    fn new(digests: Digests) -> Self {
+        let reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
+        let target = Target::new(TargetOptions::default());
+        let config = SubsystemConfig {
+            nqn: nqn(SUBSYSTEM),
+            serial: "BSLT0001".to_owned(),
+            model: "Basalt volume".to_owned(),
+            controller_ids: ControllerIdRange::ALL,
+        };
+        target.add_subsystem(config, AllowedHosts::Any).unwrap();
+        target.add_namespace(&nqn(SUBSYSTEM), Nsid(1), identity(1), ram(BYTES), AnaState::Optimized).unwrap();
+        let served = TcpTarget::start(&reactor.handle(), Arc::clone(&target), TcpTargetOptions::default());
+        let address = served.listen(ListenerAddress::new("127.0.0.1:0".parse().unwrap())).unwrap();
+        let host = HostOptions::new(nqn(SUBSYSTEM), nqn(HOST), HostId([5; 16]));
+        let options = TcpHostOptions { address, host, digests };
+        Self { reactor, target, served, options }
+    }
+
+    /// Turns until `future` is done.
+    fn run<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
+        let mut task = self.reactor.handle().spawn(future);
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            self.reactor.turn();
+            if let Some(output) = task.take_output() {
+                return output;
+            }
+            assert!(Instant::now() < limit, "the exchange does not end");
+        }
+    }
+
+    fn connect(&mut self) -> (Controller, Vec<IoQueue>) {
+        let (handle, options) = (self.reactor.handle(), self.options.clone());
+        self.run(async move { connect(&handle, &options).await }).unwrap()
+    }
+}
+
+/// Runs commands on one queue, as many at a time as it takes.
+async fn exchange(handle: Handle, mut queue: IoQueue, commands: Vec<Command>) -> (IoQueue, Vec<Outcome>) {
+    let mut waiting: VecDeque<(u64, Command)> = (0..).zip(commands).collect();
+    let mut outcomes = Vec::new();
+    while !waiting.is_empty() || queue.outstanding() > 0 {
+        while let Some((tag, command)) = waiting.pop_front() {
+            match queue.submit(tag, command) {
+                Ok(()) => {}
+                Err(Refused::Full(command)) => {
+                    waiting.push_front((tag, *command));
+                    break;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        queue.poll(&mut outcomes);
+        handle.yield_now().await;
+    }
+    outcomes.sort_by_key(|outcome| outcome.tag);
+    (queue, outcomes)
+}
+
+fn status(outcome: &Outcome) -> Status {
+    outcome.result.as_ref().map(Cqe::status).unwrap()
+}
+
+fn pattern(random: &mut SeededRandom, len: usize) -> Buffer {
+    let mut buffer = Buffer::zeroed(len);
+    random.fill(&mut buffer);
+    buffer
+}
+
+/// Blocks below and above what a capsule carries, up to the transfer limit.
+const SIZES: [u32; 6] = [1, 8, 16, 17, 64, 256];
+
+fn write_all(world: &mut World, queue: IoQueue) -> (IoQueue, BTreeMap<u64, Vec<u8>>) {
+    let mut random = SeededRandom::new(1);
+    let mut expected = BTreeMap::new();
+    let mut lba = 0;
+    let mut writes = Vec::new();
+    while lba + 256 < BYTES / 512 {
+        let blocks = SIZES[usize::try_from(random.below(6)).unwrap()];
+        let buffer = pattern(&mut random, blocks as usize * 512);
+        expected.insert(lba, buffer.to_vec());
+        let fields = ReadWrite { fua: random.chance(1, 4), ..ReadWrite::new(lba, blocks) };
+        writes.push(IoCommand::Write(fields).with(1, Data::ToController(Payload::Buffer(buffer))));
+        lba += u64::from(blocks);
+    }
+    let (queue, outcomes) = world.run(exchange(world.reactor.handle(), queue, writes));
+    for (outcome, written) in outcomes.iter().zip(expected.values()) {
+        assert_eq!(status(outcome), Status::SUCCESS);
+        assert_eq!(&outcome.payload.to_vec(), written, "the memory comes back as it was");
+    }
+    (queue, expected)
+}
+
+fn fields(lba: u64, bytes: &[u8]) -> ReadWrite {
+    ReadWrite::new(lba, u32::try_from(bytes.len() / 512).unwrap())
+}
+
+fn writes_and_reads_agree(digests: Digests) {
+    let mut world = World::new(digests);
+    let (controller, mut queues) = world.connect();
+    assert_eq!((controller.facts().namespaces.len(), controller.facts().in_capsule_bytes), (1, 8192));
+    assert_eq!(controller.facts().namespaces[0].bytes(), BYTES);
+    let handle = world.reactor.handle();
+    let (queue, expected) = write_all(&mut world, queues.remove(0));
+    let reads = expected.iter().map(|(lba, bytes)| {
+        IoCommand::Read(fields(*lba, bytes)).with(1, Data::ToHost(Buffer::zeroed(bytes.len())))
+    });
+    let (queue, outcomes) = world.run(exchange(handle.clone(), queue, reads.collect()));
+    assert_eq!(outcomes.len(), expected.len());
+    for (outcome, written) in outcomes.iter().zip(expected.values()) {
+        assert_eq!(status(outcome), Status::SUCCESS);
+        assert!(outcome.payload.to_vec() == *written, "what was written is read");
+    }
+    let compares = expected.iter().take(40).map(|(lba, bytes)| {
+        let data = Data::ToController(Payload::Buffer(Buffer::copy_of(bytes)));
+        IoCommand::Compare(fields(*lba, bytes)).with(1, data)
+    });
+    let mut commands: Vec<Command> = compares.collect();
+    let wrong = Payload::Buffer(Buffer::zeroed(512));
+    commands.push(IoCommand::Compare(ReadWrite::new(0, 1)).with(1, Data::ToController(wrong)));
+    commands.push(IoCommand::Flush.with(1, Data::None));
+    let (queue, outcomes) = world.run(exchange(handle.clone(), queue, commands));
+    assert!(outcomes[..40].iter().all(|outcome| status(outcome) == Status::SUCCESS));
+    assert_eq!(status(&outcomes[40]), Status::COMPARE_FAILURE.dnr());
+    assert_eq!(status(&outcomes[41]), Status::SUCCESS);
+    let commands = vec![
+        IoCommand::WriteZeroes(ReadWrite::new(0, 8)).with(1, Data::None),
+        Command::deallocate(1, &[dsm::Range::new(8, 8), dsm::Range::new(0, 0), dsm::Range::new(24, 8)]),
+    ];
+    let (queue, outcomes) = world.run(exchange(handle.clone(), queue, commands));
+    assert!(outcomes.iter().all(|outcome| status(outcome) == Status::SUCCESS));
+    let read = IoCommand::Read(ReadWrite::new(0, 32)).with(1, Data::ToHost(Buffer::zeroed(32 * 512)));
+    let (_queue, outcomes) = world.run(exchange(handle, queue, vec![read]));
+    let bytes = outcomes[0].payload.to_vec();
+    assert!(bytes[..16 * 512].iter().chain(&bytes[24 * 512..]).all(|byte| *byte == 0));
+    assert!(bytes[16 * 512..24 * 512].iter().any(|byte| *byte != 0));
+    world.run(async move { controller.shut_down().await }).unwrap();
+}
+
+#[test]
+fn writes_and_reads_agree_without_digests() {
+    writes_and_reads_agree(Digests::default());
+}
+
+#[test]
+fn writes_and_reads_agree_with_digests() {
+    writes_and_reads_agree(Digests { header: true, data: true });
+}
+
+#[test]
+fn errors_come_back_as_statuses() {
+    let mut world = World::new(Digests::default());
+    let (_controller, mut queues) = world.connect();
+    let read =
+        |lba, nsid| IoCommand::Read(ReadWrite::new(lba, 1)).with(nsid, Data::ToHost(Buffer::zeroed(512)));
+    let commands = vec![read(BYTES / 512, 1), read(0, 2), read(0, 1)];
+    let handle = world.reactor.handle();
+    let (_queue, outcomes) = world.run(exchange(handle, queues.remove(0), commands));
+    let statuses: Vec<Status> = outcomes.iter().map(status).collect();
+    let expected = [Status::LBA_OUT_OF_RANGE.dnr(), Status::INVALID_NAMESPACE.dnr(), Status::SUCCESS];
+    assert_eq!(statuses, expected);
+}
+
+#[test]
+fn hosts_that_are_not_allowed_are_refused() {
+    let mut world = World::new(Digests::default());
+    world.target.set_allowed_hosts(&nqn(SUBSYSTEM), AllowedHosts::default()).unwrap();
+    let (handle, options) = (world.reactor.handle(), world.options.clone());
+    let error = world.run(async move { connect(&handle, &options).await }).unwrap_err();
+    assert_eq!(error, BringupError::Refused { step: "Connect", status: Status::CONNECT_INVALID_HOST.dnr() });
+}
+
+#[test]
+fn discovery_is_read() {
+    let mut world = World::new(Digests::default());
+    let (handle, options) = (world.reactor.handle(), world.options.clone());
+    let port = options.address.port().to_string();
+    let found = world.run(async move { discover(&handle, &options).await }).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].nqn.as_str(), found[0].address.as_str(), &found[0].service),
+        (SUBSYSTEM, "127.0.0.1", &port)
+    );
+}
+
+#[test]
+fn namespaces_that_come_are_reported_and_can_be_used() {
+    let mut world = World::new(Digests::default());
+    let (controller, mut queues) = world.connect();
+    let handle = world.reactor.handle();
+    world
+        .target
+        .add_namespace(&nqn(SUBSYSTEM), Nsid(7), identity(7), ram(BYTES), AnaState::Optimized)
+        .unwrap();
+    let waiter = handle.clone();
+    let (controller, events) = world.run(async move {
+        loop {
+            let events = controller.take_events().events;
+            if !events.is_empty() {
+                return (controller, events);
+            }
+            waiter.yield_now().await;
+        }
+    });
+    assert!(
+        events.iter().all(|e| matches!(e, AsyncEvent::NamespaceAttributeChanged | AsyncEvent::AnaChange))
+    );
+    let flush = vec![IoCommand::Flush.with(7, Data::None)];
+    let (queue, outcomes) = world.run(exchange(handle.clone(), queues.remove(0), flush));
+    assert_eq!(status(&outcomes[0]), Status::SUCCESS);
+    let removed = world.target.remove_namespace(&nqn(SUBSYSTEM), Nsid(7)).unwrap();
+    let flush = vec![IoCommand::Flush.with(7, Data::None)];
+    let (_queue, outcomes) = world.run(exchange(handle, queue, flush));
+    assert_eq!(status(&outcomes[0]), Status::INVALID_NAMESPACE.dnr());
+    assert_eq!(Arc::strong_count(&removed), 1, "nothing uses the removed namespace any more");
+    drop(controller);
+}
+
+#[test]
+fn a_removed_subsystem_closes_its_connections() {
+    let mut world = World::new(Digests::default());
+    let (controller, mut queues) = world.connect();
+    assert_eq!(world.served.stats().connections, 2);
+    world.target.remove_subsystem(&nqn(SUBSYSTEM)).unwrap();
+    let mut queue = queues.remove(0);
+    let limit = Instant::now() + Duration::from_secs(5);
+    let mut outcomes = Vec::new();
+    while queue.over().is_none() || world.served.stats().connections > 0 {
+        world.reactor.turn();
+        queue.poll(&mut outcomes);
+        assert!(Instant::now() < limit, "the connections stay open");
+    }
+    assert_eq!(queue.over(), Some(QueueError::Closed));
+    drop(controller);
+}
