@@ -485,3 +485,19 @@ fn malformed_states_are_refused() {
         assert!(node.kept.borrow().is_none());
     });
 }
+
+#[cfg(basalt_planted)]
+#[test]
+fn every_planted_bug_is_found() {
+    let finders: [(&str, fn()); 2] = [
+        ("agent-foreign-tombstone", only_a_matching_tombstone_deletes),
+        ("agent-recreates-lost-volume", lost_data_is_reported_and_never_replaced_by_nothing),
+    ];
+    std::panic::set_hook(Box::new(|_| {}));
+    for (bug, finder) in finders {
+        basalt_clock::fault::plant(Some(bug));
+        let found = std::panic::catch_unwind(finder).is_err();
+        basalt_clock::fault::plant(None);
+        assert!(found, "{bug} was not found");
+    }
+}

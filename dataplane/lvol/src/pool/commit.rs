@@ -97,10 +97,5 @@ pub(super) async fn write_state(
     if !planted!("lvol-no-flush-before-superblock") {
         lead.flush().await?;
     }
-    if planted!("lvol-superblock-not-flushed") {
-        return lead
-            .write(crate::layout::SLOT_OFFSETS[superblock.slot() as usize], &superblock.encode())
-            .await;
-    }
     lead.write_superblock(superblock).await
 }

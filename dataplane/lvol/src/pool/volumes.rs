@@ -113,7 +113,9 @@ impl Pool {
         if planted!("lvol-extent-freed-before-commit") {
             inner.state.borrow_mut().space.release(&runs);
         }
-        inner.commit().await?;
+        if !planted!("lvol-deletion-not-committed") {
+            inner.commit().await?;
+        }
         inner.state.borrow_mut().volumes.remove(&id);
         match device {
             _ if planted!("lvol-extent-freed-before-commit") => {}
@@ -154,6 +156,9 @@ impl Pool {
                     return Err(VolumeError::Busy(id));
                 }
             }
+        }
+        if planted!("lvol-raise-not-committed") {
+            return Ok(());
         }
         Ok(self.inner.commit().await?)
     }

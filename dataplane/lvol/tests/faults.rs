@@ -1,0 +1,140 @@
+//! Failing disks: errors stay where they belong, and nothing is said that is not so.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::sync::Arc;
+
+use basalt_bdev::{BlockDevice, IoError, Lba};
+use basalt_device_mem::{Fault, FaultyDevice, OperationKind};
+use basalt_lvol::id::{Epoch, Generation};
+use basalt_lvol::layout::DamageReason;
+use basalt_lvol::{DiskRefusal, ImportError, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus};
+use support::{Bytes, CLUSTER, MIB, create, named_all, ram, run, volume, volume_id};
+
+/// Table areas of a lead disk of up to 2 GiB, in blocks of 512 bytes.
+const TABLES: std::ops::Range<Lba> = Lba(MIB / 512)..Lba(5 * MIB / 512);
+
+fn fault(kind: OperationKind, range: std::ops::Range<Lba>) -> Fault {
+    Fault { range, ..Fault::always(kind, IoError::Medium) }
+}
+
+#[test]
+fn a_failed_metadata_write_stops_changes_and_nothing_else() {
+    run(1, |handle| async move {
+        for (kind, skip) in [(OperationKind::Write, 0), (OperationKind::Flush, 1), (OperationKind::Flush, 2)]
+        {
+            let faulty = FaultyDevice::new(ram(16 * MIB));
+            let faults = Arc::clone(faulty.faults());
+            let disks: [Arc<dyn BlockDevice>; 1] = [Arc::new(faulty)];
+            let pool = create(&handle, &disks).await.unwrap();
+            let device = pool.create_volume(volume(1, MIB)).await.unwrap();
+            let bytes = Bytes::open(&handle, &*device);
+            bytes.write(0, &[1; 4096]).await.unwrap();
+            let range = if kind == OperationKind::Write { TABLES } else { Lba(0)..Lba(u64::MAX) };
+            faults.inject(Fault { skip, ..fault(kind, range) });
+            let failed = pool.create_volume(volume(2, MIB)).await.unwrap_err();
+            assert!(
+                matches!(&failed, VolumeError::ReadOnly(ReadOnlyReason::MetadataWriteFailed(_))),
+                "{failed}"
+            );
+            assert!(matches!(pool.health(), PoolHealth::ReadOnly(_)));
+            assert!(!matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Ready(..))));
+            let deletion = pool.delete_volume(volume_id(1), Generation(10)).await;
+            assert!(matches!(deletion, Err(VolumeError::ReadOnly(_))));
+            let raised = pool.raise(volume_id(1), Generation(11), Epoch::default()).await;
+            assert!(matches!(raised, Err(VolumeError::ReadOnly(_))));
+            faults.clear();
+            // The disk is fine again, and still it is unknown what it holds.
+            assert!(matches!(pool.create_volume(volume(3, MIB)).await, Err(VolumeError::ReadOnly(_))));
+            bytes.write(4096, &[2; 4096]).await.unwrap();
+            assert_eq!(bytes.read(0, 8192).await.unwrap(), [vec![1; 4096], vec![2; 4096]].concat());
+            drop(pool);
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            assert!(matches!(pool.health(), PoolHealth::Online));
+            assert!(matches!(pool.volume(volume_id(1)), Some(VolumeStatus::Ready(..))));
+            pool.create_volume(volume(3, MIB)).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn space_that_cannot_be_zeroed_is_not_given_out() {
+    run(2, |handle| async move {
+        let faulty = FaultyDevice::new(ram(16 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let pool = create(&handle, &[Arc::new(faulty) as Arc<dyn BlockDevice>]).await.unwrap();
+        let free = pool.free();
+        for fault in [
+            fault(OperationKind::Write, TABLES.end..Lba(u64::MAX)),
+            fault(OperationKind::Flush, Lba(0)..Lba(u64::MAX)),
+        ] {
+            faults.inject(fault);
+            let failed = pool.create_volume(volume(1, 2 * MIB)).await.unwrap_err();
+            assert!(matches!(failed, VolumeError::Disk(_)), "{failed}");
+            assert_eq!(pool.free(), free);
+            assert!(pool.volume(volume_id(1)).is_none());
+            assert!(matches!(pool.health(), PoolHealth::Online));
+            faults.clear();
+        }
+        pool.create_volume(volume(1, 2 * MIB)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_data_error_is_an_error_for_that_range() {
+    run(3, |handle| async move {
+        let faulty = FaultyDevice::new(ram(16 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let pool = create(&handle, &[Arc::new(faulty) as Arc<dyn BlockDevice>]).await.unwrap();
+        let device = pool.create_volume(volume(1, 3 * MIB)).await.unwrap();
+        let bytes = Bytes::open(&handle, &*device);
+        let bad = Lba(TABLES.end.0 + 2048);
+        faults.inject(fault(OperationKind::Read, bad..Lba(bad.0 + 1)));
+        assert_eq!(bytes.read(MIB, 512).await, Err(IoError::Medium));
+        assert_eq!(bytes.read(MIB + 512, 512).await, Ok(vec![0; 512]));
+        assert_eq!(bytes.read(0, 4096).await, Ok(vec![0; 4096]));
+        faults.inject(fault(OperationKind::Flush, Lba(0)..Lba(u64::MAX)));
+        assert_eq!(bytes.flush().await, Err(IoError::Medium));
+        assert!(matches!(pool.health(), PoolHealth::Online));
+    });
+}
+
+#[test]
+fn an_unreadable_entry_isolates_one_volume() {
+    run(4, |handle| async move {
+        let faulty = FaultyDevice::new(ram(16 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let disks: [Arc<dyn BlockDevice>; 1] = [Arc::new(faulty)];
+        let pool = create(&handle, &disks).await.unwrap();
+        pool.create_volume(volume(1, MIB)).await.unwrap();
+        pool.create_volume(volume(2, MIB)).await.unwrap();
+        drop(pool);
+        // Sequence 4 is in area 0: header, directory, volume 1, volume 2.
+        let entry = Lba((MIB + 2 * 4096) / 512);
+        faults.inject(fault(OperationKind::Read, entry..Lba(entry.0 + 8)));
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert!(matches!(pool.volume(volume_id(1)), Some(VolumeStatus::Isolated(_, DamageReason::Checksum))));
+        assert!(matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Ready(..))));
+        drop(pool);
+        // A slot that cannot be read is made good by the other one.
+        faults.clear();
+        faults.inject(fault(OperationKind::Read, Lba(0)..Lba(8)));
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert_eq!(pool.volumes().len(), 2);
+    });
+}
+
+#[test]
+fn a_disk_that_fails_altogether_is_named() {
+    run(5, |handle| async move {
+        let faulty = FaultyDevice::new(ram(16 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let disks: [Arc<dyn BlockDevice>; 1] = [Arc::new(faulty)];
+        create(&handle, &disks).await.unwrap();
+        faults.inject(Fault::always(OperationKind::Any, IoError::DeviceGone));
+        let failed = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
+        assert!(matches!(&failed, ImportError::Disk(DiskRefusal::Fault(_))));
+        assert_eq!(failed.to_string(), "disk disk-0: flush failed: the device is gone");
+    });
+}
