@@ -21,10 +21,13 @@ use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
 use basalt_reactor::{DiskError, Handle, SocketError};
 use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
 
+/// What opening a path gives.
+type Opened = Result<Arc<dyn BlockDevice>, DiskError>;
+
 /// Disks, exports and the kept state of one node; survives its agents.
 #[derive(Default)]
 struct Node {
-    disks: RefCell<BTreeMap<String, Result<Arc<dyn BlockDevice>, DiskError>>>,
+    disks: RefCell<BTreeMap<String, Opened>>,
     exports: RefCell<BTreeMap<VolumeId, Export>>,
     listeners: RefCell<BTreeSet<SocketAddr>>,
     address_in_use: Cell<bool>,

@@ -127,12 +127,12 @@ fn workload(seed: u64, disks: &[u64]) -> Run {
 /// Creates, writes, flushes, raises and deletes volumes of its own.
 async fn user(handle: Handle, pool: Pool, world: World, task: u64, mut random: SeededRandom) {
     let mut current: Option<(VolumeId, Arc<LogicalVolume>, Bytes)> = None;
-    let mut next = u8::try_from(task * 64).unwrap();
     for step in 0..24_u64 {
         handle.sleep(Duration::from_micros(random.below(60))).await;
         let Some((id, _, bytes)) = &current else {
+            let number = u8::try_from(task * 64 + step).unwrap();
             let size = (1 + random.below(2)) * MIB;
-            let id = volume_id(next);
+            let id = volume_id(number);
             let history = History {
                 size,
                 generation: Generation(10),
@@ -142,14 +142,13 @@ async fn user(handle: Handle, pool: Pool, world: World, task: u64, mut random: S
                 writes: Vec::new(),
             };
             world.histories.borrow_mut().insert(id, history);
-            if let Ok(device) = pool.create_volume(volume(next, size)).await {
+            if let Ok(device) = pool.create_volume(volume(number, size)).await {
                 world.change(id, |history| history.creation.1 = Some(world.now()));
                 let bytes = Bytes::open(&handle, &*device);
                 current = Some((id, device, bytes));
             } else {
                 world.histories.borrow_mut().remove(&id);
             }
-            next += 1;
             continue;
         };
         let id = *id;
