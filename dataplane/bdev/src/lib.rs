@@ -17,6 +17,7 @@ pub mod conformance;
 mod device;
 mod error;
 mod histogram;
+pub mod load;
 pub mod provider;
 mod request;
 mod units;

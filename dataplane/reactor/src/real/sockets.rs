@@ -54,6 +54,9 @@ impl Sockets {
     /// Begins a turn; true if readiness events should be taken in it.
     pub(super) fn begin_turn(&mut self) -> bool {
         self.turn += 1;
+        if self.slots.len() == self.free.len() {
+            return false;
+        }
         !self.asks_directly() || self.turn.is_multiple_of(EVENT_PERIOD)
     }
 
