@@ -44,7 +44,6 @@ pub const RULES: &[Rule] = &[
     rule("/basalt.peer.v1.Peer/Send", &[Role::Member]),
     rule("/grpc.health.v1.Health/Check", EVERYONE),
     rule("/grpc.health.v1.Health/Watch", EVERYONE),
-    rule("/grpc.health.v1.Health/List", EVERYONE),
     rule("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", CLI),
 ];
 

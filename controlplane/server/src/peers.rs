@@ -1,0 +1,225 @@
+//! The way to the other members and from them: one stream per direction, bounded queues, reconnection with back-off.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use basalt_identity::{ASSERTED_IDENTITY_HEADER, Connector, Security};
+use basalt_model::MemberId;
+use basalt_proto::{
+    api::Reason,
+    peer::{self as proto, peer_client::PeerClient, peer_server::Peer},
+};
+use basalt_raft::PeerMessage;
+use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    driver::{AddressBook, Driver, Input},
+    edge, errors, peer_wire,
+};
+
+/// Messages that wait for one member; more are dropped, which raft repairs by itself.
+const QUEUE_MAX: usize = 1_024;
+/// Members that get a queue; the model's limit on members keeps it far lower.
+const PEERS_MAX: usize = 64;
+/// Largest message that is taken: raft bounds its appends well below, snapshots come in parts.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds of the pause between tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Sends messages to other members. Lives on the member's thread.
+pub(crate) struct Peers {
+    runtime: Handle,
+    addresses: Arc<ArcSwap<AddressBook>>,
+    security: Security,
+    queues: BTreeMap<MemberId, mpsc::Sender<proto::PeerMessage>>,
+}
+
+impl Peers {
+    pub(crate) fn new(runtime: Handle, addresses: Arc<ArcSwap<AddressBook>>, security: Security) -> Self {
+        Self { runtime, addresses, security, queues: BTreeMap::new() }
+    }
+
+    /// Queues a message; drops it when the queue is full.
+    pub(crate) fn send(&mut self, message: PeerMessage) {
+        let to = message.to;
+        if !self.queues.contains_key(&to) {
+            if self.queues.len() >= PEERS_MAX {
+                metrics::counter!("basalt_control_peer_messages_dropped_total").increment(1);
+                return;
+            }
+            let (queue, messages) = mpsc::channel(QUEUE_MAX);
+            let link = Link {
+                to,
+                messages,
+                addresses: Arc::clone(&self.addresses),
+                security: self.security.clone(),
+            };
+            self.runtime.spawn(link.run());
+            self.queues.insert(to, queue);
+        }
+        let sent =
+            self.queues.get(&to).is_some_and(|queue| queue.try_send(peer_wire::encode(message)).is_ok());
+        let counter = if sent {
+            metrics::counter!("basalt_control_peer_messages_sent_total")
+        } else {
+            metrics::counter!("basalt_control_peer_messages_dropped_total")
+        };
+        counter.increment(1);
+    }
+}
+
+/// The stream to one member.
+struct Link {
+    to: MemberId,
+    messages: mpsc::Receiver<proto::PeerMessage>,
+    addresses: Arc<ArcSwap<AddressBook>>,
+    security: Security,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkEnd {
+    #[error("its address is not known")]
+    NoAddress,
+    #[error("its address has changed")]
+    Moved,
+    #[error("it cannot be reached: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("it did not answer in time")]
+    Timeout,
+    #[error("it broke the stream off: {0}")]
+    Broken(#[from] Box<Status>),
+    #[error("this member stops")]
+    Stopping,
+}
+
+impl Link {
+    async fn run(mut self) {
+        let mut backoff = BACKOFF.0;
+        loop {
+            // Nothing is connected before there is something to say.
+            let Some(first) = self.messages.recv().await else { return };
+            let began = tokio::time::Instant::now();
+            let end = match self.stream(first).await {
+                Ok(never) => match never {},
+                Err(LinkEnd::Stopping) => return,
+                Err(end) => end,
+            };
+            tracing::debug!(member = %self.to, %end, "a stream to a member ended");
+            metrics::counter!("basalt_control_peer_streams_ended_total").increment(1);
+            if began.elapsed() > BACKOFF.1 {
+                backoff = BACKOFF.0;
+            }
+            tokio::time::sleep(jittered(backoff)).await;
+            backoff = (backoff * 2).min(BACKOFF.1);
+            // What was said to a member that was not there is of no use to it any more.
+            while self.messages.try_recv().is_ok() {
+                metrics::counter!("basalt_control_peer_messages_dropped_total").increment(1);
+            }
+        }
+    }
+
+    async fn stream(&mut self, first: proto::PeerMessage) -> Result<std::convert::Infallible, LinkEnd> {
+        let address = self.address().ok_or(LinkEnd::NoAddress)?;
+        let channel = self.connect(&address).await?;
+        let (out, outgoing) = mpsc::channel(1);
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        if let Security::Plaintext(identity) = &self.security
+            && let Ok(value) = MetadataValue::try_from(identity.to_string())
+        {
+            request.metadata_mut().insert(ASSERTED_IDENTITY_HEADER, value);
+        }
+        let mut client = PeerClient::new(channel);
+        let mut ended = std::pin::pin!(client.send(request));
+        let mut next = Some(first);
+        loop {
+            let Some(message) = next.take() else {
+                tokio::select! {
+                    answer = &mut ended => return Err(over(answer)),
+                    message = self.messages.recv() => next = Some(message.ok_or(LinkEnd::Stopping)?),
+                }
+                continue;
+            };
+            tokio::select! {
+                answer = &mut ended => return Err(over(answer)),
+                sent = out.send(message) => if sent.is_err() {
+                    return Err(over((&mut ended).await));
+                },
+            }
+            if self.address().as_ref() != Some(&address) {
+                return Err(LinkEnd::Moved);
+            }
+        }
+    }
+
+    async fn connect(&self, address: &str) -> Result<Channel, LinkEnd> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_secs(2));
+        let connecting = endpoint.connect_with_connector(Connector::new(self.security.clone()));
+        Ok(timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| LinkEnd::Timeout)??)
+    }
+
+    fn address(&self) -> Option<String> {
+        self.addresses.load().get(&self.to).map(|addresses| addresses.peer.clone())
+    }
+}
+
+/// Why the stream is over, from the receiver's only answer.
+fn over(answer: Result<Response<proto::SendResponse>, Status>) -> LinkEnd {
+    let status = answer.err().unwrap_or_else(|| Status::unavailable("the stream was closed"));
+    LinkEnd::Broken(Box::new(status))
+}
+
+/// Between half and all of it, so that members do not dial in step.
+fn jittered(backoff: Duration) -> Duration {
+    let share = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
+    backoff / 2 + backoff / 2 * share / 255
+}
+
+/// The service `basalt.peer.v1.Peer`.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerService {
+    driver: Driver,
+}
+
+impl PeerService {
+    pub(crate) fn new(driver: Driver) -> Self {
+        Self { driver }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn send(
+        &self,
+        request: Request<Streaming<proto::PeerMessage>>,
+    ) -> Result<Response<proto::SendResponse>, Status> {
+        let (caller, mut stream) = edge::open(request)?;
+        let mut received = 0;
+        while let Some(message) = stream.message().await? {
+            let message = peer_wire::decode(message).map_err(|error| errors::invalid(&error))?;
+            if message.from.to_string() != caller.identity.name() {
+                let text = format!("{} sends in the name of member {}", caller.identity, message.from);
+                return Err(errors::status(Code::PermissionDenied, Reason::Forbidden, text));
+            }
+            received += 1;
+            metrics::counter!("basalt_control_peer_messages_received_total").increment(1);
+            match self.driver.send(Input::Peer(Box::new(message))) {
+                Ok(()) | Err(crate::driver::Refused::Full) => {}
+                Err(stopped) => return Err(errors::refused(stopped)),
+            }
+        }
+        Ok(Response::new(proto::SendResponse { received }))
+    }
+}

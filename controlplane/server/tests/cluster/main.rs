@@ -1,0 +1,6 @@
+//! Real processes on loopback with mutual TLS: what must hold between them, and over their deaths.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fixture;
+mod scenarios;
