@@ -20,3 +20,4 @@ pub use error::ClientError;
 pub use members::{MemberInfo, MemberRole, MembersInfo, NewMember};
 pub use pages::{Listing, Pages};
 pub use watch::{Event, Watch};
+pub use basalt_proto::api::Reason;

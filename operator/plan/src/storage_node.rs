@@ -115,6 +115,8 @@ fn finish(
     let requeue = if settled || intent.is_some() { Requeue::OnChange } else { Requeue::Backoff };
     // While an intent is under way its outcome is not known: the plan after it writes the status.
     let (events, status) = if intent.is_some() { (Vec::new(), None) } else { (events, Some(status)) };
+    // The object is about to be gone: nobody would read it.
+    let status = status.filter(|_| finalizer != Finalizer::Remove);
     Plan { finalizer, intent, events, status: status.filter(|status| Some(status) != old), requeue }
 }
 

@@ -1,0 +1,275 @@
+//! The wiring: who leads runs the two loops, everybody keeps an eye on what the loops need.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use basalt_client::Client as ControlClient;
+use basalt_crds::{StorageNode, Volume};
+use basalt_model::Revision;
+use basalt_telemetry::{Gate, Readiness};
+use futures::StreamExt as _;
+use kube::{Api, Client};
+use kube_runtime::controller::{Config as LoopConfig, Controller};
+use kube_runtime::reflector::{ObjectRef, Store as Cache};
+use kube_runtime::watcher;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::backoff::{Backoff, random_fraction};
+use crate::control_plane::ControlPlane;
+use crate::election::{Election, ElectionConfig};
+use crate::fence::Fence;
+use crate::grpc::Members;
+use crate::managed::Managed;
+use crate::meters;
+use crate::mirror::{Mirror, Touched};
+use crate::reconcile::{Context, reconcile, retry_after_error};
+use crate::store::Store;
+
+/// How many objects of one kind are reconciled at once.
+const CONCURRENCY: u16 = 16;
+/// How many names may wait on the way from the watch to a loop; at the limit the watch waits.
+const TRIGGERS_MAX: usize = 1024;
+/// How often the control plane is asked whether it is there, and objects are counted.
+const PROBE_INTERVAL: Duration = Duration::from_secs(3);
+/// How long to wait before the watch is started anew after an error that waiting does not heal.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// How long the lease may take to be given up at the end.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What the operator works with.
+pub struct Operator {
+    /// The apiserver.
+    pub kube: Client,
+    /// The control plane.
+    pub control: ControlClient,
+    /// Its part in the election.
+    pub election: ElectionConfig,
+    /// Where it says what it waits for.
+    pub readiness: Readiness,
+}
+
+/// Runs until `shutdown` resolves.
+pub async fn run(operator: Operator, shutdown: impl Future<Output = ()>) {
+    let gates = Gates::new(&operator.readiness);
+    let fence = Fence::new();
+    let mut election = Election::new(operator.kube.clone(), operator.election.clone(), fence.clone());
+    let work = async {
+        loop {
+            stand(&mut election, operator.election.duration, &gates).await;
+            tracing::info!(identity = operator.election.identity, "leading");
+            meters::leader(true);
+            tokio::select! {
+                () = election.keep() => (),
+                () = lead(&operator, &fence, &gates) => (),
+            }
+            meters::leader(false);
+            fence.close();
+            tracing::warn!("not leading any more");
+        }
+    };
+    tokio::select! {
+        () = shutdown => tracing::info!("stopping"),
+        () = work => (),
+        () = probe(operator.control.clone(), &gates.control_plane) => (),
+    }
+    meters::leader(false);
+    match tokio::time::timeout(RELEASE_DEADLINE, election.release()).await {
+        Ok(Ok(())) => tracing::info!("the lease is given up"),
+        Ok(Err(error)) => tracing::warn!(%error, "the lease was not given up; it expires by itself"),
+        Err(_) => tracing::warn!("the lease was not given up in time; it expires by itself"),
+    }
+}
+
+/// What `/readyz` names.
+struct Gates {
+    apiserver: Gate,
+    control_plane: Gate,
+    resources: Gate,
+}
+
+impl Gates {
+    fn new(readiness: &Readiness) -> Self {
+        Self {
+            apiserver: readiness.gate("apiserver", "not asked yet"),
+            control_plane: readiness.gate("control-plane", "not asked yet"),
+            resources: readiness.gate("custom-resources", "not listed yet"),
+        }
+    }
+}
+
+/// Waits for the lease. A standby is ready: it does what a standby does.
+async fn stand(election: &mut Election, duration: Duration, gates: &Gates) {
+    let pause = duration / 4;
+    loop {
+        match tokio::time::timeout(duration, election.try_acquire()).await {
+            Ok(Ok(acquired)) => {
+                meters::apiserver_connected(true);
+                gates.apiserver.open();
+                if acquired {
+                    return;
+                }
+                gates.resources.open();
+            }
+            Ok(Err(error)) => apiserver_away(gates, &error.to_string()),
+            Err(_) => apiserver_away(gates, "it does not answer"),
+        }
+        tokio::time::sleep(pause.mul_f64(0.75 + random_fraction() / 4.0)).await;
+    }
+}
+
+fn apiserver_away(gates: &Gates, why: &str) {
+    tracing::warn!(why, "the apiserver cannot be asked for the lease; will try again");
+    meters::apiserver_connected(false);
+    gates.apiserver.close(why);
+}
+
+/// Runs the loops. Returns only when they end, which they do not by themselves.
+async fn lead(operator: &Operator, fence: &Fence, gates: &Gates) {
+    gates.resources.close("not listed yet");
+    let mirror = Arc::new(Mirror::default());
+    let backoff = Arc::new(Backoff::default());
+    let context = Arc::new(Context {
+        control: Arc::new(Members::new(operator.control.clone(), Arc::clone(&mirror))),
+        store: Store::new(operator.kube.clone(), operator.election.identity.clone()),
+        fence: fence.clone(),
+        backoff: Arc::clone(&backoff),
+    });
+    let (volume_triggers, volumes_touched) = mpsc::channel(TRIGGERS_MAX);
+    let (node_triggers, nodes_touched) = mpsc::channel(TRIGGERS_MAX);
+    let (volumes, volume_loop) = control_loop::<Volume, _>(operator, Arc::clone(&context), volumes_touched);
+    let (nodes, node_loop) = control_loop::<StorageNode, _>(operator, Arc::clone(&context), nodes_touched);
+    let triggers = Triggers { volumes: volume_triggers, nodes: node_triggers, backoff: Arc::clone(&backoff) };
+    tokio::join!(
+        volume_loop,
+        node_loop,
+        follow(operator.control.clone(), &mirror, &triggers),
+        count(&volumes, &nodes, &backoff),
+        listed(&volumes, &nodes, &gates.resources),
+    );
+}
+
+fn control_loop<K, C>(
+    operator: &Operator,
+    context: Arc<Context<C>>,
+    touched: mpsc::Receiver<ObjectRef<K>>,
+) -> (Cache<K>, impl Future<Output = ()>)
+where
+    K: Managed,
+    C: ControlPlane,
+{
+    let controller = Controller::new(Api::<K>::all(operator.kube.clone()), watcher::Config::default())
+        .with_config(LoopConfig::default().concurrency(CONCURRENCY))
+        .reconcile_on(ReceiverStream::new(touched));
+    let cache = controller.store();
+    let policy =
+        |object: Arc<K>, error: &_, context: Arc<Context<C>>| retry_after_error(&*object, error, &context);
+    let run = controller.run(reconcile::<K, C>, policy, context).for_each(|result| async move {
+        match result {
+            // The error policy has said it.
+            Ok(_) | Err(kube_runtime::controller::Error::ReconcilerFailed(..)) => (),
+            // Touched by the control plane, and not an object (any more).
+            Err(kube_runtime::controller::Error::ObjectNotFound(_)) => (),
+            Err(error) => {
+                tracing::warn!(kind = K::WORD, %error, "the watch was interrupted; it goes on by itself")
+            }
+        }
+    });
+    (cache, run)
+}
+
+/// Ways to the loops.
+struct Triggers {
+    volumes: mpsc::Sender<ObjectRef<Volume>>,
+    nodes: mpsc::Sender<ObjectRef<StorageNode>>,
+    backoff: Arc<Backoff>,
+}
+
+impl Triggers {
+    async fn pull(&self, touched: Touched) {
+        let mut volumes = touched.volumes;
+        if touched.room {
+            let waiting = self.backoff.waiting();
+            let prefix = format!("{}/", Volume::WORD);
+            volumes.extend(waiting.iter().filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned));
+        }
+        // The loops live as long as this future: both run in one `join`.
+        for name in volumes {
+            if self.volumes.send(ObjectRef::new(&name)).await.is_err() {
+                return;
+            }
+        }
+        for name in touched.nodes {
+            if self.nodes.send(ObjectRef::new(&name)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Follows the control plane's watch for as long as this process leads.
+async fn follow(client: ControlClient, mirror: &Mirror, triggers: &Triggers) {
+    loop {
+        let mut watch = client.watch(Revision(0));
+        let error = loop {
+            match watch.next().await {
+                Ok(event) => triggers.pull(mirror.take(&event)).await,
+                Err(error) => break error,
+            }
+        };
+        tracing::error!(%error, "the control plane's watch ended; it is started anew");
+        tokio::time::sleep(WATCH_PAUSE).await;
+    }
+}
+
+/// Asks again and again whether the control plane is there.
+async fn probe(client: ControlClient, gate: &Gate) {
+    let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let answer = client.cluster_status().await;
+        meters::control_plane_connected(answer.is_ok());
+        match answer {
+            Ok(status) if status.cluster.is_some() => gate.open(),
+            Ok(_) => gate.close("it is not bootstrapped yet"),
+            Err(error) => gate.close(error.to_string()),
+        }
+    }
+}
+
+/// Counts objects by phase, for as long as this process leads.
+async fn count(volumes: &Cache<Volume>, nodes: &Cache<StorageNode>, backoff: &Backoff) {
+    let mut ticks = tokio::time::interval(PROBE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        count_kind(
+            volumes,
+            &["Pending", "Creating", "Online", "Degraded", "Unavailable", "Faulted", "Deleting"],
+        );
+        count_kind(nodes, &["Pending", "Online", "Degraded", "Offline", "Deleting"]);
+        meters::waiting(u32::try_from(backoff.waiting().len()).unwrap_or(u32::MAX));
+    }
+}
+
+fn count_kind<K: Managed>(cache: &Cache<K>, phases: &[&'static str]) {
+    let mut counts: BTreeMap<&'static str, u32> = phases.iter().map(|phase| (*phase, 0)).collect();
+    for object in cache.state() {
+        *counts.entry(object.phase()).or_default() += 1;
+    }
+    for (phase, count) in counts {
+        meters::objects(K::WORD, phase, count);
+    }
+}
+
+/// Opens the gate once both kinds were listed, and then waits for ever.
+async fn listed(volumes: &Cache<Volume>, nodes: &Cache<StorageNode>, gate: &Gate) {
+    // An error says that the loop has ended; then nobody waits for this either.
+    if volumes.wait_until_ready().await.is_ok() && nodes.wait_until_ready().await.is_ok() {
+        gate.open();
+    }
+    std::future::pending::<()>().await;
+}
