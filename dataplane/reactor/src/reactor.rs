@@ -125,24 +125,32 @@ impl Reactor {
     pub fn run(&mut self) {
         let local = Rc::clone(&self.local);
         let stats = &local.shared.stats;
-        let mut began = local.driver.borrow().now();
+        // A turn lasts until the next one begins, so one look at the clock per turn is enough.
+        let mut last: Option<(Instant, bool)> = None;
         while !local.shared.stop.load(Ordering::Relaxed) {
             let turn = self.turn();
-            let ended = local.driver.borrow().now();
+            let began = local.now.get();
+            if let Some((earlier, busy)) = last {
+                stats.turn(busy, nanos(earlier, began));
+            }
             let busy = turn.progress == Progress::Busy;
-            stats.turn(busy, nanos(began, ended));
-            stats.holds(local.pollers.borrow().live(), local.tasks.borrow().len());
-            began = ended;
+            last = Some((began, busy));
             if busy {
-                self.last_busy = ended;
+                self.last_busy = began;
             } else if let Polling::Adaptive { spin } = self.polling
-                && ended - self.last_busy >= spin
+                && began - self.last_busy >= spin
                 && local.shared.may_sleep()
             {
+                stats.holds(local.pollers.borrow().live(), local.tasks.borrow().len());
                 local.driver.borrow_mut().wait(turn.next_timer);
                 local.shared.awake();
-                began = local.driver.borrow().now();
-                stats.slept(nanos(ended, began));
+                // The idle turn before it is a part of the rest.
+                stats.turn(false, 0);
+                stats.slept(nanos(began, local.driver.borrow().now()));
+                last = None;
+            }
+            if stats.wants_sizes() {
+                stats.holds(local.pollers.borrow().live(), local.tasks.borrow().len());
             }
         }
     }

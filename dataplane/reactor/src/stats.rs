@@ -1,5 +1,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Turns between two counts of pollers and tasks.
+const SIZES_PERIOD: u64 = 256;
+
 /// Counters of one reactor. It alone writes them, any thread reads them.
 #[derive(Debug, Default)]
 pub struct ReactorStats {
@@ -53,6 +56,11 @@ impl ReactorStats {
         } else {
             add(&self.idle_ns, ns);
         }
+    }
+
+    /// True in some turns: the sizes need not be counted in each.
+    pub(crate) fn wants_sizes(&self) -> bool {
+        self.turns.load(Ordering::Relaxed).is_multiple_of(SIZES_PERIOD)
     }
 
     pub(crate) fn slept(&self, ns: u64) {
