@@ -200,14 +200,22 @@ impl Controller {
     /// # Errors
     /// Why the controller was not told.
     pub async fn shut_down(&self) -> Result<(), QueueError> {
-        let value = u64::from(Configuration::ENABLE.0 | Configuration::SHUTDOWN_NORMAL);
-        let offset = Property::Configuration as u32;
-        let sqe = Fabrics::PropertySet { wide: false, offset, value }.emit(0);
-        let outcome = self.admin.run(Command { sqe, data: Data::None }, Some(self.timeout)).await?;
-        outcome.result?;
-        self.admin.end(QueueError::ClosedHere);
-        self.shared.over.set(Some(QueueError::ClosedHere));
-        Ok(())
+        self.begin_shut_down().await
+    }
+
+    /// The same as a future of its own.
+    pub(crate) fn begin_shut_down(&self) -> impl Future<Output = Result<(), QueueError>> + use<> {
+        let (admin, shared, timeout) = (self.admin.clone(), Rc::clone(&self.shared), self.timeout);
+        async move {
+            let value = u64::from(Configuration::ENABLE.0 | Configuration::SHUTDOWN_NORMAL);
+            let offset = Property::Configuration as u32;
+            let sqe = Fabrics::PropertySet { wide: false, offset, value }.emit(0);
+            let outcome = admin.run(Command { sqe, data: Data::None }, Some(timeout)).await?;
+            outcome.result?;
+            admin.end(QueueError::ClosedHere);
+            shared.over.set(Some(QueueError::ClosedHere));
+            Ok(())
+        }
     }
 
     fn run_background(&mut self, handle: &Handle, keep_alive: Duration) {

@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use basalt_dma::Buffer;
 use basalt_nvmf_host::{Command, Outcome, QueueError};
-use basalt_reactor::{Progress, Socket};
+use basalt_reactor::{Handle, Progress, Socket};
 
+use super::admin::AsyncQueue;
 use super::connection::{Connection, Refused};
 use super::controller::Shared;
 
@@ -54,6 +56,40 @@ impl IoQueue {
     #[must_use]
     pub fn over(&self) -> Option<QueueError> {
         self.connection.over()
+    }
+}
+
+impl IoQueue {
+    /// The same queue for code that would rather await: it polls itself from now on.
+    #[must_use]
+    pub fn into_async(self, handle: &Handle) -> AsyncIoQueue {
+        AsyncIoQueue(AsyncQueue::new(handle, self.connection))
+    }
+}
+
+/// An I/O queue pair whose commands are awaited. Cheap to clone; closes with the last clone.
+#[derive(Clone)]
+pub struct AsyncIoQueue(AsyncQueue);
+
+impl AsyncIoQueue {
+    /// Runs a command and waits for its outcome, at most for `timeout`; then the whole queue is given up.
+    ///
+    /// # Errors
+    /// Why the queue is over.
+    pub async fn run(&self, command: Command, timeout: Option<Duration>) -> Result<Outcome, QueueError> {
+        self.0.run(command, timeout).await
+    }
+
+    /// Why the queue is over, if it is.
+    #[must_use]
+    pub fn over(&self) -> Option<QueueError> {
+        self.0.over()
+    }
+}
+
+impl fmt::Debug for AsyncIoQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncIoQueue").field("over", &self.over()).finish_non_exhaustive()
     }
 }
 

@@ -4,10 +4,13 @@
 //! channel. [`blocking`] runs a reactor of its own on a thread for tools and tests.
 
 mod admin;
+pub mod blocking;
 mod connection;
 mod controller;
 mod io_queue;
+mod load;
 
 pub use connection::Refused;
 pub use controller::{Controller, ControllerEvents, TcpHostOptions, connect, discover};
-pub use io_queue::IoQueue;
+pub use io_queue::{AsyncIoQueue, IoQueue};
+pub use load::{Load, LoadReport, Progress, Work, pattern};

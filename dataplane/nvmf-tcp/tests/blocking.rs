@@ -1,0 +1,92 @@
+//! The blocking host against a target on another reactor's thread.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use basalt_bdev::{BlockDevice, BlockSize};
+use basalt_device_mem::RamDevice;
+use basalt_nvme_wire::Status;
+use basalt_nvme_wire::log::AnaState;
+use basalt_nvme_wire::pdu::Digests;
+use basalt_nvmf_host::HostOptions;
+use basalt_nvmf_target::{
+    AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
+};
+use basalt_nvmf_tcp::host::blocking::{BlockingError, Session, discover, load};
+use basalt_nvmf_tcp::host::{Load, TcpHostOptions, Work};
+use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
+use basalt_nvmf_transport::{ControllerIdRange, HostId, Nqn};
+use basalt_reactor::{Polling, ReactorOptions, ReactorThread, start};
+use uuid::Uuid;
+
+fn serve() -> (ReactorThread, TcpHostOptions) {
+    let reactor = start("target", None, ReactorOptions::default(), |_| {}).unwrap();
+    let nqn = Nqn::new("nqn.2026-01.io.basalt:volume").unwrap();
+    let target = Target::new(TargetOptions::default());
+    let config = SubsystemConfig {
+        nqn: nqn.clone(),
+        serial: "BSLT0001".to_owned(),
+        model: "Basalt volume".to_owned(),
+        controller_ids: ControllerIdRange::ALL,
+    };
+    target.add_subsystem(config, AllowedHosts::Any).unwrap();
+    let device: Arc<dyn BlockDevice> =
+        Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B4096, 8 << 20).unwrap());
+    let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
+    target.add_namespace(&nqn, Nsid(1), identity, device, AnaState::Optimized).unwrap();
+    let control = TcpTarget::start_on(reactor.remote(), target, TcpTargetOptions::default()).unwrap();
+    let address = control.listen(ListenerAddress::new("127.0.0.1:0".parse().unwrap())).unwrap();
+    let host = HostOptions::new(nqn, Nqn::new("nqn.2026-01.io.basalt:host").unwrap(), HostId([5; 16]));
+    (reactor, TcpHostOptions { address, host, digests: Digests::default() })
+}
+
+#[test]
+fn a_session_reads_and_writes() {
+    let (_target, options) = serve();
+    assert_eq!(discover(&options).unwrap().len(), 1);
+    let session = Session::connect(&options).unwrap();
+    assert_eq!(session.facts().namespaces[0].block_shift, 12);
+    let data: Vec<u8> = (0..32_768u32).map(|number| (number % 251).to_le_bytes()[0]).collect();
+    session.write(1, 3, &data).unwrap();
+    session.flush(1).unwrap();
+    assert_eq!(session.read(1, 3, 8).unwrap(), data);
+    session.write_zeroes(1, 3, 1).unwrap();
+    session.deallocate(1, 4, 1).unwrap();
+    let read = session.read(1, 3, 8).unwrap();
+    assert!(read[..8192].iter().all(|byte| *byte == 0) && read[8192..] == data[8192..]);
+    let refused = session.read(1, 2048, 1).unwrap_err();
+    let BlockingError::Status { status, .. } = refused else { panic!("{refused}") };
+    assert_eq!(status, Status::LBA_OUT_OF_RANGE.dnr());
+    session.disconnect().unwrap();
+}
+
+#[test]
+fn loads_fill_check_and_measure() {
+    let (_target, mut options) = serve();
+    options.digests = Digests { header: true, data: true };
+    let mut last = None;
+    let fill = Load { depth: 8, ..Load::new(1, Work::Fill) };
+    let report = load(&options, &fill, None, Polling::default(), |now| last = Some(now)).unwrap();
+    assert_eq!((report.commands, report.failed, report.bytes), (2048, 0, 8 << 20));
+    assert_eq!(last.map(|progress| (progress.done, progress.total)), Some((2048, 2048)));
+    let check = Load { bytes: 65_536, queues: 2, ..Load::new(1, Work::Check) };
+    let report = load(&options, &check, None, Polling::default(), |_| {}).unwrap();
+    assert_eq!((report.commands, report.corrupt, report.first_corrupt), (128, 0, None));
+    let session = Session::connect(&options).unwrap();
+    session.write(1, 100, &[0x55; 4096]).unwrap();
+    let report = load(&options, &check, None, Polling::default(), |_| {}).unwrap();
+    assert_eq!((report.corrupt, report.first_corrupt), (1, Some(100 * 4096)));
+    let work = Work::Random { read_percent: 70, duration: Duration::from_millis(100) };
+    let report = load(&options, &Load::new(1, work), None, Polling::default(), |_| {}).unwrap();
+    assert!(report.commands > 0 && report.failed == 0);
+    assert_eq!(report.latency.count(), report.commands);
+}
+
+#[test]
+fn nobody_there_is_an_error() {
+    let (target, options) = serve();
+    drop(target);
+    assert!(matches!(Session::connect(&options), Err(BlockingError::Bringup(_))));
+}
