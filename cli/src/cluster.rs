@@ -1,0 +1,229 @@
+//! Nodes, volumes, and whether it is all right.
+
+use anyhow::{Context, bail};
+use basalt_client::{Client, Mutation};
+use basalt_model::{
+    DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Volume, VolumeName, VolumeState,
+};
+use serde_json::json;
+
+use crate::output::{Format, bytes, print_json, print_line, print_table, table};
+
+/// The cluster in figures, and what is not in order.
+pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()> {
+    let status = client.cluster_status().await?;
+    let nodes = client.nodes().all().await?.items;
+    let volumes = client.volumes().all().await?.items;
+    let live = nodes.iter().filter(|node| node.liveness.is_live()).count();
+    let online = volumes.iter().filter(|volume| volume.state == VolumeState::Online).count();
+    let problems = nodes
+        .iter()
+        .flat_map(node_problems)
+        .chain(volumes.iter().filter_map(volume_problem))
+        .collect::<Vec<_>>();
+    if format == Format::Json {
+        return print_json(&json!({
+            "cluster": { "id": status.cluster, "name": status.name, "incarnation": status.incarnation,
+                "featureLevel": status.level, "version": status.version },
+            "leader": status.leader, "term": status.term, "revision": status.revision,
+            "members": status.members,
+            "nodes": { "total": nodes.len(), "online": live },
+            "volumes": { "total": volumes.len(), "online": online },
+            "problems": problems,
+        }));
+    }
+    let mut shown = table(["cluster", "leader", "members", "nodes", "volumes", "revision", "version"]);
+    shown.add_row([
+        status.name,
+        status.leader.map_or("none".to_owned(), |leader| format!("member {leader}")),
+        status.members.to_string(),
+        format!("{live}/{} online", nodes.len()),
+        format!("{online}/{} online", volumes.len()),
+        status.revision.to_string(),
+        status.version,
+    ]);
+    print_table(&shown, "");
+    if problems.is_empty() {
+        print_line("\nall is in order");
+    } else {
+        print_line("\nnot in order:");
+        for problem in problems {
+            print_line(&format!("  {problem}"));
+        }
+    }
+    Ok(())
+}
+
+/// Nodes and their pools.
+pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format) -> anyhow::Result<()> {
+    let nodes = match name {
+        Some(name) => {
+            let name: NodeName = name.parse()?;
+            let node = client.get_node(&name).await?;
+            vec![node.with_context(|| format!("there is no node {name}"))?]
+        }
+        None => client.nodes().all().await?.items,
+    };
+    if format == Format::Json {
+        return print_json(&json!({ "nodes": nodes }));
+    }
+    let volumes = client.volumes().all().await?.items;
+    let mut shown = table([
+        "name",
+        "status",
+        "pool",
+        "health",
+        "capacity",
+        "used",
+        "committed",
+        "volumes",
+        "endpoint",
+        "version",
+    ]);
+    for node in &nodes {
+        let endpoint = node.observed.endpoints.first().map(ToString::to_string).unwrap_or_default();
+        for pool in node.spec.pools.keys() {
+            let placement = Placement { node: node.name.clone(), pool: pool.clone() };
+            let here = volumes.iter().filter(|volume| volume.placement == placement).collect::<Vec<_>>();
+            let committed = here.iter().map(|volume| volume.footprint.0).sum::<u64>();
+            let observed = node.observed.pools.get(pool);
+            shown.add_row([
+                node.name.to_string(),
+                liveness(node).to_owned(),
+                pool.to_string(),
+                observed.map_or("Unknown", |pool| pool_health(pool.health)).to_owned(),
+                observed.map_or_else(String::new, |pool| bytes(pool.capacity.0)),
+                observed.map_or_else(String::new, |pool| bytes(pool.used.0)),
+                bytes(committed),
+                here.len().to_string(),
+                endpoint.clone(),
+                node.observed.version.clone(),
+            ]);
+        }
+    }
+    print_table(&shown, "there are no nodes");
+    Ok(())
+}
+
+/// Volumes, where they are and how they are reached.
+pub(crate) async fn volumes(client: &Client, name: Option<String>, format: Format) -> anyhow::Result<()> {
+    let volumes = match name {
+        Some(name) => vec![volume(client, &name).await?],
+        None => client.volumes().all().await?.items,
+    };
+    if format == Format::Json {
+        return print_json(&json!({ "volumes": volumes }));
+    }
+    let mut shown = table(["name", "phase", "size", "node", "pool", "address", "hosts", "nqn"]);
+    for volume in &volumes {
+        let hosts = if volume.spec.allowed_hosts.any() {
+            "any".to_owned()
+        } else {
+            volume.spec.allowed_hosts.0.len().to_string()
+        };
+        shown.add_row([
+            volume.name.to_string(),
+            phase(&volume.state).to_owned(),
+            bytes(volume.size.0),
+            volume.placement.node.to_string(),
+            volume.placement.pool.to_string(),
+            address(volume).unwrap_or_default(),
+            hosts,
+            volume.identity.nqn.clone(),
+        ]);
+    }
+    print_table(&shown, "there are no volumes");
+    Ok(())
+}
+
+/// The volume of this name.
+pub(crate) async fn volume(client: &Client, name: &str) -> anyhow::Result<Volume> {
+    let name: VolumeName = name.parse()?;
+    let volume = client.get_volume(&name).await?;
+    volume.with_context(|| format!("there is no volume {name}; `kubectl basalt volumes` lists them"))
+}
+
+/// Lets the next daemon be this node.
+pub(crate) async fn unbind_node(client: &Client, name: &str, format: Format) -> anyhow::Result<()> {
+    let name: NodeName = name.parse()?;
+    let Some(node) = client.get_node(&name).await? else { bail!("there is no node {name}") };
+    if node.liveness.is_live() {
+        bail!("the daemon of node {name} is connected; stop it first");
+    }
+    let revision = client.unbind_node(&Mutation::once(None), &name).await?;
+    match format {
+        Format::Json => print_json(&json!({ "revision": revision })),
+        Format::Table => {
+            print_line(&format!("the next daemon that connects as {name} is the node"));
+            Ok(())
+        }
+    }
+}
+
+/// Where hosts reach a volume.
+pub(crate) fn address(volume: &Volume) -> Option<String> {
+    let paths = &volume.observed.as_ref()?.paths;
+    let optimized = paths.iter().find(|path| path.ana == basalt_model::AnaState::Optimized);
+    optimized.or(paths.first()).map(|path| path.address.to_string())
+}
+
+/// The phase of a volume as its custom resource names it.
+pub(crate) fn phase(state: &VolumeState) -> &'static str {
+    match state {
+        VolumeState::Creating => "Creating",
+        VolumeState::Online => "Online",
+        VolumeState::Unavailable { .. } => "Unavailable",
+        VolumeState::Faulted { .. } => "Faulted",
+        VolumeState::Released => "Released",
+        VolumeState::Deleting => "Deleting",
+    }
+}
+
+fn liveness(node: &Node) -> &'static str {
+    match node.liveness {
+        Liveness::Never => "Pending",
+        Liveness::Live { .. } => "Online",
+        Liveness::Lost { .. } => "Offline",
+    }
+}
+
+fn pool_health(health: PoolHealth) -> &'static str {
+    match health {
+        PoolHealth::Pending => "Pending",
+        PoolHealth::Online => "Online",
+        PoolHealth::ReadOnly => "ReadOnly",
+        PoolHealth::Faulted => "Faulted",
+    }
+}
+
+fn node_problems(node: &Node) -> Vec<String> {
+    let name = &node.name;
+    let mut problems = Vec::new();
+    match node.liveness {
+        Liveness::Live { .. } => {}
+        Liveness::Never => problems.push(format!("node {name}: its daemon has never connected")),
+        Liveness::Lost { .. } => problems.push(format!("node {name}: its daemon is not connected")),
+    }
+    for problem in &node.observed.problems {
+        problems.push(format!("node {name}: {}: {}", problem.reason, problem.message));
+    }
+    for (pool, observed) in &node.observed.pools {
+        if let Some(problem) = &observed.problem {
+            problems.push(format!("node {name}, pool {pool}: {}: {}", problem.reason, problem.message));
+        }
+        for (disk, observed) in observed.disks.iter().filter(|(_, disk)| disk.health != DiskHealth::Online) {
+            let why = observed.problem.as_ref().map_or("not online", |problem| &problem.message);
+            problems.push(format!("node {name}, pool {pool}, disk {disk}: {why}"));
+        }
+    }
+    problems
+}
+
+fn volume_problem(volume: &Volume) -> Option<String> {
+    match &volume.state {
+        VolumeState::Unavailable { reason, message } | VolumeState::Faulted { reason, message } => {
+            Some(format!("volume {}: {}: {reason}: {message}", volume.name, phase(&volume.state)))
+        }
+        VolumeState::Creating | VolumeState::Online | VolumeState::Released | VolumeState::Deleting => None,
+    }
+}

@@ -1,0 +1,271 @@
+//! A volume as an NVMe/TCP host sees it: measured, or written and read back.
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use anyhow::{Context, bail};
+use basalt_nvmf_host::HostOptions;
+use basalt_nvmf_tcp::host::{
+    Load, LoadReport, Progress, TcpHostOptions, Work,
+    blocking::{self, Session},
+    pattern,
+};
+use basalt_nvmf_transport::{HostId, Nqn};
+use basalt_reactor::Polling;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::{
+    cluster,
+    output::{Format, bytes, parse_bytes, print_json, print_line, print_table, table},
+    settings::Settings,
+};
+
+/// The one namespace of a volume.
+const NSID: u32 = 1;
+/// What is looked at before a volume is written to.
+const LOOK_BYTES: u32 = 64 << 10;
+/// Exit code for a volume that holds data which would have been overwritten.
+const HOLDS_DATA: u8 = 3;
+
+/// Which volume, and who the host is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TargetArguments {
+    /// The volume, as the control plane knows it
+    #[arg(required_unless_present = "address", conflicts_with_all = ["address", "nqn"])]
+    volume: Option<String>,
+    /// Where the volume is served, without asking the control plane
+    #[arg(long, requires = "nqn", value_name = "IP:PORT")]
+    address: Option<SocketAddr>,
+    /// The volume's NQN, with --address
+    #[arg(long, requires = "address")]
+    nqn: Option<String>,
+    /// The NQN of this host; the volume must allow it
+    #[arg(long, default_value = "nqn.2026-01.storage.basalt:host:kubectl-basalt")]
+    host_nqn: String,
+    /// Check headers and data with CRC-32C
+    #[arg(long)]
+    digests: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PerfArguments {
+    #[command(flatten)]
+    pub(crate) target: TargetArguments,
+    /// Reads of a hundred commands; anything below 100 writes
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
+    read_percent: u8,
+    /// Bytes of a command
+    #[arg(long, default_value = "4KiB", value_parser = parse_bytes)]
+    block_size: u64,
+    /// Commands outstanding per queue
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1023))]
+    depth: u16,
+    /// Queues, each a connection
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    queues: u16,
+    /// How long, in seconds
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Write although the volume holds data, which is lost
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArguments {
+    #[command(flatten)]
+    pub(crate) target: TargetArguments,
+    /// How much, from the start of the volume
+    #[arg(long, default_value = "64MiB", value_parser = parse_bytes)]
+    size: u64,
+    /// Bytes of a command
+    #[arg(long, default_value = "64KiB", value_parser = parse_bytes)]
+    block_size: u64,
+    /// Where the pattern comes from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only read: the pattern was written before
+    #[arg(long, conflicts_with = "overwrite")]
+    check_only: bool,
+    /// Write although the volume holds data, which is lost
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// A volume that can be connected to.
+pub(crate) struct Target {
+    name: String,
+    options: TcpHostOptions,
+}
+
+/// Finds the volume, asking the control plane when it was named.
+pub(crate) async fn target(arguments: &TargetArguments, settings: &Settings) -> anyhow::Result<Target> {
+    let (name, address, nqn) = match (&arguments.volume, arguments.address, &arguments.nqn) {
+        (Some(name), ..) => {
+            let volume = cluster::volume(&settings.client()?, name).await?;
+            let address = cluster::address(&volume);
+            let address = address.with_context(|| {
+                format!("volume {name} is {} and has no path yet", cluster::phase(&volume.state))
+            })?;
+            (name.clone(), address.parse()?, volume.identity.nqn)
+        }
+        (None, Some(address), Some(nqn)) => (nqn.clone(), address, nqn.clone()),
+        (None, ..) => bail!("name a volume, or give --address and --nqn"),
+    };
+    let host = HostOptions::new(
+        Nqn::new(&nqn)?,
+        Nqn::new(&arguments.host_nqn)?,
+        HostId(*uuid::Uuid::new_v4().as_bytes()),
+    );
+    let digests = basalt_nvme_wire::pdu::Digests { header: arguments.digests, data: arguments.digests };
+    Ok(Target { name, options: TcpHostOptions { address, host, digests } })
+}
+
+/// Measures a volume.
+pub(crate) fn perf(arguments: &PerfArguments, target: &Target, format: Format) -> anyhow::Result<ExitCode> {
+    if arguments.read_percent < 100 && !arguments.overwrite && holds_data(target, None)? {
+        return Ok(refuse_to_overwrite(target));
+    }
+    let duration = Duration::from_secs(arguments.seconds);
+    let work = Work::Random { read_percent: arguments.read_percent, duration };
+    let mut load = Load::new(NSID, work);
+    load.bytes = command_bytes(arguments.block_size)?;
+    (load.depth, load.queues) = (arguments.depth, arguments.queues);
+    let bar = bar(format, "measuring", "{msg:>10} [{bar:40}] {elapsed}");
+    bar.set_length(arguments.seconds.max(1) * 1000);
+    let began = std::time::Instant::now();
+    let report = run(target, &load, |_| {
+        bar.set_position(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    })?;
+    bar.finish_and_clear();
+    show(target, "perf", &report, format)?;
+    if report.failed > 0 { bail!("{} commands failed", report.failed) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// Writes a pattern and reads it back, over a connection of its own each.
+pub(crate) fn verify(
+    arguments: &VerifyArguments,
+    target: &Target,
+    format: Format,
+) -> anyhow::Result<ExitCode> {
+    let writes = !arguments.check_only;
+    if writes && !arguments.overwrite && holds_data(target, Some(arguments.seed))? {
+        return Ok(refuse_to_overwrite(target));
+    }
+    let passes: &[(Work, &'static str)] = if writes {
+        &[(Work::Fill, "writing"), (Work::Check, "reading")]
+    } else {
+        &[(Work::Check, "reading")]
+    };
+    for (work, doing) in passes {
+        let mut load = Load::new(NSID, *work);
+        load.bytes = command_bytes(arguments.block_size)?;
+        load.region = Some(arguments.size);
+        load.seed = arguments.seed;
+        let bar = bar(format, doing, "{msg:>10} [{bar:40}] {binary_bytes_per_sec} {percent}%");
+        let report = run(target, &load, |progress| {
+            bar.set_length(progress.total * u64::from(load.bytes));
+            bar.set_position(progress.done * u64::from(load.bytes));
+        })?;
+        bar.finish_and_clear();
+        show(target, doing, &report, format)?;
+        if report.failed > 0 {
+            bail!("{} commands failed while {doing}", report.failed);
+        }
+        if let Some(at) = report.first_corrupt {
+            bail!("{} commands read other data than was written, first at byte {at}", report.corrupt);
+        }
+    }
+    if format == Format::Table {
+        print_line(&format!("{}: {} hold what was written", target.name, bytes(arguments.size)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(target: &Target, load: &Load, progress: impl FnMut(Progress)) -> anyhow::Result<LoadReport> {
+    blocking::load(&target.options, load, None, Polling::default(), progress)
+        .with_context(|| connecting(target))
+}
+
+fn connecting(target: &Target) -> String {
+    format!("volume {} at {}", target.name, target.options.address)
+}
+
+/// Whether the start of the volume is something else than zeroes or the pattern of this seed.
+fn holds_data(target: &Target, seed: Option<u64>) -> anyhow::Result<bool> {
+    let session = Session::connect(&target.options).with_context(|| connecting(target))?;
+    let namespace = session.facts().namespaces.iter().find(|namespace| namespace.nsid == NSID);
+    let namespace = namespace.context("the volume has no namespace 1")?;
+    let bytes = u64::from(LOOK_BYTES.min(session.facts().transfer_bytes_max)).min(namespace.bytes());
+    let found = session.read(NSID, 0, u32::try_from(bytes >> namespace.block_shift)?)?;
+    session.disconnect()?;
+    let mut expected = vec![0; found.len()];
+    let zeroes = found == expected;
+    let ours = seed.is_some_and(|seed| {
+        pattern(seed, 0, &mut expected);
+        found == expected
+    });
+    Ok(!zeroes && !ours)
+}
+
+fn refuse_to_overwrite(target: &Target) -> ExitCode {
+    eprintln!(
+        "kubectl-basalt: volume {} holds data, and this would overwrite it; use --overwrite if it may be lost",
+        target.name
+    );
+    ExitCode::from(HOLDS_DATA)
+}
+
+fn command_bytes(bytes: u64) -> anyhow::Result<u32> {
+    u32::try_from(bytes).context("a command has less than 4 GiB")
+}
+
+/// A bar on standard error; none where a program reads.
+fn bar(format: Format, doing: &'static str, template: &str) -> ProgressBar {
+    if format == Format::Json {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(template);
+    let bar = ProgressBar::new(1).with_message(doing);
+    // Templates are constants of this file.
+    match style {
+        Ok(style) => bar.with_style(style.progress_chars("=> ")),
+        Err(_) => bar,
+    }
+}
+
+fn show(target: &Target, doing: &str, report: &LoadReport, format: Format) -> anyhow::Result<()> {
+    let seconds = report.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+    #[allow(clippy::cast_precision_loss, reason = "shown, not computed with")]
+    let (iops, rate) = (report.commands as f64 / seconds, report.bytes as f64 / seconds);
+    let micros = |per_mille| report.latency.quantile(per_mille).as_nanos() / 1000;
+    if format == Format::Json {
+        return print_json(&json!({
+            "volume": target.name, "address": target.options.address, "pass": doing,
+            "commands": report.commands, "failed": report.failed, "corrupt": report.corrupt,
+            "bytes": report.bytes, "seconds": seconds, "iops": iops, "bytesPerSecond": rate,
+            "latencyMicroseconds": { "mean": report.latency.mean().as_nanos() / 1000, "p50": micros(500),
+                "p90": micros(900), "p99": micros(990), "p999": micros(999) },
+        }));
+    }
+    let mut shown = table(["pass", "commands", "iops", "bandwidth", "mean", "p50", "p90", "p99", "p99.9"]);
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is positive and shown rounded"
+    )]
+    let rate = rate as u64;
+    shown.add_row([
+        doing.to_owned(),
+        report.commands.to_string(),
+        format!("{iops:.0}"),
+        format!("{}/s", bytes(rate)),
+        format!("{} us", report.latency.mean().as_nanos() / 1000),
+        format!("{} us", micros(500)),
+        format!("{} us", micros(900)),
+        format!("{} us", micros(990)),
+        format!("{} us", micros(999)),
+    ]);
+    print_table(&shown, "");
+    Ok(())
+}
