@@ -87,17 +87,20 @@ fn create_volume(
     spec: VolumeSpec,
 ) -> Result<Composed, Refusal> {
     let size = spec.size.round_up(Volume::SIZE_UNIT).unwrap_or(spec.size);
+    let bits = (u128::from(random.next_u64()) << 64) | u128::from(random.next_u64());
+    let id = adopt.unwrap_or_else(|| VolumeId::from_random(bits));
     let known = state.volume_named(&name).or_else(|| adopt.and_then(|id| state.volumes().get(&id)));
     if let Some(volume) = known {
-        // It exists: whether this is the same request is for `apply` to say.
+        // It exists: whether this is the same request is for `apply` to say. Should the volume be gone by then, a new one
+        // takes its place, and never its identity.
         let create = CreateVolume {
             name,
             uid,
-            id: adopt.unwrap_or(volume.id),
+            id,
             adopt: adopt.is_some(),
             spec,
             size,
-            identity: volume.identity.clone(),
+            identity: VolumeIdentity::of(id),
             placement: volume.placement.clone(),
         };
         return Ok(Body::CreateVolume(create).into());
@@ -106,8 +109,6 @@ fn create_volume(
         return Err(Refusal::NothingToAdopt { id });
     }
     let placement = placement::place(state, &spec.selector, size, reserved).map_err(Refusal::NoFit)?;
-    let bits = (u128::from(random.next_u64()) << 64) | u128::from(random.next_u64());
-    let id = VolumeId::from_random(bits);
     let unit = state
         .nodes()
         .get(&placement.node)

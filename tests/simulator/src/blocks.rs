@@ -217,6 +217,19 @@ impl Blocks {
         }
     }
 
+    /// The target's processes ended, and its disks kept what they had completed: writes that are still open had their effect or
+    /// never will.
+    pub fn killed(&mut self) {
+        let now = self.now();
+        self.open.clear();
+        for block in self.blocks.values_mut() {
+            for write in &mut block.writes {
+                write.settled = write.settled.min(now);
+            }
+            block.prune();
+        }
+    }
+
     /// The target lost everything that was not on its medium; writes that are still open will not have an effect any more.
     pub fn crashed(&mut self) {
         let now = self.now();
@@ -239,7 +252,11 @@ impl Blocks {
     pub fn read(&mut self, issued: Moment, block: u64, read: Stamp) -> Result<(), WrongRead> {
         self.now();
         let crashed = self.crashed;
-        let state = self.blocks.entry(block).or_insert_with(Block::new);
+        let Some(state) = self.blocks.get_mut(&block) else {
+            let (permitted, detail) = (vec![Stamp::ZEROES], "it was never written");
+            let wrong = WrongRead { block, read, permitted, detail };
+            return if read == Stamp::ZEROES { Ok(()) } else { Err(wrong) };
+        };
         let seen = |write: &&Write| write.stamp() == read && state.visible(write, issued);
         // With several candidates of one content nothing can be concluded about which it was.
         let matching: Vec<WriteId> = state.writes.iter().filter(seen).map(|write| write.id).collect();
@@ -398,6 +415,18 @@ mod tests {
         blocks.write_given_up(failed);
         write(&mut blocks, A, true);
         assert!(!reads(&mut blocks, B) && reads(&mut blocks, A));
+    }
+
+    #[test]
+    fn a_killed_target_keeps_what_it_acknowledged() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, false);
+        let open = blocks.write_issued(5, 1, Effect::Content(B));
+        blocks.killed();
+        blocks.write_acknowledged(open, false);
+        assert!(!reads(&mut blocks, Stamp::ZEROES) && reads(&mut blocks, B));
+        write(&mut blocks, A, false);
+        assert!(reads(&mut blocks, A) && !reads(&mut blocks, B), "the open write can not come later");
     }
 
     #[test]

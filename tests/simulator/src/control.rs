@@ -89,7 +89,7 @@ pub fn run(seed: Seed) -> Result<Tally, Violation> {
 fn stand_in(number: usize, random: SeededRandom) -> Box<dyn NodeBody> {
     let port = 4420 + u16::try_from(number).unwrap_or(0);
     let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-    Box::new(StandIn::new(node_name(number), pool_name(), Bytes(6 << 20), address, random))
+    Box::new(StandIn::new(node_name(number), pool_name(), Bytes(10 << 20), address, random))
 }
 
 /// A world at its beginning: nothing runs yet.
@@ -157,7 +157,7 @@ fn turmoil(world: &mut World, operations: u64, faults: u64) -> Result<(), Violat
     let end = world.now() + TURMOIL_MAX;
     while (world.budget > 0 || world.tally.faults_total() < faults) && world.now() < end {
         world.step()?;
-        if world.budget == 0 {
+        if world.budget == 0 && world.tally.faults_total() < faults {
             // Not yet enough faults: the clients go on meanwhile.
             world.budget = 50;
             wake_clients(world);

@@ -20,6 +20,8 @@ struct Replay {
     reset: Option<(u64, u64)>,
     entries: Vec<LogEntry>,
     segments: Vec<Segment>,
+    /// Segments whose removal a crash undid.
+    leftovers: Vec<u64>,
     /// Whether the entries were dropped in favour of the snapshot.
     dropped: bool,
     /// Length of the last segment after its torn tail was cut off.
@@ -54,6 +56,10 @@ impl<D: Disk> Log<D> {
         let last = replay.entries.last().map_or(before.0, |entry| entry.index);
         if replay.hard.commit > last {
             return Err(LogError::Gap { from: last + 1, to: replay.hard.commit });
+        }
+        for sequence in &replay.leftovers {
+            mark!("segment-removal-undone");
+            disk.remove(&segment_name(*sequence))?;
         }
         let writer = match replay.segments.last() {
             None => create_segment(&mut disk, 1, replay.hard)?,
@@ -119,17 +125,22 @@ fn read_segments<D: Disk>(disk: &mut D) -> Result<Replay, LogError> {
         sequences.push(sequence);
     }
     sequences.sort_unstable();
-    let mut replay = Replay::default();
+    let (leftovers, sequences) = split_leftovers(&sequences);
+    let mut replay = Replay { leftovers: leftovers.to_vec(), ..Replay::default() };
     for (position, &sequence) in sequences.iter().enumerate() {
         let is_last = position + 1 == sequences.len();
-        if position > 0 && sequences[position - 1] + 1 != sequence {
-            let problem = "the segment before it is missing";
-            return Err(LogError::Damaged { file: segment_name(sequence), offset: 0, problem });
-        }
         let bytes = read_all(disk, &segment_name(sequence))?;
         read_segment(disk, &mut replay, sequence, &bytes, is_last)?;
     }
     Ok(replay)
+}
+
+/// The segments before a gap and those after it. A crash may undo the removal of one segment and not that of the next: what is
+/// before the gap was to be removed. If a segment was lost that was needed, the entries that are left do not meet the
+/// snapshot, and [`join`] says so.
+fn split_leftovers(sequences: &[u64]) -> (&[u64], &[u64]) {
+    let gap = sequences.windows(2).rposition(|pair| pair[0] + 1 != pair[1]);
+    sequences.split_at(gap.map_or(0, |position| position + 1))
 }
 
 fn read_segment<D: Disk>(
@@ -278,4 +289,31 @@ fn join(replay: &mut Replay, snapshot: Option<&Snapshot>) -> Result<(u64, u64), 
     // The term of the entry before the first one is not known: the first one takes its place.
     let first = replay.entries.remove(0);
     Ok((first.index, first.term))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use basalt_model::{DiskId, MemberId};
+
+    #[test]
+    fn a_removal_that_a_crash_undid_is_done_again() {
+        let mut disk = MemoryDisk::new();
+        let member = MemberId::new(1).unwrap();
+        let config = LogConfig { member, new_disk: DiskId::from_random(1), segment_bytes: 4096 };
+        let mut log = Log::open(disk.clone(), config).unwrap();
+        log.bootstrap(vec![7]).unwrap();
+        log.install_snapshot(Snapshot { index: 9, ..log.snapshot().unwrap().clone() }).unwrap();
+        for _ in 0..3 {
+            log.roll().unwrap();
+        }
+        log.set_hard_state(HardState { term: 5, vote: 1, commit: 9 });
+        log.sync().unwrap();
+        drop(log);
+        disk.remove(&segment_name(2)).unwrap();
+        let log = Log::open(disk.clone(), config).unwrap();
+        assert_eq!((log.last(), log.hard.term), ((9, 1), 5));
+        assert!(!disk.list().unwrap().contains(&segment_name(1)));
+    }
 }

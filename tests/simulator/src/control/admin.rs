@@ -7,13 +7,39 @@ use crate::control::world::{Caller, Event, World};
 use crate::drift::DriftingClock;
 use crate::event;
 use basalt_clock::{Random, SeededRandom};
-use basalt_core::{ClientRequest, Config, Limits, Mutation, Reply, RequestError, Start, Timing};
+use basalt_core::{
+    ClientRequest, ClusterView, Config, Limits, MemberRole, Mutation, Read, ReadResult, Reply, RequestError,
+    Start, Timing,
+};
 use basalt_model::{FeatureLevel, Member, MemberId, NodeName, RequestId};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// The most voters that the administrator makes.
 pub const VOTERS_MAX: usize = 5;
+
+/// A change of members that was accepted and is being carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Goal {
+    /// The member that comes.
+    comes: Option<MemberId>,
+    /// The member that goes.
+    goes: Option<MemberId>,
+}
+
+impl Goal {
+    /// Whether it is reached, by what the cluster says.
+    fn is_reached(self, view: &ClusterView) -> bool {
+        let votes = |id| {
+            let mut members = view.members.iter();
+            members.any(|seen| {
+                seen.member.id == id && matches!(seen.role, MemberRole::Leader | MemberRole::Voter)
+            })
+        };
+        let there = |id| view.members.iter().any(|seen| seen.member.id == id);
+        self.comes.is_none_or(votes) && !self.goes.is_some_and(there)
+    }
+}
 
 /// The administrator.
 #[derive(Debug)]
@@ -22,6 +48,8 @@ pub struct Admin {
     pub pending: Option<Pending>,
     /// What it does next.
     pub queue: VecDeque<Mutation>,
+    /// What it waits to see before it does the next thing.
+    pub goal: Option<Goal>,
     /// The members that it believes to vote.
     pub voters: BTreeSet<MemberId>,
     /// How many member ids were used.
@@ -71,6 +99,7 @@ impl Admin {
         Self {
             pending: None,
             queue: VecDeque::new(),
+            goal: None,
             voters: (1..=members).map(member_id).collect(),
             ids: members,
             made: 0,
@@ -82,7 +111,7 @@ impl Admin {
 
     /// Whether it has nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_none() && self.queue.is_empty()
+        self.pending.is_none() && self.queue.is_empty() && self.goal.is_none()
     }
 
     /// The configuration of a process.
@@ -107,6 +136,11 @@ impl World {
 
     /// The administrator does the next thing.
     pub(crate) fn admin_begins(&mut self) {
+        if self.admin.goal.is_some() {
+            let pending = self.ask(Caller::Admin, ClientRequest::Read(Read::Cluster));
+            self.admin.pending = Some(pending);
+            return;
+        }
         let Some(mutation) = self.admin.queue.front().cloned() else { return };
         self.admin.made += 1;
         let id = RequestId::new(format!("admin-{}", self.admin.made)).expect("a valid id");
@@ -118,39 +152,44 @@ impl World {
 
     /// The administrator has its answer.
     pub(crate) fn admin_answered(&mut self, reply: &Reply) {
+        let pause = Duration::from_millis(100 + self.random.below(400));
+        self.scheduler.after(pause, Event::Wake(Caller::Admin, 0));
+        if let (Some(goal), Reply::Read { result: ReadResult::Cluster(view), .. }) = (self.admin.goal, reply)
+        {
+            if goal.is_reached(view) {
+                self.reached(goal);
+            }
+            return;
+        }
         event!("the administrator is told {reply:?}");
         let done = matches!(reply, Reply::Done { .. });
-        let mutation = self.admin.queue.pop_front();
-        self.admin.done += u64::from(done);
-        match mutation {
-            Some(Mutation::AddMember { id, .. }) => self.member_came(id, done),
-            Some(Mutation::RemoveMember { id }) => self.member_went(id, done),
-            Some(Mutation::ReplaceMember { old, new, .. }) => {
-                self.member_came(new, done);
-                self.member_went(old, done);
-            }
-            Some(again) if !done && !matches!(reply, Reply::Failed(RequestError::Refused(_))) => {
+        let Some(mutation) = self.admin.queue.pop_front() else { return };
+        let (comes, goes) = match mutation {
+            Mutation::AddMember { id, .. } => (Some(id), None),
+            Mutation::RemoveMember { id } => (None, Some(id)),
+            Mutation::ReplaceMember { old, new, .. } => (Some(new), Some(old)),
+            again if !done && !matches!(reply, Reply::Failed(RequestError::Refused(_))) => {
                 self.admin.queue.push_front(again);
+                return;
             }
-            _ => {}
-        }
-        let pause = Duration::from_millis(self.random.below(500));
-        self.scheduler.after(pause, Event::Wake(Caller::Admin, 0));
-    }
-
-    fn member_came(&mut self, id: MemberId, done: bool) {
-        if done {
-            self.admin.voters.insert(id);
-        } else {
-            self.bury(id);
+            _ => return,
+        };
+        match (done, comes) {
+            (true, _) => self.admin.goal = Some(Goal { comes, goes }),
+            (false, Some(refused)) => self.bury(refused),
+            (false, None) => {}
         }
     }
 
-    fn member_went(&mut self, id: MemberId, done: bool) {
-        if done {
-            self.admin.voters.remove(&id);
+    fn reached(&mut self, goal: Goal) {
+        event!("the administrator sees {goal:?}");
+        self.admin.goal = None;
+        self.admin.done += 1;
+        self.admin.voters.extend(goal.comes);
+        if let Some(gone) = goal.goes {
+            self.admin.voters.remove(&gone);
             let lingers = Duration::from_millis(self.random.below(4_000));
-            self.scheduler.after(lingers, Event::Bury(id));
+            self.scheduler.after(lingers, Event::Bury(gone));
         }
     }
 

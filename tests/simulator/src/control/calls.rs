@@ -68,7 +68,7 @@ impl World {
         {
             self.oracle.acknowledged(id, *revision)?;
         }
-        if matches!(told, Told::Refused(_)) && pending.tries > 1 {
+        if matches!(told, Told::Refused(_)) && pending.uncertain {
             self.workload.history.may_still_happen(operation);
         }
         self.workload.history.returned(operation, told);

@@ -160,11 +160,11 @@ impl Workload {
             return (key, ask);
         }
         let key = Key::Volume(below(&mut self.random, self.volume_names));
-        let ask = match self.random.below(20) {
-            0..7 => Ask::Read,
-            7..11 => Ask::Create { owner, size: (1 + self.random.below(12) / 5) << 20, token },
-            11..16 => Ask::Update { owner, token },
-            16..19 => Ask::Delete { owner },
+        let ask = match self.random.below(100) {
+            0..35 => Ask::Read,
+            35..60 => Ask::Create { owner, size: (1 + self.random.below(12) / 5) << 20, token },
+            60..82 => Ask::Update { owner, token },
+            82..99 => Ask::Delete { owner },
             _ => Ask::Release { owner },
         };
         (key, ask)

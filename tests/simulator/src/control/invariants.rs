@@ -179,7 +179,7 @@ impl Oracle {
             if revision.0 + State::REQUEST_WINDOW <= state.revision().0 {
                 continue;
             }
-            let found = state.request(request).map(|(revision, _)| revision);
+            let found = state.request(request).map(|(revision, _, _)| revision);
             if found != Some(*revision) {
                 return Err(broken(
                     "an acknowledged command is never lost",

@@ -41,13 +41,13 @@ impl World {
     /// Runs the recovery, which may itself be interrupted and begun again.
     fn recover(&mut self, survivor: MemberId) {
         let interrupted_at = self.random.chance(1, 3).then(|| self.random.below(12));
-        let style = self.random.next_u64();
+        let (style, seed, world) = (self.random.next_u64(), self.random.next_u64(), self.scheduler.now());
         let Some(process) = self.processes.get(&survivor) else { return };
         if let Some(operations) = interrupted_at {
             let fuse = Fuse::default();
             fuse.set(operations);
             let disk = FusedDisk::new(process.disk.clone(), fuse.clone());
-            let outcome = basalt_core::recover(&process.config, disk);
+            let outcome = basalt_core::recover(&process.config, disk, process.now(world).wall, seed);
             event!("the recovery is interrupted: {}", outcome.is_err());
             process.disk.crash(basalt_raft::CrashStyle::Tear { seed: style });
             if outcome.is_ok() {
@@ -55,7 +55,7 @@ impl World {
             }
         }
         let disk = FusedDisk::new(process.disk.clone(), Fuse::default());
-        let recovered = basalt_core::recover(&process.config, disk)
+        let recovered = basalt_core::recover(&process.config, disk, process.now(world).wall, seed)
             .expect("a disk that was in use can be recovered from");
         event!("recovered: {recovered:?}");
         assert!(

@@ -18,6 +18,10 @@ pub struct Pending {
     pub attempt: u64,
     /// How many attempts there were.
     pub tries: u32,
+    /// An earlier attempt may still have an effect.
+    pub uncertain: bool,
+    /// It pauses before the next attempt.
+    pub waits: bool,
 }
 
 /// What a caller does after a reply.
@@ -31,21 +35,24 @@ pub enum Next {
         target: Option<MemberId>,
         /// How long to wait.
         after: Duration,
+        /// Whether this attempt may still have an effect.
+        uncertain: bool,
     },
 }
 
 /// What follows from a reply.
 pub fn next(reply: &Reply) -> Next {
-    let again = |target, millis| Next::Again { target, after: Duration::from_millis(millis) };
+    let again = |target, millis, uncertain| {
+        let after = Duration::from_millis(millis);
+        Next::Again { target, after, uncertain }
+    };
     match reply {
-        Reply::Failed(RequestError::NotLeader { leader: Some(leader) }) => again(Some(*leader), 1),
-        Reply::Failed(RequestError::NotLeader { leader: None }) => again(None, 100),
-        Reply::Failed(
-            RequestError::Overloaded
-            | RequestError::Uncertain
-            | RequestError::TimedOut
-            | RequestError::Stopped,
-        ) => again(None, 50),
+        Reply::Failed(RequestError::NotLeader { leader: Some(leader) }) => again(Some(*leader), 1, false),
+        Reply::Failed(RequestError::NotLeader { leader: None }) => again(None, 100, false),
+        Reply::Failed(RequestError::Overloaded) => again(None, 50, false),
+        Reply::Failed(RequestError::Uncertain | RequestError::TimedOut | RequestError::Stopped) => {
+            again(None, 50, true)
+        }
         _ => Next::Answered,
     }
 }

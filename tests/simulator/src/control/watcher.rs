@@ -23,7 +23,16 @@ enum Stage {
     /// Wants to watch.
     Asking,
     /// Watches.
-    Watching { member: MemberId, life: Life },
+    Watching {
+        /// The member.
+        member: MemberId,
+        /// Its run.
+        life: Life,
+        /// What was seen when the watch began; the member repeats what it learns late.
+        floor: Option<Revision>,
+        /// The last event of this watch.
+        last: Revision,
+    },
 }
 
 /// The watcher.
@@ -160,7 +169,8 @@ impl World {
             }
             Reply::Watching { revision, backlog } => {
                 let life = self.processes.get(&pending.target).map_or(Life(0), |process| process.life);
-                watcher.stage = Stage::Watching { member: pending.target, life };
+                let floor = watcher.since;
+                watcher.stage = Stage::Watching { member: pending.target, life, floor, last: *revision };
                 event!("the watcher watches through member {} from {revision}", pending.target);
                 if !backlog.iter().all(|event| watcher.take(event)) {
                     watcher.list_again();
@@ -183,15 +193,22 @@ impl World {
         run: Life,
         events: &[core::Event],
     ) -> Result<(), Violation> {
-        if self.watcher.stage != (Stage::Watching { member: from, life: run }) {
-            return Ok(());
-        }
         for event in events {
-            if self.watcher.since.is_some_and(|since| event.revision < since) {
+            let Stage::Watching { member, life, floor, last } = &mut self.watcher.stage else {
+                return Ok(());
+            };
+            if (*member, *life) != (from, run) {
+                return Ok(());
+            }
+            if event.revision < *last {
                 return Err(Violation::Invariant {
                     invariant: "events come in order of revisions",
-                    detail: format!("{:?} after {:?}", event, self.watcher.since),
+                    detail: format!("{event:?} after {last} from member {from}"),
                 });
+            }
+            *last = event.revision;
+            if floor.is_some_and(|floor| event.revision <= floor) && event.kind != EventKind::Resync {
+                continue;
             }
             self.oracle.told = self.oracle.told.max(event.revision);
             if !self.watcher.take(event) {

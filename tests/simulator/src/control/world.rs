@@ -328,7 +328,7 @@ impl World {
     /// Sends a request for the first time.
     pub(crate) fn ask(&mut self, caller: Caller, request: ClientRequest) -> Pending {
         let target = self.any_member();
-        let mut pending = Pending { request, target, attempt: 0, tries: 0 };
+        let mut pending = Pending { request, target, attempt: 0, tries: 0, uncertain: false, waits: false };
         self.send(caller, &mut pending);
         pending
     }
@@ -338,7 +338,13 @@ impl World {
         pending.attempt = self.attempts;
         pending.tries += 1;
         let (member, attempt, now) = (pending.target, pending.attempt, self.scheduler.now());
-        for at in self.network.send(now, Self::caller_address(caller), Self::member_address(member)) {
+        // A stream repeats nothing.
+        for at in self
+            .network
+            .send(now, Self::caller_address(caller), Self::member_address(member))
+            .into_iter()
+            .take(1)
+        {
             let request = Box::new(pending.request.clone());
             self.scheduler.at(at, Event::Request { member, caller, attempt, request });
         }
@@ -363,6 +369,8 @@ impl World {
             return;
         };
         if pending.attempt == attempt {
+            // Patience has ended, unless this was only a pause.
+            pending.uncertain |= !std::mem::take(&mut pending.waits);
             let target = self.processes.get(&pending.target);
             if target.is_none_or(|process| process.running.is_none()) || self.random.chance(1, 2) {
                 pending.target = self.any_member();
@@ -379,7 +387,9 @@ impl World {
             return Ok(());
         }
         match requests::next(reply) {
-            Next::Again { target, after } => {
+            Next::Again { target, after, uncertain } => {
+                pending.uncertain |= uncertain;
+                pending.waits = true;
                 let known =
                     target.filter(|target| self.processes.get(target).is_some_and(|process| !process.buried));
                 pending.target = known.unwrap_or_else(|| self.any_member());
