@@ -13,6 +13,7 @@ mod desired;
 mod items;
 mod listeners;
 mod notify;
+pub mod nvme_tcp;
 mod pools;
 mod ports;
 mod report;

@@ -1,2 +1,66 @@
-//! Under construction.
-fn main() {}
+//! `basaltd`: the data plane of one node.
+//!
+//! The only crate that names concrete devices and targets. Management (tokio, tonic, metrics) lives on threads of its own and reaches the
+//! reactor through bounded queues. Begin reading at [`serve`] (alone) and [`node`] (in a cluster).
+
+mod cores;
+mod device;
+mod node;
+mod serve;
+mod signals;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use basalt_telemetry::LogFormat;
+use clap::{Parser, Subcommand};
+
+/// The data plane of one node: disks and network queues from user space, volumes over NVMe/TCP.
+#[derive(Debug, Parser)]
+#[command(name = "basaltd", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve devices over NVMe/TCP without a control plane; prints `ready` when hosts can connect
+    Serve(serve::Options),
+    /// Be a storage node of a cluster: take pools and volumes from the control plane
+    Node {
+        #[command(flatten)]
+        settings: Box<node::config::Settings>,
+        /// A TOML file with the same names as the flags, for what is set neither by flag nor by environment
+        #[arg(long, env = "BASALT_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("basaltd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(options) => {
+            basalt_telemetry::init_logs(LogFormat::Text, "info")?;
+            serve::run(&options)
+        }
+        Command::Node { settings, config } => {
+            let settings = match config {
+                Some(path) => settings.or_file(&path)?,
+                None => *settings,
+            };
+            let config = settings.into_config()?;
+            basalt_telemetry::init_logs(config.log_format, &config.log_filter)?;
+            node::run(config)
+        }
+    }
+}

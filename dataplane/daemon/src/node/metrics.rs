@@ -1,0 +1,115 @@
+//! The daemon's metrics: gathered once a second on a management thread, from atomics and reports.
+
+use std::time::Duration;
+
+use basalt_agent::{NodeReport, PoolHealth, VolumeHealth};
+use basalt_nvmf_target::Target;
+use basalt_nvmf_tcp::{TcpTargetControl, TcpTargetStats};
+use basalt_reactor::{Remote, StatsSnapshot};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Gathers for as long as it is polled.
+pub(crate) async fn keep(
+    reactor: Remote,
+    control: TcpTargetControl,
+    target: Arc<Target>,
+    reports: watch::Receiver<Option<NodeReport>>,
+) {
+    describe();
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        reactor_metrics(&reactor.stats());
+        gauge!("basalt_target_subsystems").set(count(target.subsystems().len()));
+        let control = control.clone();
+        // Waits for the reactor's answer, so not on a thread that others need.
+        match tokio::task::spawn_blocking(move || control.stats()).await {
+            Ok(Ok(stats)) => target_metrics(stats),
+            // The reactor ended or the process stops: the last values stay.
+            Ok(Err(error)) => tracing::debug!(%error, "no numbers from the target"),
+            Err(error) => tracing::debug!(%error, "no numbers from the target"),
+        }
+        if let Some(report) = &*reports.borrow() {
+            report_metrics(report);
+        }
+    }
+}
+
+fn describe() {
+    describe_counter!("basalt_reactor_busy_seconds_total", "Time in turns that did something");
+    describe_counter!(
+        "basalt_reactor_idle_seconds_total",
+        "Time in turns that found nothing to do, and asleep"
+    );
+    describe_counter!("basalt_reactor_turns_total", "Turns of the reactor");
+    describe_counter!("basalt_reactor_sleeps_total", "Times the reactor went to sleep in the kernel");
+    describe_counter!("basalt_reactor_wakeups_total", "Times another thread had to wake the reactor");
+    describe_gauge!("basalt_reactor_ring_depth", "Messages from other threads that wait now");
+    describe_gauge!("basalt_target_connections", "NVMe/TCP connections now");
+    describe_gauge!("basalt_target_requests_running", "Requests that devices work on now");
+    describe_counter!(
+        "basalt_target_connections_refused_total",
+        "Connections closed at once because of a limit"
+    );
+    describe_gauge!("basalt_target_subsystems", "Subsystems that are served");
+    describe_gauge!("basalt_pool_capacity_bytes", "Bytes of the pool for data, used or free");
+    describe_gauge!("basalt_pool_used_bytes", "Bytes of the pool that hold data");
+    describe_gauge!("basalt_pool_online", "1 if the pool is in service and can be changed");
+    describe_gauge!("basalt_daemon_volumes", "Volumes on this node by health");
+    describe_gauge!("basalt_daemon_revision", "The desired state that this daemon has accepted");
+}
+
+fn reactor_metrics(stats: &StatsSnapshot) {
+    let seconds = |ns: u64| Duration::from_nanos(ns).as_secs();
+    counter!("basalt_reactor_busy_seconds_total", "reactor" => "0").absolute(seconds(stats.busy_ns));
+    counter!("basalt_reactor_idle_seconds_total", "reactor" => "0").absolute(seconds(stats.idle_ns));
+    counter!("basalt_reactor_turns_total", "reactor" => "0").absolute(stats.turns);
+    counter!("basalt_reactor_sleeps_total", "reactor" => "0").absolute(stats.sleeps);
+    counter!("basalt_reactor_wakeups_total", "reactor" => "0").absolute(stats.wakeups);
+    gauge!("basalt_reactor_ring_depth", "reactor" => "0").set(gauge_value(stats.ring_depth));
+}
+
+fn target_metrics(stats: TcpTargetStats) {
+    gauge!("basalt_target_connections").set(count(stats.connections));
+    gauge!("basalt_target_requests_running").set(count(stats.running));
+    counter!("basalt_target_connections_refused_total").absolute(stats.refused);
+}
+
+fn report_metrics(report: &NodeReport) {
+    gauge!("basalt_daemon_revision").set(gauge_value(report.revision.index));
+    for pool in &report.pools {
+        gauge!("basalt_pool_capacity_bytes", "pool" => pool.name.clone()).set(gauge_value(pool.capacity));
+        gauge!("basalt_pool_used_bytes", "pool" => pool.name.clone()).set(gauge_value(pool.used));
+        let online = pool.health == PoolHealth::Online;
+        gauge!("basalt_pool_online", "pool" => pool.name.clone()).set(f64::from(u8::from(online)));
+    }
+    for health in ["creating", "online", "unavailable", "faulted"] {
+        let volumes = report.volumes.iter().filter(|volume| word(&volume.health) == health).count();
+        gauge!("basalt_daemon_volumes", "health" => health).set(count(volumes));
+    }
+}
+
+fn word(health: &VolumeHealth) -> &'static str {
+    match health {
+        VolumeHealth::Creating => "creating",
+        VolumeHealth::Online => "online",
+        VolumeHealth::Unavailable(_) => "unavailable",
+        VolumeHealth::Faulted(_) => "faulted",
+    }
+}
+
+fn count(value: usize) -> f64 {
+    gauge_value(value as u64)
+}
+
+/// Gauges are floating-point numbers: exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "a gauge shows at most 53 bits")]
+fn gauge_value(value: u64) -> f64 {
+    value as f64
+}

@@ -1,0 +1,204 @@
+//! `basaltd node`: the daemon of a storage node in a cluster.
+
+pub(crate) mod config;
+mod convert;
+mod metrics;
+mod ports;
+mod session;
+mod store;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use anyhow::Context;
+use basalt_agent::nvme_tcp::NvmeTcpExporter;
+use basalt_agent::{Agent, AgentConfig, DesiredNode, NodeReport, Ports};
+use basalt_identity::{Credentials, Identity, Role, Security};
+use basalt_nvmf_target::{Target, TargetOptions};
+use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
+use basalt_reactor::{Handle, ReactorOptions, ReactorThread};
+use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
+use tokio::sync::{oneshot, watch};
+
+use self::config::{Config, SecurityConfig};
+use self::ports::{MachineDisks, ManagementStore, ReportSender};
+use self::session::{SessionConfig, SessionEnds, SessionState};
+use self::store::{DesiredFile, IdentityFile};
+use crate::signals;
+
+/// How often certificates are looked at for changes.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(30);
+/// Threads for the session, the store and metrics; reactors have their own.
+const MANAGEMENT_THREADS: usize = 2;
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    basalt_identity::install_provider();
+    let security = security(&config)?;
+    let identity = IdentityFile::open(&config.data_dir)?;
+    let readiness = Readiness::new();
+    let exporter_config = ExporterConfig {
+        listen: config.metrics_listen,
+        process: "basaltd",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let exporter = Exporter::start(&exporter_config, readiness.clone())?;
+    tracing::info!(node = config.node, metrics = %exporter.address(), "basaltd starts");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(MANAGEMENT_THREADS)
+        .thread_name("management")
+        .enable_all()
+        .build()
+        .context("cannot start the management threads")?;
+    let outcome = runtime.block_on(serve(&config, security, identity, &readiness));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+fn security(config: &Config) -> anyhow::Result<Security> {
+    match &config.security {
+        SecurityConfig::Tls(files) => {
+            let credentials = Credentials::load(files)?;
+            let identity = credentials.identity();
+            anyhow::ensure!(
+                identity.role() == Role::Node && identity.name() == config.node,
+                "the certificate {} belongs to {identity}; node {} needs one for basalt://{}/node/{}",
+                files.certificate.display(),
+                config.node,
+                identity.cluster(),
+                config.node
+            );
+            Ok(Security::Tls(credentials))
+        }
+        SecurityConfig::Plaintext { cluster } => {
+            Ok(Security::Plaintext(Identity::new(cluster.clone(), Role::Node, config.node.clone())?))
+        }
+    }
+}
+
+async fn serve(
+    config: &Config,
+    security: Security,
+    identity: IdentityFile,
+    readiness: &Readiness,
+) -> anyhow::Result<()> {
+    if let Security::Tls(credentials) = &security {
+        tokio::spawn(Arc::clone(credentials).follow_files(CERTIFICATE_INTERVAL));
+    }
+    let file = DesiredFile::new(&config.data_dir);
+    let kept = file.load()?;
+    let (desired, desired_changes) = watch::channel(kept);
+    let (reports, report_changes) = watch::channel(None);
+    let target = Target::new(TargetOptions::default());
+    let (reactor, started) =
+        start_reactor(config, &identity, Arc::clone(&target), file, desired_changes, reports)?;
+    let control =
+        started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
+    let (state, states) = watch::channel(SessionState::Disconnected("not tried yet".to_owned()));
+    let session = SessionConfig {
+        node_name: config.node.clone(),
+        endpoints: config.control.clone(),
+        security,
+        boot_id: boot_id()?,
+    };
+    let ends = SessionEnds { desired, report: report_changes.clone(), state };
+    tokio::spawn(session::run(session, identity, ends));
+    tokio::spawn(metrics::keep(reactor.remote().clone(), control, target, report_changes.clone()));
+    tokio::spawn(follow_readiness(readiness.clone(), states, report_changes));
+    let signal = signals::wait().await?;
+    tracing::info!(signal, "basaltd stops");
+    // Joining waits for the reactor's last turn; its disks are closed then.
+    tokio::task::spawn_blocking(move || reactor.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("the reactor had panicked; see the log"))
+}
+
+type Started = oneshot::Receiver<Result<TcpTargetControl, basalt_agent::StoreError>>;
+
+fn start_reactor(
+    config: &Config,
+    identity: &IdentityFile,
+    target: Arc<Target>,
+    file: DesiredFile,
+    desired: watch::Receiver<Option<DesiredNode>>,
+    reports: watch::Sender<Option<NodeReport>>,
+) -> anyhow::Result<(ReactorThread, Started)> {
+    let cores = config.cores.as_ref().or(identity.cores());
+    let core = cores.and_then(|cores| cores.cores().first().copied()).unwrap_or(0);
+    let management = tokio::runtime::Handle::current();
+    let (tell, started) = oneshot::channel();
+    let set_up = move |handle: &Handle| {
+        let handle = handle.clone();
+        let task = handle.clone().spawn(async move {
+            let listener =
+                Rc::new(TcpTarget::start(&handle, Arc::clone(&target), TcpTargetOptions::default()));
+            let control = listener.control();
+            let ports = Ports {
+                disks: Rc::new(MachineDisks::new(handle.clone())),
+                exporter: Rc::new(NvmeTcpExporter::new(&handle, target, listener)),
+                store: Rc::new(ManagementStore::new(file, management)),
+                reporter: Rc::new(ReportSender::new(reports)),
+            };
+            let agent = match Agent::start(&handle, AgentConfig::default(), ports).await {
+                Ok(agent) => agent,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            if tell.send(Ok(control)).is_err() {
+                return;
+            }
+            follow_desired(&agent, desired).await;
+        });
+        drop(task);
+    };
+    let pinned = config.pin.then_some(core);
+    Ok((basalt_reactor::start("reactor-0", pinned, ReactorOptions::default(), set_up)?, started))
+}
+
+/// Gives the agent each desired state that comes. Runs on the reactor.
+async fn follow_desired(agent: &Agent, mut desired: watch::Receiver<Option<DesiredNode>>) {
+    // The agent has loaded the first one itself.
+    desired.mark_unchanged();
+    while desired.changed().await.is_ok() {
+        let newest = desired.borrow_and_update().clone();
+        let Some(newest) = newest else { continue };
+        let revision = newest.revision;
+        if let Err(error) = agent.apply(newest).await {
+            tracing::error!(%revision, %error, "a desired state was refused");
+        }
+    }
+    // The daemon stops; what is exported stays exported until the reactor ends.
+}
+
+/// Ready when the control plane was heard and everything of the newest desired state was tried.
+async fn follow_readiness(
+    readiness: Readiness,
+    mut states: watch::Receiver<SessionState>,
+    mut reports: watch::Receiver<Option<NodeReport>>,
+) {
+    let control = readiness.gate("control-plane", "no session yet");
+    let settled = readiness.gate("desired-state", "not tried yet");
+    loop {
+        match &*states.borrow_and_update() {
+            SessionState::Connected { .. } => control.open(),
+            SessionState::Disconnected(reason) => control.close(reason.clone()),
+        }
+        match &*reports.borrow_and_update() {
+            Some(report) if report.settled => settled.open(),
+            _ => settled.close("pools and volumes are still being brought up"),
+        }
+        let ended = tokio::select! {
+            changed = states.changed() => changed.is_err(),
+            changed = reports.changed() => changed.is_err(),
+        };
+        if ended {
+            return;
+        }
+    }
+}
+
+/// The machine's run (random each boot): a new one means that the disks' volatile caches are gone.
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

@@ -1,0 +1,109 @@
+//! What the agent needs from the daemon: disks of this machine, a memory, and an ear for its reports.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use basalt_agent::{DesiredNode, NodeReport};
+use basalt_agent::{DiskOpener, LocalFuture, Reporter, StateStore, StoreError};
+use basalt_bdev::BlockDevice;
+use basalt_device_uring::{UringDevice, UringError, UringOptions};
+use basalt_reactor::{DiskError, DiskOptions, Handle};
+use tokio::runtime;
+use tokio::sync::{oneshot, watch};
+
+use super::store::DesiredFile;
+use crate::device::named_uuid;
+
+/// Opens files and block devices of this machine on the agent's reactor.
+pub(crate) struct MachineDisks {
+    handle: Handle,
+}
+
+impl MachineDisks {
+    /// Disks that are opened on the reactor of `handle`.
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+}
+
+impl DiskOpener for MachineDisks {
+    fn open(&self, path: &str) -> LocalFuture<Result<Arc<dyn BlockDevice>, DiskError>> {
+        let options = UringOptions {
+            name: path.to_owned(),
+            uuid: named_uuid(path),
+            block_size: None,
+            disk: DiskOptions::default(),
+        };
+        let opened = UringDevice::open(&self.handle, Path::new(path), &options);
+        Box::pin(async move {
+            match opened {
+                Ok(device) => Ok(Arc::new(device) as Arc<dyn BlockDevice>),
+                Err(UringError::Disk { source, .. }) => Err(source),
+                Err(UringError::TooSmall { .. } | UringError::BlockSize { .. }) => Err(DiskError::NotADisk),
+            }
+        })
+    }
+}
+
+/// Keeps the desired state in the data directory. The file is written on a management thread: a reactor never waits for it.
+pub(crate) struct ManagementStore {
+    file: DesiredFile,
+    management: runtime::Handle,
+}
+
+impl ManagementStore {
+    /// A store whose files are read and written on the threads of `management`.
+    pub(crate) fn new(file: DesiredFile, management: runtime::Handle) -> Self {
+        Self { file, management }
+    }
+
+    fn on_management<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(DesiredFile) -> Result<T, super::store::StoreError> + Send + 'static,
+    ) -> LocalFuture<Result<T, StoreError>> {
+        let (done, result) = oneshot::channel();
+        let file = self.file.clone();
+        self.management.spawn_blocking(move || {
+            // The agent ended meanwhile if nobody listens; what was written stays written.
+            if done.send(work(file)).is_err() {
+                tracing::debug!("nobody waits for the store any more");
+            }
+        });
+        Box::pin(async move {
+            match result.await {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err(error)) => Err(StoreError::Io(std::io::Error::other(error))),
+                Err(_) => Err(StoreError::Io(std::io::ErrorKind::BrokenPipe.into())),
+            }
+        })
+    }
+}
+
+impl StateStore for ManagementStore {
+    fn load(&self) -> LocalFuture<Result<Option<DesiredNode>, StoreError>> {
+        self.on_management(|file| file.load())
+    }
+
+    fn save(&self, desired: &DesiredNode) -> LocalFuture<Result<(), StoreError>> {
+        let desired = desired.clone();
+        self.on_management(move |file| file.save(&desired))
+    }
+}
+
+/// Hands reports to the session and to the metrics.
+pub(crate) struct ReportSender {
+    reports: watch::Sender<Option<NodeReport>>,
+}
+
+impl ReportSender {
+    /// Reports go to the receivers of `reports`; each sees the newest.
+    pub(crate) fn new(reports: watch::Sender<Option<NodeReport>>) -> Self {
+        Self { reports }
+    }
+}
+
+impl Reporter for ReportSender {
+    fn report(&self, report: &NodeReport) {
+        self.reports.send_replace(Some(report.clone()));
+    }
+}
