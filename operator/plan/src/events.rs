@@ -24,9 +24,14 @@ pub enum EventKind {
 
 /// Reasons with which a condition that is not `True` is nothing to worry about.
 const ON_THE_WAY: [&str; 5] = ["Pending", "Creating", "Applying", "Deleting", "Released"];
-/// Reasons that concern the whole cluster, not this object: a metric and readiness say so once, not every object.
-const NOT_OF_THE_OBJECT: [&str; 1] = ["ControlPlaneUnreachable"];
-/// The condition of a warning that holds while it is `False`; its other reasons are the normal case and not told.
+/// Reasons that nobody is told: the first concerns the whole cluster, not this object, and a metric and readiness say it once;
+/// the second is over in a moment.
+const QUIET: [&str; 2] = ["ControlPlaneUnreachable", "Applying"];
+/// The condition that people wait for.
+const MAIN: &str = "Ready";
+/// The condition that stands in nobody's way but says when something was refused, and when that is over.
+const ACCEPTANCE: &str = "Synced";
+/// The condition of a warning that holds while it is `False`; when it does not, that is the normal case.
 const ADVISORY: &str = "AccessRestricted";
 
 /// The events for the step from the conditions `old` to `new`. The same step gives the same events; no step, none.
@@ -34,18 +39,11 @@ pub(crate) fn of_transition(old: &[Condition], new: &[Condition]) -> Vec<Event> 
     let mut events: Vec<Event> = Vec::new();
     for condition in new {
         let before = old.iter().find(|old| old.type_ == condition.type_);
-        let same = before.is_some_and(|old| old.status == condition.status && old.reason == condition.reason);
-        let holds = condition.status == "True";
-        let first_and_fine = before.is_none() && (holds && condition.type_ != "Ready");
-        if same
-            || first_and_fine
-            || (holds && condition.type_ == ADVISORY)
-            || NOT_OF_THE_OBJECT.contains(&condition.reason.as_str())
-            || events.iter().any(|event| event.reason == condition.reason)
-        {
+        let told = events.iter().any(|event| event.reason == condition.reason);
+        if told || !is_news(before, condition) {
             continue;
         }
-        let fine = holds || ON_THE_WAY.contains(&condition.reason.as_str());
+        let fine = holds(condition) || ON_THE_WAY.contains(&condition.reason.as_str());
         events.push(Event {
             kind: if fine { EventKind::Normal } else { EventKind::Warning },
             reason: condition.reason.clone(),
@@ -53,6 +51,21 @@ pub(crate) fn of_transition(old: &[Condition], new: &[Condition]) -> Vec<Event> 
         });
     }
     events
+}
+
+fn is_news(before: Option<&Condition>, now: &Condition) -> bool {
+    if before.is_some_and(|old| old.status == now.status && old.reason == now.reason) {
+        return false;
+    }
+    if QUIET.contains(&now.reason.as_str()) || (holds(now) && now.type_ == ADVISORY) {
+        return false;
+    }
+    let was_wrong = before.is_some_and(|old| !holds(old) && !ON_THE_WAY.contains(&old.reason.as_str()));
+    !holds(now) || now.type_ == MAIN || (now.type_ == ACCEPTANCE && was_wrong)
+}
+
+fn holds(condition: &Condition) -> bool {
+    condition.status == "True"
 }
 
 #[cfg(test)]

@@ -209,8 +209,12 @@ impl Draft<'_> {
         let connection = connection(node);
         self.conditions.set(CONNECTED, live.into(), &connection.reason, connection.message.clone());
         let trouble = pool_trouble(node);
-        let word = trouble.clone().unwrap_or_else(|| Word::new("Online", "every pool is online"));
-        self.conditions.set(POOLS_READY, trouble.is_none().into(), &word.reason, word.message);
+        let (pools_ready, word) = match &trouble {
+            _ if !live => (Status::Unknown, connection.clone()),
+            None => (Status::True, Word::new("Online", "every pool is online")),
+            Some(trouble) => (Status::False, trouble.clone()),
+        };
+        self.conditions.set(POOLS_READY, pools_ready, &word.reason, word.message);
         let fault = observed.problems.first().map(of_problem).or(trouble);
         match (node.liveness, fault) {
             (Liveness::Never, _) => self.not_ready(NodePhase::Pending, &connection),

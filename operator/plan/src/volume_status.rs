@@ -204,7 +204,9 @@ impl Draft<'_> {
     /// The control plane has what was asked; whether the node has put it into effect is another question.
     fn synced(&mut self, present: &Volume) {
         let in_effect = present.observed.as_ref().map_or(0, |observed| observed.generation);
-        if in_effect < present.generation {
+        if present.state == VolumeState::Creating {
+            self.conditions.set(SYNCED, Status::False, "Creating", "its node is creating it");
+        } else if in_effect < present.generation {
             let message = format!(
                 "the control plane has accepted the specification; node {} has not put it into effect yet",
                 present.placement.node
