@@ -332,7 +332,7 @@ async fn fill_up(handle: &Handle, pool: &Pool, contents: &BTreeMap<VolumeId, Vec
             if bytes.read(offset, 1 << 20).await.unwrap().iter().any(|byte| *byte != 0) {
                 return Err("a new volume shows old data".into());
             }
-            bytes.write(offset, &[0xff; 1 << 20]).await.unwrap();
+            bytes.write(offset, &vec![0xff; 1 << 20]).await.unwrap();
         }
     }
     for (id, before) in contents {

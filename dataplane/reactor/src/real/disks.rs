@@ -7,6 +7,7 @@ use std::sync::Arc;
 use basalt_dma::Payload;
 
 use super::engine::{Engine, Finished, Kind, Transfer};
+use super::epoll::EventFd;
 use super::open;
 use crate::driver::{
     DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOperation, DiskOptions, DiskRequest, Errno,
@@ -217,9 +218,15 @@ impl Disks {
         Progress::busy_if(completions.len() > before)
     }
 
-    /// Starts what is queued: before sleeping.
-    pub(super) fn flush(&mut self) {
+    /// Starts what is queued, and makes the end of an operation end a wait for `wake`. False if there is no need to wait.
+    pub(super) fn begin_wait(&mut self, wake: &EventFd) -> bool {
         self.engine.flush();
+        self.engine.arm(wake)
+    }
+
+    /// After the wait.
+    pub(super) fn end_wait(&mut self) {
+        self.engine.disarm();
     }
 
     /// Takes the end of a transfer in; the completion if the operation is over.

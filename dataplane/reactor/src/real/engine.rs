@@ -75,6 +75,22 @@ impl Engine {
         }
     }
 
+    /// Before a wait for `wake`: makes the end of a transfer end it. False if there is something to reap already.
+    pub(super) fn arm(&mut self, wake: &EventFd) -> bool {
+        match self {
+            Self::Uring(engine) => engine.arm(wake),
+            Self::Threads(_) => true,
+        }
+    }
+
+    /// After the wait.
+    pub(super) fn disarm(&mut self) {
+        match self {
+            Self::Uring(engine) => engine.disarm(),
+            Self::Threads(_) => {}
+        }
+    }
+
     pub(super) fn flush(&mut self) {
         match self {
             Self::Uring(engine) => engine.flush(),

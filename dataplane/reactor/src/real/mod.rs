@@ -109,8 +109,12 @@ impl Driver for RealDriver {
     }
 
     fn wait(&mut self, deadline: Option<Instant>) {
-        self.disks.flush();
-        self.take_events(deadline.map_or(epoll::Wait::Forever, epoll::Wait::Until));
+        let wait = match self.disks.begin_wait(&self.wake) {
+            true => deadline.map_or(epoll::Wait::Forever, epoll::Wait::Until),
+            false => epoll::Wait::No,
+        };
+        self.take_events(wait);
+        self.disks.end_wait();
     }
 
     fn poll(&mut self, completions: &mut Vec<DiskCompletion>) -> Progress {

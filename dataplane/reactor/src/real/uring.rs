@@ -6,7 +6,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::disks::IN_FLIGHT_MAX;
 use super::engine::{Finished, Kind, Transfer};
-use super::epoll::{Epoll, URING};
+use super::epoll::{Epoll, EventFd, URING};
 
 /// Entries that wait for the next submission; a full queue is submitted at once.
 const SUBMISSION_ENTRIES: u32 = 256;
@@ -17,6 +17,8 @@ pub(super) struct UringEngine {
     in_flight: usize,
     /// Entries that the ring had no room for.
     waiting: std::collections::VecDeque<squeue::Entry>,
+    /// An event descriptor is registered.
+    armed: bool,
 }
 
 impl UringEngine {
@@ -37,7 +39,7 @@ impl UringEngine {
             return Err(io::ErrorKind::Unsupported.into());
         }
         epoll.add(&ring, URING, false)?;
-        Ok(Self { ring, in_flight: 0, waiting: std::collections::VecDeque::new() })
+        Ok(Self { ring, in_flight: 0, waiting: std::collections::VecDeque::new(), armed: false })
     }
 
     /// # Safety
@@ -60,6 +62,29 @@ impl UringEngine {
                     return;
                 }
             }
+        }
+    }
+
+    /// Makes the end of a transfer wake whoever waits for `wake`; true if it is worth to wait. The ring's own readiness does not
+    /// do: completions that the kernel keeps for this thread make the ring readable without waking who waits for it.
+    pub(super) fn arm(&mut self, wake: &EventFd) -> bool {
+        if self.in_flight == 0 {
+            return true;
+        }
+        self.armed = self.ring.submitter().register_eventfd(wake.as_raw_fd()).is_ok();
+        // What ended before is not told again.
+        let (deferred, overflow) = {
+            let submission = self.ring.submission();
+            (submission.taskrun(), submission.cq_overflow())
+        };
+        self.armed && !deferred && !overflow && self.ring.completion().is_empty()
+    }
+
+    /// Ends what `arm` began.
+    pub(super) fn disarm(&mut self) {
+        if std::mem::take(&mut self.armed) {
+            // It cannot fail for a descriptor that is registered.
+            drop(self.ring.submitter().unregister_eventfd());
         }
     }
 
