@@ -51,7 +51,7 @@ impl<D: Disk> Member<D> {
             mark!("peer-of-another-cluster");
             return Err(PeerRefusal::WrongCluster { cluster: ours });
         }
-        if self.state.is_retired(message.from) {
+        if self.state.is_retired(message.from) && !self.takes_part(message.from) {
             return Err(PeerRefusal::Removed);
         }
         let known = self.state.members().get(&message.from).and_then(|member| member.disk);
@@ -64,6 +64,14 @@ impl<D: Disk> Member<D> {
             return Err(PeerRefusal::WrongDisk);
         }
         Ok(())
+    }
+
+    /// Whether a member is in the group: one that is to be removed is, until the change is made, and may be needed to make it.
+    fn takes_part(&self, member: MemberId) -> bool {
+        let membership = self.group.membership();
+        let mut everybody =
+            membership.voters.iter().chain(&membership.learners).chain(&membership.voters_outgoing);
+        everybody.any(|id| *id == member.get())
     }
 
     fn refused_by(&mut self, from: MemberId, refusal: PeerRefusal) {

@@ -74,6 +74,11 @@ impl Oracle {
         *self.deletions_asked.entry(name.clone()).or_insert(0) += 1;
     }
 
+    /// A majority of disks is gone, and with them what was committed and nobody was told about.
+    pub fn majority_lost(&mut self) {
+        self.deletions_begun.clear();
+    }
+
     /// A volume is being deleted: no more volumes of a name can be than deletions of that name were asked for.
     pub fn deletion_begun(&mut self, volume: VolumeId, name: &VolumeName) -> Result<(), Violation> {
         let begun = self.deletions_begun.entry(name.clone()).or_default();

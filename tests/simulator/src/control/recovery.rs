@@ -27,6 +27,7 @@ impl World {
             self.bury(member);
         }
         self.crash(survivor);
+        self.oracle.majority_lost();
         self.recover(survivor);
         self.admin.voters.clear();
         self.admin.voters.insert(survivor);

@@ -117,9 +117,12 @@ impl Watcher {
         if let Some(id) = known.keys().chain(there.keys()).find(|id| known.get(id) != there.get(id)) {
             return Err(format!("volume {id}: {:?} is known, {:?} is there", known.get(id), there.get(id)));
         }
-        let known: BTreeMap<&NodeName, &Node> =
-            self.nodes.iter().filter_map(|(name, (_, node))| Some((name, node.as_deref()?))).collect();
-        let there: BTreeMap<&NodeName, &Node> = state.nodes().iter().collect();
+        // The revision of a node's orders changes with its volumes, and is no news about the node.
+        let plain = |node: &Node| Node { desired: Revision(0), ..node.clone() };
+        let known: BTreeMap<&NodeName, Node> =
+            self.nodes.iter().filter_map(|(name, (_, node))| Some((name, plain(node.as_deref()?)))).collect();
+        let there: BTreeMap<&NodeName, Node> =
+            state.nodes().iter().map(|(name, node)| (name, plain(node))).collect();
         match known.keys().chain(there.keys()).find(|name| known.get(**name) != there.get(**name)) {
             Some(name) => {
                 Err(format!("node {name}: {:?} is known, {:?} is there", known.get(name), there.get(name)))
