@@ -102,6 +102,19 @@ impl UringDevice {
         &self.path
     }
 
+    /// Looks at the disk's length and takes it over if it has grown. A disk that shrank keeps its size: what is lost fails.
+    ///
+    /// # Errors
+    /// If the disk cannot be opened any more.
+    pub fn rescan(&self, handle: &Handle) -> Result<(), DiskError> {
+        let disk = handle.open_disk(&self.path, &self.options)?;
+        let blocks = self.info.block_size().blocks_in(disk.info().length);
+        if blocks > self.info.blocks() {
+            self.info.set_blocks(blocks);
+        }
+        Ok(())
+    }
+
     /// Removes the device: everything fails from now on.
     pub fn remove(&self) {
         self.info.set_removed();

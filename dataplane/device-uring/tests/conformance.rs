@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use basalt_bdev::{BlockDevice, BlockSize, conformance};
+use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba, conformance};
 use basalt_device_uring::{UringDevice, UringError, UringOptions};
+use basalt_dma::Buffer;
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::sim::{World, WorldOptions};
 use basalt_reactor::{DiskError, DiskOptions, Handle, Progress, Reactor, ReactorOptions};
@@ -58,6 +59,24 @@ fn a_disk_is_opened_by_one_device_at_a_time() {
         assert!(matches!(second, UringError::Disk { source: DiskError::InUse, .. }), "{second}");
         drop(first);
         UringDevice::open(&handle, &path, &options(None, None)).unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_grew_is_usable_through_open_channels() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    run(RealDriver::new().unwrap(), async move |handle| {
+        let device = UringDevice::open(&handle, &path, &options(None, Some(1 << 20))).unwrap();
+        let channel = AsyncChannel::new(&handle, device.open(&handle).unwrap());
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(2 << 20).unwrap();
+        let block = Lba((1 << 20) / u64::from(device.info().block_size().bytes()));
+        let len = device.info().block_size().bytes() as usize;
+        let beyond = channel.read(block, BlockCount(1), Buffer::zeroed(len)).await;
+        assert_eq!(beyond.unwrap_err(), IoError::OutOfRange);
+        device.rescan(&handle).unwrap();
+        assert_eq!((device.info().bytes(), device.info().generation()), (2 << 20, 1));
+        channel.read(block, BlockCount(1), Buffer::zeroed(len)).await.unwrap();
     });
 }
 

@@ -311,6 +311,10 @@ pub trait Driver {
     /// Starts what was submitted, appends finished disk operations to `completions` and notes which sockets became ready.
     fn poll(&mut self, completions: &mut Vec<DiskCompletion>) -> Progress;
 
+    /// Appends the sockets to which something happened since the last call, each at least once: data or room came, the peer
+    /// ended, a connection was made or failed.
+    fn take_ready(&mut self, ready: &mut Vec<SocketId>);
+
     /// Claims a disk for this process.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use crate::executor::{Task, Tasks};
 use crate::remote::{Remote, Shared};
 use crate::socket::{Listener, Socket};
 use crate::timer::{Sleep, Timers};
+use crate::watch::Watches;
 
 /// Names a registered poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub(crate) struct Local {
     pub(crate) tasks: RefCell<Tasks>,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) disks: RefCell<DiskQueues>,
+    pub(crate) watches: RefCell<Watches>,
     pub(crate) buffers: BufferPool,
     pub(crate) shared: Arc<Shared>,
 }

@@ -19,6 +19,7 @@ mod socket;
 mod stats;
 mod thread;
 mod timer;
+mod watch;
 
 pub use disk::Disk;
 pub use driver::{
@@ -33,3 +34,4 @@ pub use socket::{Listener, Socket};
 pub use stats::{ReactorStats, StatsSnapshot};
 pub use thread::{ReactorThread, StartError, start};
 pub use timer::Sleep;
+pub use watch::ReadyList;

@@ -9,11 +9,12 @@ use basalt_clock::Instant;
 use basalt_dma::BufferPool;
 
 use crate::disk::DiskQueues;
-use crate::driver::{DiskCompletion, Driver, Progress};
+use crate::driver::{DiskCompletion, Driver, Progress, SocketId};
 use crate::executor::{Tasks, drop_all, run_ready};
 use crate::handle::{Handle, Local, Pollers, drop_pollers, run_pollers};
 use crate::remote::{Remote, Shared};
 use crate::timer::Timers;
+use crate::watch::Watches;
 
 /// What a reactor does when there is nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +68,7 @@ pub struct Reactor {
     local: Rc<Local>,
     polling: Polling,
     reaped: Vec<DiskCompletion>,
+    ready: Vec<SocketId>,
     /// End of the last busy turn.
     last_busy: Instant,
 }
@@ -84,10 +86,17 @@ impl Reactor {
             tasks: RefCell::new(Tasks::default()),
             timers: RefCell::new(Timers::default()),
             disks: RefCell::new(DiskQueues::default()),
+            watches: RefCell::new(Watches::default()),
             buffers: BufferPool::new(options.buffer_bytes),
             shared,
         };
-        Self { local: Rc::new(local), polling: options.polling, reaped: Vec::new(), last_busy: now }
+        Self {
+            local: Rc::new(local),
+            polling: options.polling,
+            reaped: Vec::new(),
+            ready: Vec::new(),
+            last_busy: now,
+        }
     }
 
     /// What code on this reactor uses.
@@ -107,7 +116,15 @@ impl Reactor {
         let local = &*self.local;
         let now = local.driver.borrow().now();
         local.now.set(now);
-        let mut progress = local.driver.borrow_mut().poll(&mut self.reaped);
+        let mut progress = {
+            let mut driver = local.driver.borrow_mut();
+            let progress = driver.poll(&mut self.reaped);
+            driver.take_ready(&mut self.ready);
+            progress
+        };
+        if !self.ready.is_empty() {
+            local.watches.borrow_mut().deliver(&mut self.ready);
+        }
         if !self.reaped.is_empty() {
             local.disks.borrow_mut().deliver(&mut self.reaped);
             progress = Progress::Busy;

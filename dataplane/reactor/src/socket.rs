@@ -6,6 +6,7 @@ use basalt_dma::Segment;
 
 use crate::driver::{ListenerId, Received, Sent, SocketError, SocketId};
 use crate::handle::Handle;
+use crate::watch::ReadyList;
 
 /// A listening socket. Closes when it is dropped.
 pub struct Listener {
@@ -86,6 +87,14 @@ impl Socket {
         self.handle.driver().send(self.id, sources)
     }
 
+    /// From now on `token` is put into `list` when something happens to this socket: data or room came, the peer ended, a
+    /// connection was made or failed; and once at once. It replaces an earlier watch. After that a receive or send may be left
+    /// out until the token comes, once one has answered `Nothing` (or an error): so thousands of idle sockets cost nothing.
+    pub fn watch(&self, list: &ReadyList, token: u64) {
+        self.handle.local().watches.borrow_mut().set(self.id, list, token);
+        list.push(token);
+    }
+
     /// Tells the peer that nothing more will be sent.
     pub fn shutdown(&self) {
         self.handle.driver().shutdown(self.id);
@@ -110,6 +119,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        self.handle.local().watches.borrow_mut().clear(self.id);
         self.handle.driver().close(self.id);
     }
 }

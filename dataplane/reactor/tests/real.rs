@@ -12,7 +12,8 @@ use basalt_dma::{Buffer, Payload, Segment};
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{
     ByteOffset, Disk, DiskCompletion, DiskError, DiskKind, DiskOperation, DiskOptions, DiskRequest, Handle,
-    Polling, PostError, Progress, Reactor, ReactorOptions, Received, Sent, Socket, SocketError, start,
+    Polling, PostError, Progress, Reactor, ReactorOptions, ReadyList, Received, Sent, Socket, SocketError,
+    start,
 };
 
 const LENGTH: u64 = 1 << 20;
@@ -263,6 +264,25 @@ fn sockets_carry_bytes_in_order_through_full_buffers() {
     assert!(full && received == data);
     client.shutdown();
     turn_until(&mut reactor, || server.receive(&mut target).unwrap() == Received::End);
+}
+
+#[test]
+fn a_watched_socket_is_named_when_something_happens_to_it() {
+    let mut reactor = reactors().remove(0);
+    let (client, server) = pair(&mut reactor);
+    let (list, mut tokens) = (ReadyList::new(), Vec::new());
+    // What is left of the connection's making is named before.
+    (0..20).for_each(|_| assert_eq!(reactor.turn().next_timer, None));
+    server.watch(&list, 7);
+    list.take(&mut tokens);
+    assert_eq!(std::mem::take(&mut tokens), [7], "once at once");
+    assert_eq!(client.send(&[Segment::new(b"x")]).unwrap(), Sent::Bytes(1));
+    turn_until(&mut reactor, || !list.is_empty());
+    assert_eq!(server.receive(&mut [0; 8]).unwrap(), Received::Bytes(1));
+    list.take(&mut tokens);
+    drop(client);
+    turn_until(&mut reactor, || !list.is_empty());
+    assert_eq!(server.receive(&mut [0; 8]).unwrap(), Received::End);
 }
 
 #[test]

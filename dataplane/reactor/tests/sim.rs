@@ -12,7 +12,7 @@ use basalt_dma::{Buffer, Payload, Segment};
 use basalt_reactor::sim::{Chance, DiskFaults, NodeId, World, WorldOptions};
 use basalt_reactor::{
     ByteOffset, Disk, DiskError, DiskOperation, DiskOptions, DiskRequest, Handle, Progress, Reactor,
-    ReactorOptions, Received, Sent, Socket, SocketError,
+    ReactorOptions, ReadyList, Received, Sent, Socket, SocketError,
 };
 
 const DISK: &str = "/disks/one";
@@ -475,4 +475,24 @@ fn a_slow_reader_stops_its_sender_at_the_bound() {
     bench.run_for(Duration::from_millis(5));
     assert!(matches!(server.receive(&mut [0; 4096]), Ok(Received::Bytes(_))));
     assert!(matches!(client.send(&[Segment::new(&bytes)]), Ok(Sent::Bytes(1..=4096))));
+}
+
+#[test]
+fn a_watched_socket_is_named_when_something_happens_to_it() {
+    let mut bench = Bench::new(11);
+    let (client, server) = pair(&mut bench);
+    let list = ReadyList::new();
+    server.watch(&list, 42);
+    let mut tokens = Vec::new();
+    list.take(&mut tokens);
+    assert_eq!(std::mem::take(&mut tokens), [42], "once at once");
+    bench.run_for(Duration::from_millis(5));
+    assert!(list.is_empty());
+    client.send(&[Segment::new(b"x")]).unwrap();
+    bench.run_for(Duration::from_millis(5));
+    list.take(&mut tokens);
+    assert_eq!(tokens, [42]);
+    drop(client);
+    bench.run_for(Duration::from_millis(5));
+    assert!(!list.is_empty());
 }

@@ -160,10 +160,12 @@ impl Disks {
         Ok(())
     }
 
-    fn check(&self, request: &DiskRequest) -> Result<(), DiskError> {
-        let slot = self.slots.get(request.disk.index as usize);
+    fn check(&mut self, request: &DiskRequest) -> Result<(), DiskError> {
+        let slot = self.slots.get_mut(request.disk.index as usize);
         let slot = slot.filter(|slot| slot.generation == request.disk.generation && !slot.closing);
-        let Some((_, info)) = slot.and_then(|slot| slot.open.as_ref()) else { return Err(DiskError::Gone) };
+        let Some((file, info)) = slot.and_then(|slot| slot.open.as_mut()) else {
+            return Err(DiskError::Gone);
+        };
         let moves = match request.operation {
             DiskOperation::Sync => return Ok(()),
             DiskOperation::Read => true,
@@ -177,6 +179,10 @@ impl Disks {
         };
         let block = u64::from(info.block_bytes);
         let end = request.offset.0.checked_add(request.length);
+        if end.is_some_and(|end| end > info.length) {
+            // It may have grown.
+            info.length = open::length(file, info.block_bytes).unwrap_or(info.length);
+        }
         let inside = end.is_some_and(|end| end <= info.length) && request.length > 0;
         let aligned = request.offset.0.is_multiple_of(block) && request.length.is_multiple_of(block);
         let fits = !moves || request.payload.len() as u64 == request.length;

@@ -123,6 +123,10 @@ impl Driver for RealDriver {
         events.or(self.disks.poll(completions))
     }
 
+    fn take_ready(&mut self, ready: &mut Vec<SocketId>) {
+        self.sockets.take_ready(ready);
+    }
+
     fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError> {
         Disks::lock(path)
     }

@@ -15,7 +15,7 @@ const OPTIMAL_BYTES_MIN: u32 = 4096;
 
 /// Opens a disk and finds out what it is.
 pub(super) fn open(path: &Path, options: &DiskOptions, id: DiskId) -> Result<(File, DiskInfo), DiskError> {
-    let (mut file, direct) = open_file(path, options)?;
+    let (file, direct) = open_file(path, options)?;
     let metadata = file.metadata().map_err(|error| cause(&error))?;
     let kind = kind_of(&metadata)?;
     if kind == DiskKind::File
@@ -25,16 +25,16 @@ pub(super) fn open(path: &Path, options: &DiskOptions, id: DiskId) -> Result<(Fi
     {
         file.set_len(wanted).map_err(|error| cause(&error))?;
     }
-    let length = file.seek(SeekFrom::End(0)).map_err(|error| cause(&error))?;
     let block_bytes = match kind {
         DiskKind::BlockDevice => sector_bytes(&file)?,
         DiskKind::File if direct => direct_alignment(&file).max(FILE_BLOCK_BYTES),
         DiskKind::File => FILE_BLOCK_BYTES,
     };
+    let length = length(&file, block_bytes)?;
     let queue = (kind == DiskKind::BlockDevice).then(|| Queue::of(metadata.rdev()));
     let info = DiskInfo {
         id,
-        length: length - length % u64::from(block_bytes),
+        length,
         block_bytes,
         optimal_bytes: u32::try_from(metadata.blksize()).unwrap_or(0).max(OPTIMAL_BYTES_MIN),
         kind,
@@ -47,6 +47,12 @@ pub(super) fn open(path: &Path, options: &DiskOptions, id: DiskId) -> Result<(Fi
         },
     };
     Ok((file, info))
+}
+
+/// Length of a file or device in bytes, in whole blocks.
+pub(super) fn length(mut file: &File, block_bytes: u32) -> Result<u64, DiskError> {
+    let length = file.seek(SeekFrom::End(0)).map_err(|error| cause(&error))?;
+    Ok(length - length % u64::from(block_bytes))
 }
 
 /// Claims a disk: a lock on the open file, and for block devices exclusive use, which also keeps file systems away.

@@ -26,6 +26,8 @@ pub(super) struct Sockets {
     free: Vec<u32>,
     turn: u64,
     hot: usize,
+    /// Sockets that had an event, until the reactor asks.
+    stirred: Vec<SocketId>,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,16 @@ impl Sockets {
             slot.readable |= readiness.readable;
             slot.writable |= readiness.writable;
             slot.ended |= readiness.ended;
+            if !matches!(slot.end, End::Listener(_))
+                && let Ok(index) = u32::try_from(index)
+            {
+                self.stirred.push(SocketId { index, generation: slot.generation });
+            }
         }
+    }
+
+    pub(super) fn take_ready(&mut self, ready: &mut Vec<SocketId>) {
+        ready.append(&mut self.stirred);
     }
 
     fn insert(&mut self, epoll: &Epoll, end: End) -> Result<(u32, u32), SocketError> {

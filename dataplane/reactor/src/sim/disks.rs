@@ -69,7 +69,6 @@ struct SimDisk {
 struct OpenDisk {
     id: DiskId,
     path: PathBuf,
-    length: u64,
     read_only: bool,
     sync_failed: Option<DiskError>,
 }
@@ -137,6 +136,11 @@ impl Disks {
         self.existing(node, path).medium.corrupt(offset, length, random);
     }
 
+    pub(super) fn grow(&mut self, node: NodeId, path: &Path, length: u64) {
+        let disk = self.existing(node, path);
+        disk.length = disk.length.max(length);
+    }
+
     pub(super) fn remove(&mut self, node: NodeId, path: &Path) {
         self.disks.remove(&(node, path.to_owned()));
     }
@@ -191,8 +195,7 @@ impl Disks {
         let index = u32::try_from(place).map_err(|_| DiskError::TooManyOpen)?;
         let id = DiskId { index, generation: drivers.opened };
         let read_only = options.read_only;
-        drivers.open[place] =
-            Some(OpenDisk { id, path: path.to_owned(), length, read_only, sync_failed: None });
+        drivers.open[place] = Some(OpenDisk { id, path: path.to_owned(), read_only, sync_failed: None });
         Ok(DiskInfo {
             id,
             length,
@@ -224,24 +227,22 @@ impl Disks {
         any
     }
 
-    fn check(&mut self, driver: usize, request: &DiskRequest) -> Result<PathBuf, DiskError> {
+    fn check(&mut self, node: NodeId, driver: usize, request: &DiskRequest) -> Result<PathBuf, DiskError> {
         let open = self.open_disk(driver, request.disk).ok_or(DiskError::Gone)?;
+        let (path, read_only) = (open.path.clone(), open.read_only);
+        let length = self.disks.get(&(node, path.clone())).ok_or(DiskError::Gone)?.length;
         let moves = match request.operation {
-            DiskOperation::Sync => return Ok(open.path.clone()),
+            DiskOperation::Sync => return Ok(path),
             DiskOperation::Read => true,
-            _ if open.read_only => return Err(DiskError::ReadOnly),
+            _ if read_only => return Err(DiskError::ReadOnly),
             DiskOperation::Write { .. } => true,
             DiskOperation::Discard | DiskOperation::WriteZeroes => false,
         };
-        let inside = request.offset.0.checked_add(request.length).is_some_and(|end| end <= open.length);
+        let inside = request.offset.0.checked_add(request.length).is_some_and(|end| end <= length);
         let aligned =
             request.offset.0.is_multiple_of(SECTOR_BYTES) && request.length.is_multiple_of(SECTOR_BYTES);
         let fits = !moves || request.payload.len() as u64 == request.length;
-        if inside && aligned && fits && request.length > 0 {
-            Ok(open.path.clone())
-        } else {
-            Err(DiskError::OutOfRange)
-        }
+        if inside && aligned && fits && request.length > 0 { Ok(path) } else { Err(DiskError::OutOfRange) }
     }
 }
 
@@ -256,7 +257,7 @@ impl State {
             return Err(request);
         }
         let node = self.drivers[driver].node;
-        let position = match self.disks.check(driver, &request) {
+        let position = match self.disks.check(node, driver, &request) {
             Ok(path) => self.disks.disk_mut(node, &path).map_or(0, |disk| disk.medium.position()),
             Err(error) => {
                 let DiskRequest { disk, tag, payload, .. } = request;

@@ -69,6 +69,10 @@ impl Driver for SimDriver {
         Progress::busy_if(woken || activity || collected)
     }
 
+    fn take_ready(&mut self, ready: &mut Vec<SocketId>) {
+        ready.append(&mut self.world.state.borrow_mut().drivers[self.place].ready);
+    }
+
     fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError> {
         let mut state = self.world.state.borrow_mut();
         let incarnation = state.drivers[self.place].incarnation;
@@ -110,7 +114,7 @@ impl Driver for SimDriver {
         if !self.alive() {
             return Err(SocketError::Closed);
         }
-        self.world.state.borrow_mut().accept_on(self.node, listener)
+        self.world.state.borrow_mut().accept_on(self.node, self.place, listener)
     }
 
     fn close_listener(&mut self, listener: ListenerId) {
@@ -123,7 +127,7 @@ impl Driver for SimDriver {
         if !self.alive() {
             return Err(SocketError::Closed);
         }
-        self.world.state.borrow_mut().connect_to(self.node, address)
+        self.world.state.borrow_mut().connect_to(self.node, self.place, address)
     }
 
     fn receive(&mut self, socket: SocketId, targets: &mut [IoSliceMut<'_>]) -> Result<Received, SocketError> {

@@ -60,6 +60,8 @@ enum EndState {
 struct End {
     node: NodeId,
     incarnation: u64,
+    /// The driver that has the socket; none until it is accepted.
+    driver: Option<usize>,
     address: SocketAddr,
     state: EndState,
     inbox: VecDeque<u8>,
@@ -200,10 +202,14 @@ impl State {
     pub(super) fn accept_on(
         &mut self,
         node: NodeId,
+        driver: usize,
         id: ListenerId,
     ) -> Result<Option<SocketId>, SocketError> {
-        let connection = self.listener(node, id)?.waiting.pop_front();
-        Ok(connection.map(|connection| socket_id(connection, Side::Server)))
+        let Some(connection) = self.listener(node, id)?.waiting.pop_front() else { return Ok(None) };
+        if let Some(end) = self.network.end_mut(connection, Side::Server) {
+            end.driver = Some(driver);
+        }
+        Ok(Some(socket_id(connection, Side::Server)))
     }
 
     pub(super) fn close_listener(&mut self, node: NodeId, id: ListenerId) {
@@ -216,7 +222,12 @@ impl State {
         }
     }
 
-    pub(super) fn connect_to(&mut self, node: NodeId, address: SocketAddr) -> Result<SocketId, SocketError> {
+    pub(super) fn connect_to(
+        &mut self,
+        node: NodeId,
+        driver: usize,
+        address: SocketAddr,
+    ) -> Result<SocketId, SocketError> {
         let peer = self.node_at(node, address.ip()).ok_or(SocketError::Unreachable)?;
         let port = self.network.free_port(node);
         let own = if address.ip().is_loopback() {
@@ -228,6 +239,7 @@ impl State {
         let end = |node: NodeId, incarnation, address| End {
             node,
             incarnation,
+            driver: None,
             address,
             state: EndState::Opening,
             inbox: VecDeque::new(),
@@ -237,7 +249,8 @@ impl State {
             blocked: false,
             shut_down: false,
         };
-        let client = end(node, self.node(node).incarnation, SocketAddr::new(own, port));
+        let mut client = end(node, self.node(node).incarnation, SocketAddr::new(own, port));
+        client.driver = Some(driver);
         let server = end(peer, self.node(peer).incarnation, address);
         self.network.connected += 1;
         let connection = self.network.connected;
@@ -288,6 +301,16 @@ impl State {
             Arrival::End => end.ended = true,
             Arrival::Failed(error) => end.state = EndState::Failed(error),
         }
+        self.stir_socket(connection, to);
+    }
+
+    /// Something happened to a socket: its node looks.
+    fn stir_socket(&mut self, connection: u32, side: Side) {
+        let Some(end) = self.network.end_mut(connection, side) else { return };
+        let (node, driver) = (end.node, end.driver);
+        if let Some(driver) = driver {
+            self.drivers[driver].ready.push(socket_id(connection, side));
+        }
         self.stir(node);
     }
 
@@ -319,16 +342,12 @@ impl State {
         let Some(end) = self.network.end_mut(connection, Side::Client) else { return };
         if end.state == EndState::Opening {
             end.state = EndState::Failed(SocketError::TimedOut);
-            let node = end.node;
-            self.stir(node);
+            self.stir_socket(connection, Side::Client);
         }
     }
 
     pub(super) fn has_room(&mut self, connection: u32, side: Side) {
-        if let Some(end) = self.network.end_mut(connection, side) {
-            let node = end.node;
-            self.stir(node);
-        }
+        self.stir_socket(connection, side);
     }
 
     /// The caller's end, if it is usable; `None` while it is being opened.

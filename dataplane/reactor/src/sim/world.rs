@@ -12,6 +12,7 @@ use basalt_clock::{Instant, Random, SeededRandom};
 use super::disks::{Chance, DiskFaults, Disks};
 use super::driver::SimDriver;
 use super::network::{Arrival, Network, Side};
+use crate::driver::SocketId;
 
 /// A machine of a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,6 +112,8 @@ pub(super) struct DriverState {
     pub(super) incarnation: u64,
     /// Something happened since it last polled.
     pub(super) activity: bool,
+    /// Sockets to which something happened.
+    pub(super) ready: Vec<SocketId>,
 }
 
 pub(super) struct State {
@@ -264,7 +267,7 @@ impl World {
     pub fn driver(&self, node: NodeId) -> SimDriver {
         let mut state = self.state.borrow_mut();
         let incarnation = state.node(node).incarnation;
-        state.drivers.push(DriverState { node, incarnation, activity: false });
+        state.drivers.push(DriverState { node, incarnation, activity: false, ready: Vec::new() });
         state.disks.add_driver();
         let random = state.random.fork();
         SimDriver::new(self.clone(), state.drivers.len() - 1, node, random)
@@ -357,6 +360,14 @@ impl World {
     pub fn corrupt_disk(&self, node: NodeId, path: &Path, offset: u64, length: u64) {
         let state = &mut *self.state.borrow_mut();
         state.disks.corrupt(node, path, offset, length, &mut state.random);
+    }
+
+    /// Makes a disk longer.
+    ///
+    /// # Panics
+    /// If there is no such disk.
+    pub fn grow_disk(&self, node: NodeId, path: &Path, length: u64) {
+        self.state.borrow_mut().disks.grow(node, path, length);
     }
 
     /// Removes a disk: its operations fail from now on, opening it too.
