@@ -29,13 +29,18 @@ impl<D: Disk> Member<D> {
         if !self.ready_to_lead() || self.group.membership_changing() {
             return;
         }
-        let Some(next) = self.next_step(&self.group.membership()) else { return };
+        let membership = self.group.membership();
+        if !membership.voters_outgoing.is_empty() {
+            // The leader that began the change is gone, and with it the library's wish to end it.
+            mark!("joint-consensus-ended-by-another-leader");
+            self.change_group(&MembershipChange::default());
+            return;
+        }
+        let Some(next) = self.next_step(&membership) else { return };
         match next {
             Next::Change(change) => {
                 mark!("membership-change-proposed");
-                if let Err(error) = self.group.propose_membership(&change) {
-                    tracing::debug!(%error, ?change, "not proposed, will be tried again");
-                }
+                self.change_group(&change);
             }
             Next::HandOver => {
                 if let Some(to) = self.best_successor(None) {
@@ -45,6 +50,12 @@ impl<D: Disk> Member<D> {
             }
             Next::Retire(id) => self.propose_own(Topic::Member(id), Body::RemoveMember { id }),
             Next::Settle(member) => self.propose_own(Topic::Member(member.id), Body::PutMember(member)),
+        }
+    }
+
+    fn change_group(&mut self, change: &MembershipChange) {
+        if let Err(error) = self.group.propose_membership(change) {
+            tracing::debug!(%error, ?change, "not proposed, will be tried again");
         }
     }
 

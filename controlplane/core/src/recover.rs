@@ -5,9 +5,6 @@ use basalt_clock::{Random, SeededRandom};
 use basalt_model::{Body, Command, DiskId, FeatureLevel, Incarnation, Member, Revision, State, Timestamp};
 use basalt_raft::{Disk, EntryKind, Log, LogConfig, LogError, Membership};
 
-/// How far the log index jumps: farther than any number of commands that the lost members may have committed.
-const JUMP: u64 = 1 << 40;
-
 /// What a recovery did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
@@ -45,7 +42,7 @@ pub fn recover<D: Disk>(config: &Config, disk: D, now: Timestamp, seed: u64) -> 
             Command::decode(&entry.data).map_err(|source| Fatal::Decode { index: entry.index, source })?;
         state.apply(revision, &command);
     }
-    let mut revision = Revision(state.revision().0 + JUMP);
+    let mut revision = Revision(state.revision().0 + State::RECOVERY_JUMP);
     let mut apply = |state: &mut State, body: Body| {
         let outcome = state.apply(revision, &Command::new(now, None, body));
         assert!(outcome.result.is_ok(), "a recovery was refused: {:?}", outcome.result);

@@ -111,6 +111,9 @@ impl State {
     /// For how many revisions a request id is remembered. A client must not retry a request for longer than the cluster
     /// takes to apply this many commands.
     pub const REQUEST_WINDOW: u64 = 16_384;
+    /// How far a recovery from a lost majority skips ahead, so that no revision is ever used twice. What is skipped was
+    /// never issued, and makes no request id older.
+    pub const RECOVERY_JUMP: u64 = 1 << 40;
     /// Most nodes.
     pub const MAX_NODES: usize = 1_024;
     /// Most volumes, released and going ones included.

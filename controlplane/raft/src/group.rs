@@ -527,7 +527,7 @@ impl<D: Disk> Group<D> {
         membership_from_raft(&self.node.raft.prs().conf().to_conf_state())
     }
 
-    /// Whether a change of membership is under way.
+    /// Whether a change of membership is proposed and not applied.
     pub fn membership_changing(&self) -> bool {
         self.node.raft.has_pending_conf()
             || self.node.raft.prs().conf().to_conf_state().voters_outgoing.len() > 0

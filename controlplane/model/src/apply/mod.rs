@@ -60,7 +60,8 @@ impl State {
         assert!(revision > self.revision, "revision {revision} applied after {}", self.revision);
         self.revision = revision;
         while let Some(entry) = self.index.expiry.first_entry() {
-            if entry.key().0 + Self::REQUEST_WINDOW > revision.0 {
+            let age = (revision.0 - entry.key().0) % Self::RECOVERY_JUMP;
+            if age < Self::REQUEST_WINDOW {
                 break;
             }
             let id = entry.remove();
@@ -119,5 +120,27 @@ impl Context<'_> {
 
     fn desired(&mut self, node: &NodeName) {
         self.changes.push(Change::Desired(node.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::RequestKey;
+    use crate::ids::{ClusterId, RequestId, Timestamp};
+
+    #[test]
+    fn a_recovery_forgets_no_request() {
+        let key = RequestKey { id: RequestId::new("once").unwrap(), digest: 1 };
+        let body = Body::Bootstrap { cluster: ClusterId::from_random(1) };
+        let command = Command::new(Timestamp(0), Some(key), body);
+        let mut state = State::new();
+        assert!(!state.apply(Revision(5), &command).repeated);
+        let later = 5 + State::RECOVERY_JUMP;
+        assert!(state.apply(Revision(later + 1), &command).repeated);
+        state.advance(Revision(later + State::REQUEST_WINDOW - 1));
+        assert_eq!(state.requests.len(), 1);
+        state.advance(Revision(later + State::REQUEST_WINDOW));
+        assert!(state.requests.is_empty());
     }
 }

@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 
+/// What a device writes at once.
+const SECTOR: usize = 512;
+
 /// What a crash does to what was not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashStyle {
@@ -14,7 +17,7 @@ pub enum CrashStyle {
     LoseAll,
     /// All of it happens to be on the disk.
     KeepAll,
-    /// A random part survives: names one by one, bytes up to a random point of the unsynced writes.
+    /// A random part survives: names one by one, and of unsynced writes those up to a random point, or any sectors.
     Tear {
         /// Decides which part.
         seed: u64,
@@ -155,20 +158,47 @@ fn tear(shared: &mut Shared, random: &mut SeededRandom) {
         }
     }
     for inode in shared.inodes.values_mut() {
-        let mut content = inode.durable.clone();
-        let kept = random.below(inode.steps.len() as u64 + 1);
-        for (number, step) in (0_u64..).zip(&inode.steps) {
-            if number < kept {
-                step.apply(&mut content);
-            } else if number == kept
-                && let Step::Write { offset, bytes } = step
-            {
-                let cut = usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap_or(0);
-                Step::Write { offset: *offset, bytes: bytes[..cut].to_vec() }.apply(&mut content);
-            }
-        }
-        inode.content = content;
+        inode.content =
+            if random.chance(1, 2) { torn_prefix(inode, random) } else { torn_sectors(inode, random) };
     }
+}
+
+/// The first of the unsynced steps are there, the last of these perhaps cut short.
+fn torn_prefix(inode: &Inode, random: &mut SeededRandom) -> Vec<u8> {
+    let mut content = inode.durable.clone();
+    let kept = random.below(inode.steps.len() as u64 + 1);
+    for (number, step) in (0_u64..).zip(&inode.steps) {
+        if number < kept {
+            step.apply(&mut content);
+        } else if number == kept
+            && let Step::Write { offset, bytes } = step
+        {
+            let cut = usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap_or(0);
+            Step::Write { offset: *offset, bytes: bytes[..cut].to_vec() }.apply(&mut content);
+        }
+    }
+    content
+}
+
+/// Any sectors of the unsynced writes are there, in no order; the length is as if all were.
+fn torn_sectors(inode: &Inode, random: &mut SeededRandom) -> Vec<u8> {
+    let mut content = inode.durable.clone();
+    for step in &inode.steps {
+        let Step::Write { offset, bytes } = step else {
+            step.apply(&mut content);
+            continue;
+        };
+        content.resize(content.len().max(offset + bytes.len()), 0);
+        let (mut at, end) = (*offset, offset + bytes.len());
+        while at < end {
+            let next = end.min((at / SECTOR + 1) * SECTOR);
+            if random.chance(1, 2) {
+                content[at..next].copy_from_slice(&bytes[at - offset..next - offset]);
+            }
+            at = next;
+        }
+    }
+    content
 }
 
 fn check(shared: &Shared, operation: &'static str, name: &str, writes: bool) -> Result<(), DiskError> {

@@ -5,6 +5,8 @@ mod record;
 mod recovery;
 mod snapshot;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 pub use identity::Identity;
 pub(crate) use record::crc;

@@ -241,6 +241,8 @@ impl Replay {
                 let keep = keep.and_then(|keep| usize::try_from(keep).ok());
                 match keep {
                     Some(keep) if keep <= self.entries.len() => self.entries.truncate(keep),
+                    // Replaces everything that is left, back to entries whose segment was removed since.
+                    None if first.is_some() && self.reset.is_none() => self.entries.clear(),
                     _ => {
                         let problem = "an entry does not follow the one before it";
                         return Err(LogError::Damaged {

@@ -1,0 +1,406 @@
+//! Applying commands: laws that hold for any sequence, and the cases that matter by name.
+
+use basalt_model::*;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn name(n: u8) -> VolumeName {
+    VolumeName::new(format!("v{n}")).unwrap()
+}
+
+fn node(n: u8) -> NodeName {
+    NodeName::new(format!("n{n}")).unwrap()
+}
+
+fn uid(n: u8) -> Option<ObjectUid> {
+    (n > 0).then(|| ObjectUid::new(format!("uid-{n}")).unwrap())
+}
+
+fn pool() -> PoolName {
+    PoolName::new("p").unwrap()
+}
+
+fn instance(n: u8) -> InstanceId {
+    InstanceId::from_random(u128::from(n))
+}
+
+fn node_spec(unschedulable: bool) -> NodeSpec {
+    let disks = vec![DiskPath::new("/d").unwrap()];
+    NodeSpec {
+        address: "10.0.0.1".parse().unwrap(),
+        listeners: vec![Listener {
+            transport: Transport::Tcp,
+            bind: "0.0.0.0:4420".parse().unwrap(),
+            advertise: "10.0.0.1:4420".parse().unwrap(),
+        }],
+        pools: BTreeMap::from([(pool(), PoolSpec { disks, labels: BTreeMap::new() })]),
+        cores: Cores::Count(1),
+        unschedulable,
+    }
+}
+
+fn volume_spec(mib: u64) -> VolumeSpec {
+    VolumeSpec {
+        size: Bytes(mib << 20),
+        replicas: 1,
+        thin: false,
+        allowed_hosts: AllowedHosts::default(),
+        selector: Selector::default(),
+        reclaim: ReclaimPolicy::Delete,
+    }
+}
+
+fn create(n: u8, owner: u8, on: u8, id: u128, mib: u64, adopt: bool) -> Body {
+    let id = VolumeId::from_random(id);
+    Body::CreateVolume(CreateVolume {
+        name: name(n),
+        uid: uid(owner),
+        id,
+        adopt,
+        spec: volume_spec(mib),
+        size: Bytes(mib << 20),
+        identity: VolumeIdentity::of(id),
+        placement: Placement { node: node(on), pool: pool() },
+    })
+}
+
+fn report(n: u8, from: u8, pool_id: u128, mib: u64, volumes: BTreeMap<VolumeId, VolumeObserved>) -> Body {
+    let seen = PoolObserved {
+        id: Some(PoolId::from_random(pool_id)),
+        health: PoolHealth::Online,
+        capacity: Bytes(mib << 20),
+        used: Bytes(0),
+        allocation_unit: Bytes(4 << 20),
+        disks: BTreeMap::new(),
+        problem: None,
+    };
+    let observed = NodeObserved { pools: BTreeMap::from([(pool(), seen)]), ..NodeObserved::default() };
+    Body::ReportNode(NodeReport {
+        node: node(n),
+        instance: instance(from),
+        boot: BootId::from_random(1),
+        observed: Some(observed),
+        volumes,
+    })
+}
+
+fn seen_online() -> VolumeObserved {
+    VolumeObserved { health: VolumeHealth::Online, size: Bytes(1 << 20), generation: 1, paths: Vec::new() }
+}
+
+fn any_body() -> impl Strategy<Value = Body> {
+    let small = 0..3_u8;
+    let owner = 0..3_u8;
+    let id = 0..6_u128;
+    let volume_id = id.clone().prop_map(VolumeId::from_random);
+    prop_oneof![
+        (small.clone(), owner.clone(), any::<bool>()).prop_map(|(n, o, u)| Body::PutNode {
+            name: node(n),
+            uid: uid(o),
+            spec: node_spec(u)
+        }),
+        (small.clone(), owner.clone()).prop_map(|(n, o)| Body::DeleteNode { name: node(n), uid: uid(o) }),
+        (small.clone(), small.clone())
+            .prop_map(|(n, i)| Body::BindNodeInstance { node: node(n), instance: instance(i) }),
+        small.clone().prop_map(|n| Body::UnbindNode { name: node(n) }),
+        (small.clone(), small.clone(), 1..3_u128, 20..60_u64, prop::option::of(volume_id.clone())).prop_map(
+            |(n, i, p, mib, v)| report(n, i, p, mib, v.map(|v| (v, seen_online())).into_iter().collect())
+        ),
+        (small.clone(), any::<bool>()).prop_map(|(n, live)| {
+            let since = Timestamp(1);
+            let liveness = if live { Liveness::Live { since } } else { Liveness::Lost { since } };
+            Body::SetNodeLiveness { node: node(n), liveness }
+        }),
+        (small.clone(), owner.clone(), small.clone(), id.clone(), 1..20_u64, prop::bool::weighted(0.2))
+            .prop_map(|(n, o, on, id, mib, adopt)| create(n, o, on, id, mib, adopt)),
+        (small.clone(), owner.clone()).prop_map(|(n, o)| Body::DeleteVolume { name: name(n), uid: uid(o) }),
+        (small.clone(), owner.clone()).prop_map(|(n, o)| Body::ReleaseVolume { name: name(n), uid: uid(o) }),
+        (small.clone(), volume_id, 1..5_u64).prop_map(|(n, volume, generation)| Body::ConfirmVolumeDeleted {
+            node: node(n),
+            volume,
+            generation
+        }),
+        (small, owner, any::<bool>()).prop_map(|(n, o, any)| {
+            let hosts = any.then(|| HostNqn::new("*").unwrap()).into_iter().collect();
+            let change = VolumeChange { allowed_hosts: Some(AllowedHosts(hosts)), ..VolumeChange::default() };
+            Body::UpdateVolume { name: name(n), uid: uid(o), change }
+        }),
+        (2..5_u64).prop_map(|n| Body::StartIncarnation { incarnation: Incarnation(n) }),
+    ]
+}
+
+fn bootstrapped() -> State {
+    let mut state = State::new();
+    let body = Body::Bootstrap { cluster: ClusterId::from_random(1) };
+    assert!(state.apply(Revision(1), &Command::new(Timestamp(0), None, body)).result.is_ok());
+    state
+}
+
+fn apply(state: &mut State, body: Body) -> Outcome {
+    let revision = Revision(state.revision().0 + 1);
+    state.apply(revision, &Command::new(Timestamp(revision.0), None, body))
+}
+
+fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
+    // Names are unique, and the index agrees with the volumes.
+    let named: Vec<_> = after.volumes().values().filter(|v| v.lifecycle != Lifecycle::Released).collect();
+    let names: BTreeSet<_> = named.iter().map(|volume| &volume.name).collect();
+    assert_eq!(names.len(), named.len());
+    for volume in &named {
+        assert_eq!(after.volume_named(&volume.name).map(|v| v.id), Some(volume.id));
+        assert!(after.nodes().contains_key(&volume.placement.node), "a volume without its node");
+    }
+    // A volume goes only when its node confirmed its tombstone.
+    for id in before.volumes().keys().filter(|id| !after.volumes().contains_key(id)) {
+        assert!(matches!(body, Body::ConfirmVolumeDeleted { volume, .. } if volume == id), "{body:?}");
+        assert!(matches!(before.volumes()[id].lifecycle, Lifecycle::Deleting(_)));
+    }
+    // Nothing is put where there is no room.
+    for (id, volume) in after.volumes().iter().filter(|(id, _)| !before.volumes().contains_key(id)) {
+        let pool = after.nodes()[&volume.placement.node].pool(&volume.placement.pool).unwrap();
+        assert!(after.committed(&volume.placement) <= pool.capacity, "{id} over-commits");
+    }
+    // Epochs and generations only grow; identities stay.
+    for (id, old) in before.volumes() {
+        let Some(new) = after.volumes().get(id) else { continue };
+        assert!(new.epoch >= old.epoch && new.generation >= old.generation);
+        assert_eq!((&new.identity, &new.placement, new.size), (&old.identity, &old.placement, old.size));
+        assert!(new.provisioned || !old.provisioned);
+    }
+    let epochs: BTreeSet<_> = after.volumes().values().map(|volume| volume.epoch).collect();
+    assert_eq!(epochs.len(), after.volumes().len(), "an epoch was issued twice");
+    // What a node should hold changes only together with its revision.
+    for (node_name, node) in after.nodes() {
+        let (old, new) = (before.desired(node_name), after.desired(node_name).unwrap());
+        let same =
+            old.as_ref().is_some_and(|old| DesiredNode { revision: new.revision, ..old.clone() } == new);
+        assert!(same || node.desired == after.revision(), "{node_name} changed silently by {body:?}");
+    }
+    if outcome.result.is_err() {
+        let mut unchanged = before.clone();
+        unchanged.advance(after.revision());
+        assert_eq!(&unchanged, after, "a refused command changed something");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #[test]
+    fn laws_hold_for_any_sequence(bodies in proptest::collection::vec(any_body(), 1..120)) {
+        let (mut state, mut twin) = (bootstrapped(), bootstrapped());
+        for body in bodies {
+            let before = state.clone();
+            let command = Command::new(Timestamp(3), None, body.clone());
+            let command = Command::decode(&command.encode().unwrap()).unwrap();
+            prop_assert_eq!(&command.body, &body);
+            let revision = Revision(before.revision().0 + 1);
+            let outcome = state.apply(revision, &command);
+            check_laws(&before, &state, &body, &outcome);
+            // The same command gives the same state, also from a decoded snapshot.
+            prop_assert_eq!(twin.apply(revision, &command), outcome);
+            twin = State::decode(&twin.encode().unwrap()).unwrap();
+            prop_assert_eq!(&twin, &state);
+        }
+    }
+}
+
+/// A node with a pool of 100 MiB that is connected.
+fn ready() -> State {
+    let mut state = bootstrapped();
+    for body in [
+        Body::PutNode { name: node(1), uid: uid(1), spec: node_spec(false) },
+        Body::BindNodeInstance { node: node(1), instance: instance(1) },
+        report(1, 1, 1, 100, BTreeMap::new()),
+        Body::SetNodeLiveness { node: node(1), liveness: Liveness::Live { since: Timestamp(1) } },
+    ] {
+        assert_eq!(apply(&mut state, body).result, Ok(Receipt::Done));
+    }
+    state
+}
+
+#[test]
+fn a_request_is_done_once_until_it_is_forgotten() {
+    let mut state = ready();
+    let key = RequestKey { id: RequestId::new("k").unwrap(), digest: 1 };
+    let command =
+        |key: &RequestKey, id| Command::new(Timestamp(1), Some(key.clone()), create(1, 1, 1, id, 10, false));
+    let first = state.apply(Revision(10), &command(&key, 1));
+    let again = state.apply(Revision(11), &command(&key, 2));
+    assert_eq!((again.repeated, &again.result, again.revision), (true, &first.result, Revision(10)));
+    let other = RequestKey { digest: 2, ..key.clone() };
+    assert_eq!(state.apply(Revision(12), &command(&other, 3)).result, Err(Refusal::RequestIdReused));
+    state.advance(Revision(9 + State::REQUEST_WINDOW));
+    assert!(state.request(&key.id).is_some());
+    state.advance(Revision(10 + State::REQUEST_WINDOW));
+    assert!(state.request(&key.id).is_none());
+}
+
+#[test]
+fn capacity_counts_whole_allocation_units() {
+    let mut state = ready();
+    for n in 0..25 {
+        let outcome = apply(&mut state, create(n, 1, 1, u128::from(n), 1, false));
+        assert!(outcome.result.is_ok(), "{n}: {:?}", outcome.result);
+    }
+    let refused = apply(&mut state, create(99, 1, 1, 99, 1, false)).result;
+    assert!(matches!(refused, Err(Refusal::PoolTooSmall { free: Bytes(0), .. })), "{refused:?}");
+}
+
+#[test]
+fn a_pool_that_is_another_one_is_not_used() {
+    let mut state = ready();
+    apply(&mut state, report(1, 1, 2, 1000, BTreeMap::new()));
+    assert!(matches!(
+        apply(&mut state, create(1, 1, 1, 1, 1, false)).result,
+        Err(Refusal::PoolNotUsable { .. })
+    ));
+    assert_eq!(state.desired(&node(1)).unwrap().pools[0].id, Some(PoolId::from_random(1)));
+    let fit = placement::place(&state, &Selector::default(), Bytes(1), &BTreeMap::new());
+    assert_eq!(fit.unwrap_err().not_online, 1);
+}
+
+#[test]
+fn a_volume_that_was_online_is_never_created_again() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    assert_eq!(state.desired(&node(1)).unwrap().volumes[0].provision, Provision::Create);
+    let id = VolumeId::from_random(1);
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([(id, seen_online())])));
+    assert_eq!(state.volumes()[&id].state, VolumeState::Online);
+    assert_eq!(state.desired(&node(1)).unwrap().volumes[0].provision, Provision::Expect);
+    let lost = Body::SetNodeLiveness { node: node(1), liveness: Liveness::Lost { since: Timestamp(2) } };
+    let outcome = apply(&mut state, lost);
+    assert!(outcome.changes.contains(&Change::Volume(id)));
+    assert!(matches!(state.volumes()[&id].state, VolumeState::Unavailable { .. }));
+}
+
+#[test]
+fn deletion_needs_the_owner_and_the_nodes_confirmation() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let delete = |owner| Body::DeleteVolume { name: name(1), uid: uid(owner) };
+    assert!(matches!(apply(&mut state, delete(2)).result, Err(Refusal::NameTaken { .. })));
+    assert!(matches!(apply(&mut state, delete(0)).result, Err(Refusal::NameTaken { .. })));
+    assert!(apply(&mut state, delete(1)).result.is_ok());
+    assert!(apply(&mut state, delete(1)).result.is_ok());
+    let tombstone = state.desired(&node(1)).unwrap().tombstones[0].clone();
+    assert_eq!((tombstone.cluster, tombstone.generation), (ClusterId::from_random(1), 2));
+    let held = apply(&mut state, Body::DeleteNode { name: node(1), uid: uid(1) }).result;
+    assert!(matches!(held, Err(Refusal::NodeHoldsVolumes { volumes: 1, .. })));
+    let again = apply(&mut state, create(1, 1, 1, 2, 10, false)).result;
+    assert!(matches!(again, Err(Refusal::BeingDeleted { .. })));
+    let confirm =
+        |n, generation| Body::ConfirmVolumeDeleted { node: node(n), volume: tombstone.volume, generation };
+    assert!(apply(&mut state, confirm(1, 1)).result.is_err());
+    assert!(apply(&mut state, confirm(2, 2)).result.is_err());
+    assert!(apply(&mut state, confirm(1, 2)).result.is_ok());
+    assert!(apply(&mut state, Body::DeleteNode { name: node(1), uid: uid(1) }).result.is_ok());
+}
+
+#[test]
+fn a_released_volume_keeps_its_data_and_is_adopted_by_id() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    assert!(apply(&mut state, Body::ReleaseVolume { name: name(1), uid: uid(1) }).result.is_ok());
+    let desired = state.desired(&node(1)).unwrap();
+    assert_eq!((desired.volumes.len(), desired.volumes[0].serve, desired.tombstones.len()), (1, false, 0));
+    assert!(matches!(
+        apply(&mut state, create(2, 2, 1, 7, 10, true)).result,
+        Err(Refusal::NothingToAdopt { .. })
+    ));
+    assert!(apply(&mut state, create(2, 2, 1, 1, 10, true)).result.is_ok());
+    let adopted = state.volume_named(&name(2)).unwrap();
+    assert_eq!(
+        (adopted.id, adopted.uid.clone(), &adopted.lifecycle),
+        (VolumeId::from_random(1), uid(2), &Lifecycle::Active)
+    );
+}
+
+#[test]
+fn a_new_incarnation_fences_every_epoch() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let old = state.volumes()[&VolumeId::from_random(1)].epoch;
+    let outcome = apply(&mut state, Body::StartIncarnation { incarnation: Incarnation(2) });
+    assert!(outcome.changes.contains(&Change::Desired(node(1))));
+    let new = state.volumes()[&VolumeId::from_random(1)].epoch;
+    assert!(new > old && new.incarnation == Incarnation(2));
+    assert!(apply(&mut state, Body::StartIncarnation { incarnation: Incarnation(2) }).result.is_err());
+}
+
+#[test]
+fn wrong_specifications_are_refused_by_field() {
+    let mut state = ready();
+    let refused = |state: &mut State, change: &dyn Fn(&mut VolumeSpec)| {
+        let Body::CreateVolume(mut body) = create(1, 1, 1, 1, 10, false) else { unreachable!() };
+        change(&mut body.spec);
+        apply(state, Body::CreateVolume(body)).result.unwrap_err().to_string()
+    };
+    assert!(refused(&mut state, &|spec| spec.size = Bytes(0)).starts_with("spec.size"));
+    assert!(refused(&mut state, &|spec| spec.replicas = 0).starts_with("spec.replicas"));
+    assert!(refused(&mut state, &|spec| spec.replicas = 3).contains("more than one replica"));
+    assert!(refused(&mut state, &|spec| spec.thin = true).contains("thin"));
+}
+
+#[test]
+fn members_are_bound_to_disks_and_ids_are_used_once() {
+    let mut state = bootstrapped();
+    let member = |id: u64, disk: u128| basalt_model::Member {
+        id: MemberId::new(id).unwrap(),
+        disk: Some(DiskId::from_random(disk)),
+        replaces: None,
+        peer_address: String::new(),
+        api_address: String::new(),
+        supports: FeatureLevel(1),
+        version: String::new(),
+    };
+    assert!(apply(&mut state, Body::PutMember(member(1, 1))).result.is_ok());
+    let last = apply(&mut state, Body::RemoveMember { id: MemberId::new(1).unwrap() }).result;
+    assert!(matches!(last, Err(Refusal::LastMember { .. })));
+    assert!(apply(&mut state, Body::PutMember(member(2, 2))).result.is_ok());
+    assert!(matches!(
+        apply(&mut state, Body::PutMember(member(2, 3))).result,
+        Err(Refusal::MemberDisk { .. })
+    ));
+    assert!(apply(&mut state, Body::RemoveMember { id: MemberId::new(2).unwrap() }).result.is_ok());
+    assert!(matches!(
+        apply(&mut state, Body::PutMember(member(2, 2))).result,
+        Err(Refusal::MemberRetired { .. })
+    ));
+    let raise = apply(&mut state, Body::SetFeatureLevel { level: FeatureLevel(2) }).result;
+    assert!(matches!(raise, Err(Refusal::MemberTooOld { .. })));
+}
+
+/// The bytes of encoding 1. A later version must still read them, and read the same from them.
+#[test]
+fn golden_commands_and_state_stay_readable() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let key = RequestKey { id: RequestId::new("k").unwrap(), digest: 7 };
+    state.apply(Revision(20), &Command::new(Timestamp(9), Some(key.clone()), create(2, 0, 1, 2, 3, false)));
+    let command = Command::new(Timestamp(5), Some(key), create(3, 1, 1, 3, 10, false));
+    for (file, bytes) in [("command-1", command.encode().unwrap()), ("state-1", state.encode().unwrap())] {
+        let path = folder.join(file);
+        if std::env::var_os("BASALT_BLESS").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "{file} is not what encoding 1 wrote");
+    }
+    assert_eq!(Command::decode(&std::fs::read(folder.join("command-1")).unwrap()).unwrap(), command);
+    assert_eq!(State::decode(&std::fs::read(folder.join("state-1")).unwrap()).unwrap(), state);
+}
+
+#[test]
+fn foreign_bytes_are_errors() {
+    use basalt_model::encoding::DecodeError;
+    assert!(matches!(Command::decode(&[]), Err(DecodeError::Empty)));
+    assert!(matches!(Command::decode(&[2]), Err(DecodeError::UnknownEncoding { found: 2 })));
+    assert!(matches!(
+        Command::decode(b"\x01{\"version\":2}"),
+        Err(DecodeError::UnknownVersion { found: 2, .. })
+    ));
+    assert!(matches!(Command::decode(b"\x01{}"), Err(DecodeError::Malformed(_))));
+    assert!(matches!(State::decode(b"\x01[]"), Err(DecodeError::Malformed(_))));
+}
