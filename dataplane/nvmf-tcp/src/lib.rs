@@ -10,6 +10,8 @@ pub mod host;
 mod inlet;
 mod outlet;
 mod target;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use target::{ListenError, TcpTarget, TcpTargetControl, TcpTargetOptions, TcpTargetStats};

@@ -5,7 +5,7 @@
 
 mod admin;
 pub mod blocking;
-mod connection;
+pub(crate) mod connection;
 mod controller;
 mod io_queue;
 mod load;

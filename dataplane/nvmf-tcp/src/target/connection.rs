@@ -51,8 +51,8 @@ pub(crate) struct Connection<W> {
     pub(super) wire: W,
     /// First part of the tags of its requests.
     tag_base: u64,
-    pub(super) phase: Phase,
-    pub(super) queue: Queue,
+    pub(crate) phase: Phase,
+    pub(crate) queue: Queue,
     opened: Instant,
     pub(super) inlet: Inlet,
     pub(super) outlet: Outlet,
