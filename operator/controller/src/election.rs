@@ -172,6 +172,7 @@ impl Election {
         let ours = present.is_some_and(|lease| holder(lease) == Some(&self.config.identity));
         let now = MicroTime(Timestamp::now());
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
+        let changes_hands = present.is_some() && !ours;
         Lease {
             metadata: ObjectMeta {
                 name: Some(self.config.name.clone()),
@@ -190,7 +191,7 @@ impl Election {
                     .filter(|_| ours)
                     .or_else(|| Some(now.clone())),
                 renew_time: Some(now),
-                lease_transitions: Some(if ours { transitions } else { transitions.saturating_add(1) }),
+                lease_transitions: Some(transitions.saturating_add(i32::from(changes_hands))),
                 ..LeaseSpec::default()
             }),
         }

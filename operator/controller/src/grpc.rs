@@ -122,3 +122,13 @@ fn translate(error: ClientError) -> ControlPlaneError {
     };
     ControlPlaneError::Rejected(Rejection { kind, message: error.to_string() })
 }
+
+/// What stands in statuses and probes: without the insides of a transport, which the log has.
+pub(crate) fn sentence(error: &ClientError) -> String {
+    match error {
+        ClientError::Unavailable { deadline, last } => {
+            format!("no member answered within {} s; the last one: {}", deadline.as_secs(), last.message())
+        }
+        other => other.to_string(),
+    }
+}

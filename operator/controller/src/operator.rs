@@ -14,14 +14,14 @@ use kube::{Api, Client};
 use kube_runtime::controller::{Config as LoopConfig, Controller};
 use kube_runtime::reflector::{ObjectRef, Store as Cache};
 use kube_runtime::watcher;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 
 use crate::backoff::{Backoff, random_fraction};
 use crate::control_plane::ControlPlane;
 use crate::election::{Election, ElectionConfig};
 use crate::fence::Fence;
-use crate::grpc::Members;
+use crate::grpc::{Members, sentence};
 use crate::managed::Managed;
 use crate::meters;
 use crate::mirror::{Mirror, Touched};
@@ -56,6 +56,7 @@ pub async fn run(operator: Operator, shutdown: impl Future<Output = ()>) {
     let gates = Gates::new(&operator.readiness);
     let fence = Fence::new();
     let mut election = Election::new(operator.kube.clone(), operator.election.clone(), fence.clone());
+    let (reachable, reached) = watch::channel(true);
     let work = async {
         loop {
             stand(&mut election, operator.election.duration, &gates).await;
@@ -63,7 +64,7 @@ pub async fn run(operator: Operator, shutdown: impl Future<Output = ()>) {
             meters::leader(true);
             tokio::select! {
                 () = election.keep() => (),
-                () = lead(&operator, &fence, &gates) => (),
+                () = lead(&operator, &fence, &gates, &reached) => (),
             }
             meters::leader(false);
             fence.close();
@@ -73,7 +74,7 @@ pub async fn run(operator: Operator, shutdown: impl Future<Output = ()>) {
     tokio::select! {
         () = shutdown => tracing::info!("stopping"),
         () = work => (),
-        () = probe(operator.control.clone(), &gates.control_plane) => (),
+        () = probe(operator.control.clone(), &gates.control_plane, &reachable) => (),
     }
     meters::leader(false);
     match tokio::time::timeout(RELEASE_DEADLINE, election.release()).await {
@@ -127,7 +128,7 @@ fn apiserver_away(gates: &Gates, why: &str) {
 }
 
 /// Runs the loops. Returns only when they end, which they do not by themselves.
-async fn lead(operator: &Operator, fence: &Fence, gates: &Gates) {
+async fn lead(operator: &Operator, fence: &Fence, gates: &Gates, reached: &watch::Receiver<bool>) {
     gates.resources.close("not listed yet");
     let mirror = Arc::new(Mirror::default());
     let backoff = Arc::new(Backoff::default());
@@ -139,8 +140,10 @@ async fn lead(operator: &Operator, fence: &Fence, gates: &Gates) {
     });
     let (volume_triggers, volumes_touched) = mpsc::channel(TRIGGERS_MAX);
     let (node_triggers, nodes_touched) = mpsc::channel(TRIGGERS_MAX);
-    let (volumes, volume_loop) = control_loop::<Volume, _>(operator, Arc::clone(&context), volumes_touched);
-    let (nodes, node_loop) = control_loop::<StorageNode, _>(operator, Arc::clone(&context), nodes_touched);
+    let (volumes, volume_loop) =
+        control_loop::<Volume, _>(operator, Arc::clone(&context), volumes_touched, reached.clone());
+    let (nodes, node_loop) =
+        control_loop::<StorageNode, _>(operator, Arc::clone(&context), nodes_touched, reached.clone());
     let triggers = Triggers { volumes: volume_triggers, nodes: node_triggers, backoff: Arc::clone(&backoff) };
     tokio::join!(
         volume_loop,
@@ -155,6 +158,7 @@ fn control_loop<K, C>(
     operator: &Operator,
     context: Arc<Context<C>>,
     touched: mpsc::Receiver<ObjectRef<K>>,
+    reached: watch::Receiver<bool>,
 ) -> (Cache<K>, impl Future<Output = ()>)
 where
     K: Managed,
@@ -162,7 +166,9 @@ where
 {
     let controller = Controller::new(Api::<K>::all(operator.kube.clone()), watcher::Config::default())
         .with_config(LoopConfig::default().concurrency(CONCURRENCY))
-        .reconcile_on(ReceiverStream::new(touched));
+        .reconcile_on(ReceiverStream::new(touched))
+        // Every object says so when the control plane goes away or comes back.
+        .reconcile_all_on(WatchStream::from_changes(reached).map(|_| ()));
     let cache = controller.store();
     let policy =
         |object: Arc<K>, error: &_, context: Arc<Context<C>>| retry_after_error(&*object, error, &context);
@@ -225,17 +231,18 @@ async fn follow(client: ControlClient, mirror: &Mirror, triggers: &Triggers) {
 }
 
 /// Asks again and again whether the control plane is there.
-async fn probe(client: ControlClient, gate: &Gate) {
+async fn probe(client: ControlClient, gate: &Gate, reachable: &watch::Sender<bool>) {
     let mut ticks = tokio::time::interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let answer = client.cluster_status().await;
         meters::control_plane_connected(answer.is_ok());
+        reachable.send_if_modified(|last| std::mem::replace(last, answer.is_ok()) != answer.is_ok());
         match answer {
             Ok(status) if status.cluster.is_some() => gate.open(),
             Ok(_) => gate.close("it is not bootstrapped yet"),
-            Err(error) => gate.close(error.to_string()),
+            Err(error) => gate.close(sentence(&error)),
         }
     }
 }

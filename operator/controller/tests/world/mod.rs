@@ -1,5 +1,7 @@
 //! A world around one operator: an apiserver in memory, the real model as control plane, and a fault at a chosen call.
 
+#![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
+
 mod apiserver;
 mod control;
 mod faults;
@@ -33,7 +35,7 @@ impl World {
     pub(crate) fn new(fault: Option<Fault>) -> Self {
         let faults = Arc::new(Faults::new(fault));
         let apiserver = Apiserver::new(Arc::clone(&faults));
-        let control = Arc::new(Control::new(Arc::clone(&faults), apiserver.clone()));
+        let control = Arc::new(Control::new(Arc::clone(&faults), Some(apiserver.clone())));
         Self { apiserver, control, faults, starts: 0 }
     }
 
