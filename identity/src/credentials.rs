@@ -17,6 +17,7 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::WebPkiClientVerifier,
+    version::TLS13,
 };
 
 use crate::{CertificateFiles, Identity, IdentityError, Role, authority::file};
@@ -138,7 +139,7 @@ fn build(
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build()?;
     let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain.clone(), key()?)?;
     server.alpn_protocols = vec![ALPN_H2.to_vec()];
@@ -146,7 +147,7 @@ fn build(
     let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
     let verifier = MemberVerifier { inner, cluster: identity.cluster().to_owned() };
     let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(chain, key()?)?;

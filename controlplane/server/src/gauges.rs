@@ -13,6 +13,27 @@ use basalt_telemetry::{Collector, Exposition};
 
 use crate::driver::Driver;
 
+/// Says what the metrics mean that are recorded where they happen.
+pub(crate) fn describe() {
+    metrics::describe_counter!("basalt_control_requests_total", "Requests of clients by kind and result");
+    metrics::describe_histogram!("basalt_control_request_seconds", "Time to answer a client's request");
+    metrics::describe_histogram!(
+        "basalt_control_turn_seconds",
+        "Time of one turn of the member, disk sync included"
+    );
+    metrics::describe_counter!("basalt_control_inputs_refused_total", "Inputs that found the queue full");
+    metrics::describe_counter!("basalt_control_calls_denied_total", "Calls that the access table denied");
+    metrics::describe_counter!("basalt_control_handshakes_failed_total", "Connections that failed TLS");
+    metrics::describe_gauge!("basalt_control_watches", "Open watches");
+    metrics::describe_counter!(
+        "basalt_control_peer_messages_sent_total",
+        "Messages queued for other members"
+    );
+    metrics::describe_counter!("basalt_control_peer_messages_received_total", "Messages of other members");
+    metrics::describe_counter!("basalt_control_peer_messages_dropped_total", "Messages to members not sent");
+    metrics::describe_counter!("basalt_control_peer_streams_ended_total", "Streams to members that broke");
+}
+
 /// The collector of a member; shows nothing before the driver runs.
 pub(crate) fn collector(driver: Arc<OnceLock<Driver>>, data_dir: PathBuf) -> Collector {
     Arc::new(move || {

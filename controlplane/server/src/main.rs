@@ -51,8 +51,11 @@ fn main() -> ExitCode {
     match go(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tracing::error!(failure = %chain(&failure), "basalt-control ends");
-            eprintln!("basalt-control: {}", chain(&failure));
+            if tracing::dispatcher::has_been_set() {
+                tracing::error!(failure = %chain(&failure), "basalt-control ends");
+            } else {
+                eprintln!("basalt-control: {}", chain(&failure));
+            }
             ExitCode::FAILURE
         }
     }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use basalt_core::{ClientRequest, Fatal, Limits, Member, Recovered, Role, Start, Status, Timing};
+use basalt_core::{ClientRequest, Fatal, Limits, Member, Recovered, Reply, Role, Start, Status, Timing};
 use basalt_identity::{Credentials, Identity, IdentityError, Security};
 use basalt_model::{ClusterId, FeatureLevel};
 use basalt_proto::{
@@ -27,7 +27,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     api::ControlPlaneService,
     config::{Addresses, Config, ConfigError, SecurityConfig},
-    driver::{self, About, Clock, Driver, Input},
+    driver::{self, About, Answer, Clock, Driver, Input},
     edge::Edge,
     gauges,
     guard::GuardLayer,
@@ -90,8 +90,9 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
         process: "basalt-control",
         version: env!("CARGO_PKG_VERSION"),
     };
-    let collector = gauges::collector(Arc::clone(&shared), config.data_dir.clone());
+    let collector = gauges::collector(Arc::clone(&shared), log_dir(config));
     let exporter = Exporter::start_with(&exporter, readiness, collector)?;
+    gauges::describe();
     tracing::info!(address = %exporter.address(), "serving metrics");
 
     let security = security(config)?;
@@ -193,9 +194,14 @@ fn end_of(end: Result<Result<(), Fatal>, oneshot::error::RecvError>) -> Result<(
 
 /// Keeps readiness and health at what the member is. Returns when the other members refuse it for good.
 async fn follow_status(mut status: watch::Receiver<Status>, gate: &Gate, health: &HealthReporter) -> Failure {
+    let mut logged = None;
     loop {
         let now = status.borrow_and_update().clone();
-        tracing::info!(role = ?now.role, term = now.term, leader = ?now.leader, "status");
+        let told = (now.role, now.term, now.leader, now.refused);
+        if logged.replace(told) != Some(told) {
+            let leader = now.leader.map_or(0, basalt_model::MemberId::get);
+            tracing::info!(role = ?now.role, term = now.term, leader, refused = ?now.refused, "status");
+        }
         if let Some(refusal) = now.refused
             && now.leader.is_none()
             && let Some(remedy) = remedy(refusal)
@@ -256,10 +262,14 @@ async fn hand_over(driver: &Driver) {
         return;
     }
     let handed_over = async {
-        let transfer = driver.ask(ClientRequest::TransferLeader { to: None }, About::Nothing).await;
-        tracing::debug!(?transfer, "handing over");
-        // An error means that the thread is gone, and with it the leadership.
-        drop(status.wait_for(|status| status.role != Role::Leader).await);
+        match driver.ask(ClientRequest::TransferLeader { to: None }, About::Nothing).await {
+            Ok(Answer { reply: Reply::Transferring { to }, .. }) => {
+                tracing::info!(%to, "handing over");
+                // An error means that the thread is gone, and with it the leadership.
+                drop(status.wait_for(|status| status.role != Role::Leader).await);
+            }
+            other => tracing::info!(?other, "nobody to hand over to"),
+        }
     };
     if tokio::time::timeout(HANDOVER_TIMEOUT, handed_over).await.is_err() {
         tracing::info!("no other member took over in time");
@@ -284,9 +294,14 @@ fn security(config: &Config) -> Result<Security, Failure> {
     }
 }
 
+/// Where the member keeps its log and snapshots.
+fn log_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("log")
+}
+
 /// Opens the data directory and makes sure that it is of this cluster.
 fn open_disk(config: &Config) -> Result<DirectoryDisk, Failure> {
-    let disk = DirectoryDisk::open(&config.data_dir.join("log"))?;
+    let disk = DirectoryDisk::open(&log_dir(config))?;
     let path = config.data_dir.join(CLUSTER_FILE);
     let failure = |source| Failure::DataDir { path: path.clone(), source };
     match fs::read_to_string(&path) {

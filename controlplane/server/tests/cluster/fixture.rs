@@ -3,8 +3,8 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -111,6 +111,20 @@ impl Cluster {
         let mut process = self.member_mut(id).process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Asks a member to stop, as a supervisor does, and waits until it has.
+    pub(crate) fn stop(&mut self, id: u64) -> ExitStatus {
+        let mut process = self.member_mut(id).process.take().unwrap();
+        let told = Command::new("kill").args(["-TERM", &process.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        process.wait().unwrap()
+    }
+
+    /// Waits for a member that ends by itself.
+    pub(crate) async fn ends(&mut self, id: u64) -> ExitStatus {
+        let mut process = self.member_mut(id).process.take().unwrap();
+        eventually("the member ends", async || process.try_wait().unwrap()).await
     }
 
     pub(crate) fn authority(&self) -> CertificateAuthority {
@@ -239,8 +253,4 @@ pub(crate) fn http_get(port: u16, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
-}
-
-pub(crate) fn exists(path: &Path) -> bool {
-    path.exists()
 }

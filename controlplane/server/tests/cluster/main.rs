@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod daemon;
+mod failures;
 mod fixture;
+mod membership;
 mod scenarios;
