@@ -167,7 +167,7 @@ pub enum ReadOnlyReason {
     #[error("the latest metadata is damaged; the pool was imported as it was before its last change")]
     PreviousTable,
     /// A write of metadata failed: it is unknown what the disk holds.
-    #[error("a write of metadata failed ({0}); restart to import the pool again")]
+    #[error("a write of metadata failed ({0}); the pool takes no change until one succeeds")]
     MetadataWriteFailed(Rc<DiskFault>),
 }
 

@@ -20,7 +20,9 @@ pub use volumes::{NewVolume, VolumeStatus};
 use crate::disk::DiskIo;
 use crate::error::ReadOnlyReason;
 use crate::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
-use crate::layout::{DamageReason, DirectoryRecord, DiskRecord, EXTENT_BYTES, Run, Superblock, VolumeRecord};
+use crate::layout::{
+    DamageReason, DirectoryRecord, DiskRecord, EXTENT_BYTES, EncodedTable, Run, Superblock, VolumeRecord,
+};
 use crate::space::Space;
 use crate::volume::{LogicalVolume, MappedDisk};
 
@@ -60,6 +62,16 @@ struct State {
     changes: u64,
     durable: u64,
     read_only: Option<ReadOnlyReason>,
+    /// What was being written when a write of metadata failed.
+    unfinished: Option<Commit>,
+}
+
+/// A state of the pool on its way to the lead disk.
+struct Commit {
+    superblock: Superblock,
+    table: EncodedTable,
+    /// Changes that it holds.
+    changes: u64,
 }
 
 /// What a pool knows about a volume.
@@ -75,7 +87,7 @@ enum Volume {
     /// Not understood; kept as it was found.
     Damaged { directory: DirectoryRecord, bytes: Vec<u8>, reason: DamageReason },
     /// The next table does not have it any more.
-    Deleting,
+    Deleting { runs: Vec<Run>, device: Option<Arc<LogicalVolume>> },
 }
 
 /// Whether a pool takes changes.
@@ -182,7 +194,7 @@ impl Volume {
             | Self::Ready(record, _)
             | Self::Isolated(record, _) => Some(record.generation),
             Self::Damaged { directory, .. } => Some(directory.generation),
-            Self::Deleting => None,
+            Self::Deleting { .. } => None,
         }
     }
 
@@ -192,7 +204,7 @@ impl Volume {
             | Self::Committing(record)
             | Self::Ready(record, _)
             | Self::Isolated(record, _) => record.epoch,
-            Self::Damaged { .. } | Self::Deleting => Epoch::default(),
+            Self::Damaged { .. } | Self::Deleting { .. } => Epoch::default(),
         }
     }
 }

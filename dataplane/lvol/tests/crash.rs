@@ -81,7 +81,7 @@ impl World {
 }
 
 /// A workload that the seed determines, on disks that record.
-fn workload(seed: u64, disks: &[u64]) -> Run {
+fn workload(seed: u64, disks: &[u64], users: u64) -> Run {
     let disks = disks.to_vec();
     run(seed, move |handle| async move {
         let mut devices: Vec<Arc<dyn BlockDevice>> = Vec::new();
@@ -105,7 +105,7 @@ fn workload(seed: u64, disks: &[u64]) -> Run {
         });
         let pool = create(&handle, &devices).await.unwrap();
         let pool_created = world.now();
-        let tasks: Vec<_> = (0..3)
+        let tasks: Vec<_> = (0..users)
             .map(|task| {
                 let random = SeededRandom::new(seed * 16 + task);
                 handle.spawn(user(handle.clone(), pool.clone(), world.clone(), task, random))
@@ -352,7 +352,11 @@ async fn fill_up(handle: &Handle, pool: &Pool, contents: &BTreeMap<VolumeId, Vec
 /// Runs one workload and judges `states` of its crash states. The number of distinct ones, or the first that is wrong.
 fn try_seed(seed: u64, states: usize) -> Result<usize, String> {
     let disks: &[u64] = if seed.is_multiple_of(3) { &[10 * MIB, 5 * MIB] } else { &[11 * MIB] };
-    let recorded = Rc::new(workload(seed, disks));
+    try_workload(seed, workload(seed, disks, 3), states)
+}
+
+fn try_workload(seed: u64, recorded: Run, states: usize) -> Result<usize, String> {
+    let recorded = Rc::new(recorded);
     let mut random = SeededRandom::new(seed ^ 0xc4a5);
     let mut distinct = BTreeSet::new();
     for state in 0..states {
@@ -396,6 +400,17 @@ fn every_crash_state_keeps_every_promise() {
     }
     println!("{distinct} distinct states");
     assert!(distinct >= states, "crashes differ");
+}
+
+#[test]
+fn the_creation_of_a_pool_can_be_cut_anywhere() {
+    for disks in [&[8 * MIB][..], &[8 * MIB, 5 * MIB, 4 * MIB]] {
+        let recorded = workload(1, disks, 0);
+        let points = recorded.points.len();
+        if let Err(wrong) = try_workload(1, recorded, 8 * points) {
+            panic!("{wrong}")
+        }
+    }
 }
 
 #[cfg(basalt_planted)]

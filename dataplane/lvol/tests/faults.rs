@@ -44,6 +44,7 @@ fn a_failed_metadata_write_stops_changes_and_nothing_else() {
             assert!(matches!(deletion, Err(VolumeError::ReadOnly(_))));
             let raised = pool.raise(volume_id(1), Generation(11), Epoch::default()).await;
             assert!(matches!(raised, Err(VolumeError::ReadOnly(_))));
+            assert!(matches!(pool.resume().await, Err(ReadOnlyReason::MetadataWriteFailed(_))));
             faults.clear();
             // The disk is fine again, and still it is unknown what it holds.
             assert!(matches!(pool.create_volume(volume(3, MIB)).await, Err(VolumeError::ReadOnly(_))));
@@ -55,6 +56,42 @@ fn a_failed_metadata_write_stops_changes_and_nothing_else() {
             assert!(matches!(pool.volume(volume_id(1)), Some(VolumeStatus::Ready(..))));
             pool.create_volume(volume(3, MIB)).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn what_a_failure_cut_off_is_ended_when_the_disk_is_fine_again() {
+    run(6, |handle| async move {
+        let faulty = FaultyDevice::new(ram(16 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let disks: [Arc<dyn BlockDevice>; 1] = [Arc::new(faulty)];
+        let pool = create(&handle, &disks).await.unwrap();
+        let capacity = pool.free();
+        pool.create_volume(volume(1, MIB)).await.unwrap();
+        pool.create_volume(volume(2, MIB)).await.unwrap();
+        faults.inject(fault(OperationKind::Write, TABLES));
+        let deleting = handle.spawn({
+            let pool = pool.clone();
+            async move { pool.delete_volume(volume_id(1), Generation(10)).await }
+        });
+        let creating = handle.spawn({
+            let pool = pool.clone();
+            async move { pool.create_volume(volume(3, 2 * MIB)).await }
+        });
+        assert!(matches!(deleting.await, Err(VolumeError::ReadOnly(_))));
+        assert!(creating.await.is_err());
+        faults.clear();
+        pool.resume().await.unwrap();
+        assert!(matches!(pool.health(), PoolHealth::Online));
+        assert!(pool.volume(volume_id(1)).is_none());
+        let cut_off = pool.volume(volume_id(3));
+        assert!(matches!(cut_off, Some(VolumeStatus::Ready(..))), "{cut_off:?}");
+        assert_eq!(pool.free(), capacity - 3 * MIB);
+        pool.create_volume(volume(4, MIB)).await.unwrap();
+        drop(pool);
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        let ids: Vec<_> = pool.volumes().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, [2, 3, 4].map(volume_id));
     });
 }
 

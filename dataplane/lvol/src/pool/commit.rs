@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use basalt_clock::{mark, planted};
 
-use super::{Inner, State, Volume};
+use super::{Commit, Inner, Volume};
 use crate::disk::DiskIo;
 use crate::error::{DiskFault, ReadOnlyReason};
 use crate::layout::{EncodedTable, EntrySource, Superblock, TableContent, TablePointer, encode_table};
@@ -25,25 +25,45 @@ impl Inner {
             mark!("lvol-group-commit");
             return Ok(());
         }
-        let (superblock, table, changes) = {
-            let state = self.state.borrow();
-            if let Some(reason) = &state.read_only {
-                return Err(reason.clone());
-            }
-            let (superblock, table) = self.next_table(&state);
-            (superblock, table, state.changes)
+        if let Some(reason) = &self.state.borrow().read_only {
+            return Err(reason.clone());
+        }
+        let commit = self.next_commit();
+        self.write(commit).await
+    }
+
+    /// Tries to end what a failed write of metadata left open.
+    ///
+    /// The same bytes are written to the same places once more: whatever a part of them did, doing it again does no harm. Then
+    /// the state in memory is written as the next one, and is certain.
+    pub(super) async fn resume(&self) -> Result<(), ReadOnlyReason> {
+        let _writing = self.committing.lock().await;
+        let Some(unfinished) = self.state.borrow_mut().unfinished.take() else {
+            return self.state.borrow().read_only.clone().map_or(Ok(()), Err);
         };
-        match write_state(self.lead(), &superblock, &table).await {
+        self.write(unfinished).await?;
+        let next = self.next_commit();
+        self.write(next).await?;
+        mark!("lvol-resumed");
+        self.state.borrow_mut().read_only = None;
+        self.settle();
+        Ok(())
+    }
+
+    async fn write(&self, commit: Commit) -> Result<(), ReadOnlyReason> {
+        let written = write_state(self.lead(), &commit.superblock, &commit.table).await;
+        let mut state = self.state.borrow_mut();
+        match written {
             Ok(()) => {
-                let mut state = self.state.borrow_mut();
-                state.superblock = superblock;
-                state.durable = changes;
+                state.superblock = commit.superblock;
+                state.durable = commit.changes;
                 Ok(())
             }
             Err(fault) => {
                 mark!("lvol-commit-failed");
                 let reason = ReadOnlyReason::MetadataWriteFailed(Rc::new(fault));
-                self.state.borrow_mut().read_only = Some(reason.clone());
+                state.read_only = Some(reason.clone());
+                state.unfinished = Some(commit);
                 Err(reason)
             }
         }
@@ -53,7 +73,9 @@ impl Inner {
         self.disks[0].as_ref().expect("a pool without its lead is not imported")
     }
 
-    fn next_table(&self, state: &State) -> (Superblock, EncodedTable) {
+    /// The state in memory as the next one on disk.
+    fn next_commit(&self) -> Commit {
+        let state = self.state.borrow();
         let sequence = state.superblock.sequence + 1;
         let volumes: Vec<EntrySource<'_>> = state.volumes.values().filter_map(source).collect();
         let content = TableContent {
@@ -68,14 +90,15 @@ impl Inner {
             .expect("room for the entry was checked when the volume was accepted");
         let pointer =
             TablePointer { bytes: table.bytes.len() as u64, header_checksum: table.header_checksum };
-        (Superblock { sequence, table: Some(pointer), ..state.superblock.clone() }, table)
+        let superblock = Superblock { sequence, table: Some(pointer), ..state.superblock.clone() };
+        Commit { superblock, table, changes: state.changes }
     }
 }
 
 /// What the next table says about a volume.
 fn source(volume: &Volume) -> Option<EntrySource<'_>> {
     match volume {
-        Volume::Preparing(_) | Volume::Deleting => None,
+        Volume::Preparing(_) | Volume::Deleting { .. } => None,
         Volume::Committing(record) | Volume::Ready(record, _) | Volume::Isolated(record, _) => {
             Some(EntrySource::Intact(record))
         }

@@ -296,6 +296,7 @@ fn assemble(
         changes: 0,
         durable: 0,
         read_only,
+        unfinished: None,
     };
     let inner = Inner {
         cluster: superblock.cluster,

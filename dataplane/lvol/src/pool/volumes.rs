@@ -6,7 +6,7 @@ use basalt_clock::{mark, planted};
 
 use super::{Inner, Pool, State, Volume};
 use crate::disk::DiskIo;
-use crate::error::{DiskFault, VolumeError};
+use crate::error::{DiskFault, ReadOnlyReason, VolumeError};
 use crate::id::{Epoch, Generation, VolumeId};
 use crate::layout::{
     DISKS_MAX, DamageReason, EXTENT_BYTES, NAME_BYTES_MAX, NQN_BYTES_MAX, PAGE_BYTES, Run, VolumeFlags,
@@ -68,15 +68,9 @@ impl Pool {
             state.volumes.insert(id, Volume::Committing(record.clone()));
             record
         };
-        if let Err(reason) = inner.commit().await {
-            // Whether it is on disk is unknown: its space stays taken.
-            inner.state.borrow_mut().volumes.insert(id, Volume::Preparing(record));
-            return Err(reason.into());
-        }
-        let device = Arc::new(LogicalVolume::new(&record, &inner.mapped, inner.block, false));
-        let ready = Volume::Ready(record, Arc::clone(&device));
-        inner.state.borrow_mut().volumes.insert(id, ready);
-        Ok(device)
+        // If this fails, whether it is on disk is unknown: it and its space stay as they are until that is settled.
+        inner.commit().await?;
+        Ok(inner.take_into_service(record))
     }
 
     /// Deletes a volume and all of its data. Requests that are under way end; new ones are refused. The space is used again once
@@ -86,7 +80,7 @@ impl Pool {
     /// [`VolumeError::NotFound`] if it is not there; [`VolumeError::StaleGeneration`] if it has seen a higher generation.
     pub async fn delete_volume(&self, id: VolumeId, generation: Generation) -> Result<(), VolumeError> {
         let inner = &self.inner;
-        let (runs, device) = {
+        {
             let mut state = inner.state.borrow_mut();
             if let Some(reason) = &state.read_only {
                 return Err(reason.clone().into());
@@ -98,34 +92,28 @@ impl Pool {
                 }
                 _ => {}
             }
-            if matches!(volume, Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting) {
+            if matches!(volume, Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting { .. }) {
                 return Err(VolumeError::Busy(id));
             }
-            match std::mem::replace(volume, Volume::Deleting) {
+            let nothing = Volume::Deleting { runs: Vec::new(), device: None };
+            let (runs, device) = match std::mem::replace(volume, nothing) {
                 Volume::Ready(record, device) => (record.runs, Some(device)),
                 Volume::Isolated(record, _) => (record.runs, None),
                 _ => (Vec::new(), None),
+            };
+            if let Some(device) = &device {
+                device.remove();
             }
-        };
-        if let Some(device) = &device {
-            device.remove();
-        }
-        if planted!("lvol-extent-freed-before-commit") {
-            inner.state.borrow_mut().space.release(&runs);
+            let freed = if planted!("lvol-extent-freed-before-commit") { runs.clone() } else { Vec::new() };
+            *volume = Volume::Deleting { runs, device };
+            state.space.release(&freed);
         }
         if !planted!("lvol-deletion-not-committed") {
             inner.commit().await?;
         }
-        inner.state.borrow_mut().volumes.remove(&id);
-        match device {
-            _ if planted!("lvol-extent-freed-before-commit") => {}
-            Some(device) if !device.is_drained() => {
-                inner.state.borrow_mut().drained_later.push((device, runs));
-            }
-            Some(_) | None => {
-                inner.unmap(&runs).await;
-                inner.state.borrow_mut().space.release(&runs);
-            }
+        if let Some(runs) = inner.take_out_of_service(id) {
+            inner.unmap(&runs).await;
+            inner.state.borrow_mut().space.release(&runs);
         }
         Ok(())
     }
@@ -152,7 +140,7 @@ impl Pool {
                     record.epoch = record.epoch.max(epoch);
                 }
                 Volume::Damaged { reason, .. } => return Err((*reason).into()),
-                Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting => {
+                Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting { .. } => {
                     return Err(VolumeError::Busy(id));
                 }
             }
@@ -161,6 +149,15 @@ impl Pool {
             return Ok(());
         }
         Ok(self.inner.commit().await?)
+    }
+
+    /// Tries to make a pool take changes again after a write of metadata failed. Volumes whose creation or deletion was cut
+    /// off are there, or gone, afterwards.
+    ///
+    /// # Errors
+    /// The pool takes no change still, or for another reason.
+    pub async fn resume(&self) -> Result<(), ReadOnlyReason> {
+        self.inner.resume().await
     }
 
     /// What the pool knows about a volume.
@@ -179,7 +176,7 @@ impl Pool {
 impl Volume {
     fn status(&self) -> VolumeStatus {
         match self {
-            Self::Preparing(_) | Self::Committing(_) | Self::Deleting => VolumeStatus::Changing,
+            Self::Preparing(_) | Self::Committing(_) | Self::Deleting { .. } => VolumeStatus::Changing,
             Self::Ready(record, device) => VolumeStatus::Ready(record.clone(), Arc::clone(device)),
             Self::Isolated(record, reason) => VolumeStatus::Isolated(record.generation, *reason),
             Self::Damaged { directory, reason, .. } => VolumeStatus::Isolated(directory.generation, *reason),
@@ -194,7 +191,7 @@ impl Volume {
             | Self::Ready(record, _)
             | Self::Isolated(record, _) => record.encoded_bytes(),
             Self::Damaged { bytes, .. } => bytes.len(),
-            Self::Deleting => 0,
+            Self::Deleting { .. } => 0,
         }
     }
 }
@@ -265,6 +262,56 @@ impl Inner {
         }
         state.volumes.insert(new.id, volume);
         Ok(runs)
+    }
+
+    /// A volume that is durable becomes visible, unless it is already.
+    fn take_into_service(&self, record: VolumeRecord) -> Arc<LogicalVolume> {
+        let mut state = self.state.borrow_mut();
+        if let Some(Volume::Ready(_, device)) = state.volumes.get(&record.id) {
+            return Arc::clone(device);
+        }
+        let device = Arc::new(LogicalVolume::new(&record, &self.mapped, self.block, false));
+        state.volumes.insert(record.id, Volume::Ready(record, Arc::clone(&device)));
+        device
+    }
+
+    /// A volume whose deletion is durable is forgotten; its space is the caller's if nothing can be under way there, else it
+    /// waits. Nothing happens if that was done already.
+    fn take_out_of_service(&self, id: VolumeId) -> Option<Vec<Run>> {
+        let mut state = self.state.borrow_mut();
+        if !matches!(state.volumes.get(&id), Some(Volume::Deleting { .. })) {
+            return None;
+        }
+        match state.volumes.remove(&id) {
+            _ if planted!("lvol-extent-freed-before-commit") => None,
+            Some(Volume::Deleting { runs, device: Some(device) }) if !device.is_drained() => {
+                state.drained_later.push((device, runs));
+                None
+            }
+            Some(Volume::Deleting { runs, .. }) => Some(runs),
+            _ => None,
+        }
+    }
+
+    /// All that is in memory is durable: what was cut off by a failure has happened.
+    pub(super) fn settle(&self) {
+        let mut ids = (Vec::new(), Vec::new());
+        for (id, volume) in &self.state.borrow().volumes {
+            match volume {
+                Volume::Committing(record) => ids.0.push(record.clone()),
+                Volume::Deleting { .. } => ids.1.push(*id),
+                _ => {}
+            }
+        }
+        let (created, deleted) = ids;
+        for record in created {
+            drop(self.take_into_service(record));
+        }
+        for id in deleted {
+            if let Some(runs) = self.take_out_of_service(id) {
+                self.state.borrow_mut().space.release(&runs);
+            }
+        }
     }
 
     /// Makes extents read as zeroes, durably.

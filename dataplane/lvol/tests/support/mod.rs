@@ -7,99 +7,25 @@
     reason = "shared by several tests, which may panic"
 )]
 
-use std::cell::Cell;
 use std::future::Future;
-use std::io::IoSliceMut;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::rc::Rc;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
-use basalt_clock::{Instant, Random, SeededRandom};
 use basalt_device_mem::RamDevice;
-use basalt_dma::{Buffer, Segment};
+use basalt_dma::Buffer;
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
 use basalt_lvol::layout::VolumeIdentity;
 use basalt_lvol::{CreateError, NewPool, NewPoolDisk, NewVolume, Pool, PoolDisk};
-use basalt_reactor::{
-    DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, Handle,
-    ListenerId, Progress, Reactor, ReactorOptions, Received, Sent, SocketError, SocketId, Wake,
-};
+use basalt_reactor::sim::{World, WorldOptions};
+use basalt_reactor::{Handle, Progress, Reactor, ReactorOptions};
 
-/// No disks, no sockets, a clock that jumps to the next deadline.
-struct BareDriver {
-    now: Rc<Cell<Instant>>,
-    random: SeededRandom,
-}
-
-struct NoWake;
-
-impl Wake for NoWake {
-    fn wake(&self) {}
-}
-
-impl Driver for BareDriver {
-    fn now(&self) -> Instant {
-        self.now.get()
-    }
-    fn random_u64(&mut self) -> u64 {
-        self.random.next_u64()
-    }
-    fn waker(&self) -> Arc<dyn Wake> {
-        Arc::new(NoWake)
-    }
-    fn wait(&mut self, deadline: Option<Instant>) {
-        self.now.set(deadline.expect("a test waits for something"));
-    }
-    fn poll(&mut self, _: &mut Vec<DiskCompletion>) -> Progress {
-        Progress::Idle
-    }
-    fn lock_disk(&mut self, _: &Path) -> Result<DiskLock, DiskError> {
-        Err(DiskError::Unsupported)
-    }
-    fn open_disk(&mut self, _: &Path, _: &DiskOptions) -> Result<DiskInfo, DiskError> {
-        Err(DiskError::Unsupported)
-    }
-    fn close_disk(&mut self, _: DiskId) {}
-    fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
-        Err(request)
-    }
-    fn listen(&mut self, _: SocketAddr) -> Result<ListenerId, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn listener_address(&self, _: ListenerId) -> Result<SocketAddr, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn accept(&mut self, _: ListenerId) -> Result<Option<SocketId>, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn close_listener(&mut self, _: ListenerId) {}
-    fn connect(&mut self, _: SocketAddr) -> Result<SocketId, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn receive(&mut self, _: SocketId, _: &mut [IoSliceMut<'_>]) -> Result<Received, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn send(&mut self, _: SocketId, _: &[Segment<'_>]) -> Result<Sent, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn shutdown(&mut self, _: SocketId) {}
-    fn close(&mut self, _: SocketId) {}
-    fn local_address(&self, _: SocketId) -> Result<SocketAddr, SocketError> {
-        Err(SocketError::Closed)
-    }
-    fn peer_address(&self, _: SocketId) -> Result<SocketAddr, SocketError> {
-        Err(SocketError::Closed)
-    }
-}
-
-/// Runs a future on a reactor of its own; `seed` determines its randomness.
+/// Runs a future on a reactor of a simulated world; `seed` determines its randomness.
 pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl FnOnce(Handle) -> F) -> T {
-    let now = Rc::new(Cell::new(Instant::ORIGIN));
-    let driver = BareDriver { now: Rc::clone(&now), random: SeededRandom::new(seed) };
+    let world = World::new(seed, WorldOptions::default());
+    let node = world.add_node(IpAddr::from([10, 0, 0, 1]));
     let options = ReactorOptions { buffer_bytes: 32 << 20, ..ReactorOptions::default() };
-    let mut reactor = Reactor::new(Box::new(driver), &options);
+    let mut reactor = Reactor::new(Box::new(world.driver(node)), &options);
     let handle = reactor.handle();
     let mut task = handle.spawn(body(handle.clone()));
     let mut idle = 0;
@@ -108,9 +34,10 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl Fn
         if let Some(output) = task.take_output() {
             return output;
         }
-        match (turn.progress, turn.next_timer) {
+        let next = turn.next_timer.into_iter().chain(world.next_event()).min();
+        match (turn.progress, next) {
             (Progress::Busy, _) => idle = 0,
-            (Progress::Idle, Some(timer)) => now.set(now.get().max(timer)),
+            (Progress::Idle, Some(next)) => world.advance_to(next.max(world.now())),
             (Progress::Idle, None) => idle += 1,
         }
         assert!(idle < 10_000, "the test waits for something that never happens");
