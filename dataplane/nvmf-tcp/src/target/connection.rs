@@ -115,6 +115,11 @@ impl<W: Wire> Connection<W> {
         self.phase == Phase::Over && self.running == 0
     }
 
+    /// Whether something is under way that its socket does not tell of.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.outlet.is_empty() || !self.backlog.is_empty() || self.running > 0
+    }
+
     /// Whether the peer's bytes are wanted now.
     pub(crate) fn takes_input(&self) -> bool {
         self.phase != Phase::Over && self.outlet.len() < CONGESTED_PIECES

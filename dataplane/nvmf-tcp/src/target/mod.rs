@@ -7,6 +7,7 @@ mod receive;
 mod server;
 mod slot;
 pub(crate) mod staging;
+mod worker;
 
 pub use options::TcpTargetOptions;
 pub use server::{ListenError, TcpTarget, TcpTargetControl, TcpTargetStats};

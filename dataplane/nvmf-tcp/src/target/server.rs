@@ -1,28 +1,17 @@
-//! The poller that runs a target's connections on a reactor.
+//! How a target is started on a reactor and reached from other threads.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
 
-use basalt_bdev::Completion;
-use basalt_clock::Instant;
-use basalt_nvmf_target::{ListenerAddress, Queue, Target};
-use basalt_reactor::{Handle, Listener, PollerId, PostError, Progress, Remote, Socket, SocketError};
+use basalt_nvmf_target::{ListenerAddress, Target};
+use basalt_reactor::{Handle, PollerId, PostError, Remote, SocketError};
 
-use super::connection::{Connection, Context, Phase};
-use super::devices::Devices;
 use super::options::TcpTargetOptions;
-use super::staging::Staging;
-
-/// Connections that one turn accepts of one listener, so that a flood does not hold the reactor.
-const ACCEPTS_PER_TURN: usize = 16;
-/// How often connections look at the clock.
-const TICK: Duration = Duration::from_millis(100);
+use super::worker::Worker;
 
 /// Why a listener was not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,31 +43,6 @@ pub struct TcpTargetStats {
     pub refused: u64,
 }
 
-struct Worker {
-    handle: Handle,
-    target: Arc<Target>,
-    options: TcpTargetOptions,
-    orders: Arc<Orders>,
-    listeners: Vec<(Listener, ListenerAddress)>,
-    connections: Vec<Option<Served>>,
-    peers: BTreeMap<IpAddr, usize>,
-    live: usize,
-    devices: Devices,
-    staging: Staging,
-    completions: Vec<Completion>,
-    version: u64,
-    next_tick: Instant,
-    refused: u64,
-}
-
-/// A connection and where it is from.
-struct Served {
-    connection: Connection<Socket>,
-    peer: Option<IpAddr>,
-    /// Its channels were given back; only requests with devices keep it.
-    closed: bool,
-}
-
 /// A target on one reactor. Connections that its listeners accept live on that reactor. Dropping it closes everything.
 pub struct TcpTarget {
     handle: Handle,
@@ -93,24 +57,7 @@ impl TcpTarget {
     pub fn start(handle: &Handle, target: Arc<Target>, options: TcpTargetOptions) -> Self {
         let remote = handle.remote();
         target.on_change(move || wake(&remote));
-        let worker = Worker {
-            // Not the present one: what changed before is looked at in the first turn.
-            version: 0,
-            next_tick: handle.now() + TICK,
-            devices: Devices::new(handle.clone()),
-            staging: Staging::new(handle.buffers().clone()),
-            handle: handle.clone(),
-            target,
-            options,
-            orders: Arc::default(),
-            listeners: Vec::new(),
-            connections: Vec::new(),
-            peers: BTreeMap::new(),
-            live: 0,
-            completions: Vec::new(),
-            refused: 0,
-        };
-        let worker = Rc::new(RefCell::new(worker));
+        let worker = Rc::new(RefCell::new(Worker::new(handle, target, options)));
         let polled = Rc::clone(&worker);
         let poller = handle.add_poller(move || polled.borrow_mut().poll());
         Self { handle: handle.clone(), worker, poller: Some(poller) }
@@ -184,14 +131,14 @@ fn wake(remote: &Remote) {
 }
 
 /// What other threads ask for.
-enum Order {
+pub(super) enum Order {
     Listen(ListenerAddress, mpsc::SyncSender<Result<SocketAddr, ListenError>>),
     StopListening(SocketAddr),
     Stats(mpsc::SyncSender<TcpTargetStats>),
 }
 
 #[derive(Default)]
-struct Orders {
+pub(super) struct Orders {
     waiting: AtomicBool,
     orders: Mutex<Vec<Order>>,
 }
@@ -202,7 +149,7 @@ impl Orders {
         self.waiting.store(true, Ordering::Release);
     }
 
-    fn take(&self) -> Vec<Order> {
+    pub(super) fn take(&self) -> Vec<Order> {
         if !self.waiting.load(Ordering::Relaxed) || !self.waiting.swap(false, Ordering::Acquire) {
             return Vec::new();
         }
@@ -255,198 +202,5 @@ impl TcpTargetControl {
 impl fmt::Debug for TcpTargetControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TcpTargetControl").finish_non_exhaustive()
-    }
-}
-
-impl Worker {
-    fn listen(&mut self, address: ListenerAddress) -> Result<SocketAddr, ListenError> {
-        let bind = address.bind();
-        let failed = |source| ListenError::Bind { address: bind, source };
-        let listener = self.handle.listen(bind).map_err(failed)?;
-        let bound = listener.local_address().map_err(failed)?;
-        let address = address.with_bound(bound);
-        self.target.add_listener(address.clone());
-        tracing::info!(%address, "listening");
-        self.listeners.push((listener, address));
-        Ok(bound)
-    }
-
-    fn stop_listening(&mut self, bind: SocketAddr) {
-        let target = &self.target;
-        self.listeners.retain(|(_, address)| {
-            let stays = address.bind() != bind;
-            if !stays {
-                target.remove_listener(address);
-            }
-            stays
-        });
-    }
-
-    fn stats(&self) -> TcpTargetStats {
-        TcpTargetStats { connections: self.live, running: self.devices.running(), refused: self.refused }
-    }
-
-    fn obey(&mut self) {
-        for order in self.orders.take() {
-            match order {
-                // Who asked may be gone; then no one wants the answer.
-                Order::Listen(address, report) => drop(report.send(self.listen(address))),
-                Order::StopListening(bind) => self.stop_listening(bind),
-                Order::Stats(report) => drop(report.send(self.stats())),
-            }
-        }
-    }
-
-    fn poll(&mut self) -> Progress {
-        self.obey();
-        let mut progress = self.accept();
-        self.look();
-        let mut connections = std::mem::take(&mut self.connections);
-        for served in connections.iter_mut().flatten() {
-            progress = progress.or(served.work(&mut self.context()));
-        }
-        progress = progress.or(self.complete(&mut connections));
-        for slot in &mut connections {
-            let Some(served) = slot else { continue };
-            progress = progress.or(served.connection.flush());
-            if served.connection.phase == Phase::Over && served.end(&mut self.devices) {
-                self.forget(served.peer);
-                *slot = None;
-            }
-        }
-        self.connections = connections;
-        progress
-    }
-
-    fn context(&mut self) -> Context<'_> {
-        Context {
-            now: self.handle.now(),
-            pool: self.handle.buffers(),
-            devices: &mut self.devices,
-            staging: &mut self.staging,
-            options: &self.options,
-        }
-    }
-
-    fn complete(&mut self, connections: &mut [Option<Served>]) -> Progress {
-        let mut completions = std::mem::take(&mut self.completions);
-        self.devices.poll(&mut completions);
-        let progress = Progress::busy_if(!completions.is_empty());
-        for completion in completions.drain(..) {
-            let index = Connection::<Socket>::index_of(completion.tag);
-            let Some(Some(served)) = connections.get_mut(index) else {
-                unreachable!("a connection stays until its requests are done")
-            };
-            served.connection.completed(completion, &mut self.context());
-        }
-        self.completions = completions;
-        progress
-    }
-
-    /// Looks at the configuration when it changed, and at the clock every now and then.
-    fn look(&mut self) {
-        let version = self.target.version();
-        let changed = version != self.version;
-        let now = self.handle.now();
-        let due = now >= self.next_tick;
-        if !changed && !due {
-            return;
-        }
-        self.version = version;
-        let mut connections = std::mem::take(&mut self.connections);
-        for served in connections.iter_mut().flatten() {
-            if due {
-                served.connection.tick(&mut self.context());
-            } else {
-                served.connection.refresh(&mut self.context());
-            }
-        }
-        self.connections = connections;
-        if due {
-            self.next_tick = now + TICK;
-        }
-        if self.live > 0 {
-            self.handle.wake_at(self.next_tick);
-        }
-    }
-
-    fn accept(&mut self) -> Progress {
-        let mut accepted = Vec::new();
-        for (listener, address) in &self.listeners {
-            for _ in 0..ACCEPTS_PER_TURN {
-                match listener.accept() {
-                    Ok(Some(socket)) => accepted.push(socket),
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::warn!(%address, %error, "accepting a connection failed");
-                        break;
-                    }
-                }
-            }
-        }
-        let progress = Progress::busy_if(!accepted.is_empty());
-        for socket in accepted {
-            self.admit(socket);
-        }
-        progress
-    }
-
-    fn admit(&mut self, socket: Socket) {
-        let peer = socket.peer_address().ok().map(|address| address.ip());
-        let of_peer = peer.and_then(|peer| self.peers.get(&peer).copied()).unwrap_or(0);
-        if self.live >= self.options.connections_max || of_peer >= self.options.connections_per_address_max {
-            self.refused += 1;
-            tracing::warn!(?peer, "a connection beyond the limit is closed");
-            return;
-        }
-        let index = self.connections.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.connections.push(None);
-            self.connections.len() - 1
-        });
-        let queue = Queue::new(Arc::clone(&self.target), self.options.limits);
-        let connection = Connection::new(socket, index, queue, self.handle.now(), &self.options);
-        self.connections[index] = Some(Served { connection, peer, closed: false });
-        if let Some(peer) = peer {
-            *self.peers.entry(peer).or_insert(0) += 1;
-        }
-        self.live += 1;
-        self.handle.wake_at(self.next_tick);
-    }
-
-    fn forget(&mut self, peer: Option<IpAddr>) {
-        self.live -= 1;
-        let Some(peer) = peer else { return };
-        if let Some(count) = self.peers.get_mut(&peer) {
-            *count -= 1;
-            if *count == 0 {
-                self.peers.remove(&peer);
-            }
-        }
-    }
-}
-
-impl Served {
-    fn work(&mut self, context: &mut Context<'_>) -> Progress {
-        if !self.connection.takes_input() {
-            return Progress::Idle;
-        }
-        self.connection.retry(context).or(self.connection.receive(context))
-    }
-
-    /// Gives back what the connection holds; whether nothing is left.
-    fn end(&mut self, devices: &mut Devices) -> bool {
-        if !self.closed {
-            self.closed = true;
-            self.connection.close(devices);
-        }
-        self.connection.is_done()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        for (_, address) in &self.listeners {
-            self.target.remove_listener(address);
-        }
     }
 }

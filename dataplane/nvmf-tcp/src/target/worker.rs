@@ -1,0 +1,341 @@
+//! The poller that runs a target's connections on a reactor.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use basalt_bdev::Completion;
+use basalt_clock::Instant;
+use basalt_nvmf_target::{ListenerAddress, Queue, Target};
+use basalt_reactor::{Handle, Listener, Progress, ReadyList, Socket};
+
+use super::connection::{Connection, Context, Phase};
+use super::devices::Devices;
+use super::options::TcpTargetOptions;
+use super::server::{ListenError, Order, Orders, TcpTargetStats};
+use super::staging::Staging;
+
+/// Connections that one turn accepts of one listener, so that a flood does not hold the reactor.
+const ACCEPTS_PER_TURN: usize = 16;
+/// How often connections look at the clock.
+const TICK: Duration = Duration::from_millis(100);
+/// Turns in which a connection that has nothing to do is still looked at; after that its socket's readiness is awaited.
+const IDLE_TURNS: u32 = 64;
+
+/// One reactor's listeners, connections and devices.
+pub(super) struct Worker {
+    handle: Handle,
+    target: Arc<Target>,
+    options: TcpTargetOptions,
+    pub(super) orders: Arc<Orders>,
+    listeners: Vec<(Listener, ListenerAddress)>,
+    connections: Vec<Option<Served>>,
+    /// Places of the connections that are looked at in every turn.
+    active: Vec<usize>,
+    /// Places of connections whose sockets became ready.
+    ready: ReadyList,
+    tokens: Vec<u64>,
+    peers: BTreeMap<IpAddr, usize>,
+    live: usize,
+    devices: Devices,
+    staging: Staging,
+    completions: Vec<Completion>,
+    version: u64,
+    next_tick: Instant,
+    refused: u64,
+}
+
+/// A connection and where it is from.
+struct Served {
+    connection: Connection<Socket>,
+    peer: Option<IpAddr>,
+    /// Turns without anything to do, if it is looked at in every turn.
+    active: Option<u32>,
+    /// Its channels were given back; only requests with devices keep it.
+    closed: bool,
+}
+
+impl Worker {
+    pub(super) fn new(handle: &Handle, target: Arc<Target>, options: TcpTargetOptions) -> Self {
+        Self {
+            // Not the present one: what changed before is looked at in the first turn.
+            version: 0,
+            next_tick: handle.now() + TICK,
+            devices: Devices::new(handle.clone()),
+            staging: Staging::new(handle.buffers().clone()),
+            handle: handle.clone(),
+            target,
+            options,
+            orders: Arc::default(),
+            listeners: Vec::new(),
+            connections: Vec::new(),
+            active: Vec::new(),
+            ready: ReadyList::new(),
+            tokens: Vec::new(),
+            peers: BTreeMap::new(),
+            live: 0,
+            completions: Vec::new(),
+            refused: 0,
+        }
+    }
+
+    pub(super) fn listen(&mut self, address: ListenerAddress) -> Result<SocketAddr, ListenError> {
+        let bind = address.bind();
+        let failed = |source| ListenError::Bind { address: bind, source };
+        let listener = self.handle.listen(bind).map_err(failed)?;
+        let bound = listener.local_address().map_err(failed)?;
+        let address = address.with_bound(bound);
+        self.target.add_listener(address.clone());
+        tracing::info!(%address, "listening");
+        self.listeners.push((listener, address));
+        Ok(bound)
+    }
+
+    pub(super) fn stop_listening(&mut self, bind: SocketAddr) {
+        let target = &self.target;
+        self.listeners.retain(|(_, address)| {
+            let stays = address.bind() != bind;
+            if !stays {
+                target.remove_listener(address);
+            }
+            stays
+        });
+    }
+
+    pub(super) fn stats(&self) -> TcpTargetStats {
+        TcpTargetStats { connections: self.live, running: self.devices.running(), refused: self.refused }
+    }
+
+    /// One turn.
+    pub(super) fn poll(&mut self) -> Progress {
+        self.obey();
+        let mut progress = self.accept();
+        self.look();
+        self.wake_ready();
+        let mut connections = std::mem::take(&mut self.connections);
+        for at in 0..self.active.len() {
+            if let Some(served) = &mut connections[self.active[at]] {
+                progress = progress.or(served.work(&mut self.context()));
+            }
+        }
+        progress = progress.or(self.complete(&mut connections));
+        let mut active = std::mem::take(&mut self.active);
+        active.retain(|place| self.finish_turn(&mut connections[*place], &mut progress));
+        self.active = active;
+        self.connections = connections;
+        progress
+    }
+
+    /// Sends what a connection has to say; false if it need not be looked at in the next turn.
+    fn finish_turn(&mut self, place: &mut Option<Served>, progress: &mut Progress) -> bool {
+        let Some(served) = place else { return false };
+        if served.connection.flush() == Progress::Busy {
+            *progress = Progress::Busy;
+            served.active = Some(0);
+        }
+        if served.connection.phase == Phase::Over {
+            if served.end(&mut self.devices) {
+                self.forget(served.peer);
+                *place = None;
+                return false;
+            }
+            return true;
+        }
+        served.stays_active()
+    }
+
+    fn obey(&mut self) {
+        for order in self.orders.take() {
+            // Who asked may be gone; then no one wants the answer.
+            let answered = match order {
+                Order::Listen(address, report) => report.send(self.listen(address)).is_ok(),
+                Order::Stats(report) => report.send(self.stats()).is_ok(),
+                Order::StopListening(bind) => {
+                    self.stop_listening(bind);
+                    true
+                }
+            };
+            if !answered {
+                tracing::debug!("nobody waited for an answer of the target");
+            }
+        }
+    }
+
+    fn wake_ready(&mut self) {
+        if self.ready.is_empty() {
+            return;
+        }
+        let mut tokens = std::mem::take(&mut self.tokens);
+        self.ready.take(&mut tokens);
+        for token in tokens.drain(..) {
+            self.activate(usize::try_from(token).unwrap_or(usize::MAX));
+        }
+        self.tokens = tokens;
+    }
+
+    fn activate(&mut self, place: usize) {
+        if let Some(Some(served)) = self.connections.get_mut(place)
+            && served.active.replace(0).is_none()
+        {
+            self.active.push(place);
+        }
+    }
+
+    fn context(&mut self) -> Context<'_> {
+        Context {
+            now: self.handle.now(),
+            pool: self.handle.buffers(),
+            devices: &mut self.devices,
+            staging: &mut self.staging,
+            options: &self.options,
+        }
+    }
+
+    fn complete(&mut self, connections: &mut [Option<Served>]) -> Progress {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.devices.poll(&mut completions);
+        let progress = Progress::busy_if(!completions.is_empty());
+        for completion in completions.drain(..) {
+            let index = Connection::<Socket>::index_of(completion.tag);
+            let Some(Some(served)) = connections.get_mut(index) else {
+                unreachable!("a connection stays until its requests are done")
+            };
+            served.connection.completed(completion, &mut self.context());
+        }
+        self.completions = completions;
+        progress
+    }
+
+    /// Looks at the configuration when it changed, and at the clock every now and then.
+    fn look(&mut self) {
+        let version = self.target.version();
+        let changed = version != self.version;
+        let now = self.handle.now();
+        let due = now >= self.next_tick;
+        if !changed && !due {
+            return;
+        }
+        self.version = version;
+        let mut connections = std::mem::take(&mut self.connections);
+        for (place, served) in connections.iter_mut().enumerate() {
+            let Some(served) = served else { continue };
+            if due {
+                served.connection.tick(&mut self.context());
+            } else {
+                served.connection.refresh(&mut self.context());
+            }
+            if served.has_work() && served.active.replace(0).is_none() {
+                self.active.push(place);
+            }
+        }
+        self.connections = connections;
+        if due {
+            self.next_tick = now + TICK;
+        }
+        if self.live > 0 {
+            self.handle.wake_at(self.next_tick);
+        }
+    }
+
+    fn accept(&mut self) -> Progress {
+        let mut progress = Progress::Idle;
+        for at in 0..self.listeners.len() {
+            for _ in 0..ACCEPTS_PER_TURN {
+                let (listener, address) = &self.listeners[at];
+                match listener.accept() {
+                    Ok(Some(socket)) => {
+                        progress = Progress::Busy;
+                        self.admit(socket);
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::warn!(%address, %error, "accepting a connection failed");
+                        break;
+                    }
+                }
+            }
+        }
+        progress
+    }
+
+    fn admit(&mut self, socket: Socket) {
+        let peer = socket.peer_address().ok().map(|address| address.ip());
+        let of_peer = peer.and_then(|peer| self.peers.get(&peer).copied()).unwrap_or(0);
+        if self.live >= self.options.connections_max || of_peer >= self.options.connections_per_address_max {
+            self.refused += 1;
+            tracing::warn!(?peer, "a connection beyond the limit is closed");
+            return;
+        }
+        let place = self.connections.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
+        socket.watch(&self.ready, place as u64);
+        let queue = Queue::new(Arc::clone(&self.target), self.options.limits);
+        let connection = Connection::new(socket, place, queue, self.handle.now(), &self.options);
+        self.connections[place] = Some(Served { connection, peer, active: None, closed: false });
+        if let Some(peer) = peer {
+            *self.peers.entry(peer).or_insert(0) += 1;
+        }
+        self.live += 1;
+        self.handle.wake_at(self.next_tick);
+    }
+
+    fn forget(&mut self, peer: Option<IpAddr>) {
+        self.live -= 1;
+        let Some(peer) = peer else { return };
+        if let Some(count) = self.peers.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.peers.remove(&peer);
+            }
+        }
+    }
+}
+
+impl Served {
+    fn work(&mut self, context: &mut Context<'_>) -> Progress {
+        if !self.connection.takes_input() {
+            return Progress::Idle;
+        }
+        let progress = self.connection.retry(context).or(self.connection.receive(context));
+        if progress == Progress::Busy {
+            self.active = Some(0);
+        }
+        progress
+    }
+
+    /// Whether there is something to do although the peer says nothing.
+    fn has_work(&self) -> bool {
+        self.connection.has_work() || (self.connection.phase == Phase::Over && !self.closed)
+    }
+
+    /// Counts a turn; false once it is not to be looked at until its socket is ready.
+    fn stays_active(&mut self) -> bool {
+        let turns = self.active.unwrap_or(0) + 1;
+        if turns > IDLE_TURNS && !self.connection.has_work() {
+            self.active = None;
+            return false;
+        }
+        self.active = Some(turns.min(IDLE_TURNS + 1));
+        true
+    }
+
+    /// Gives back what the connection holds; whether nothing is left.
+    fn end(&mut self, devices: &mut Devices) -> bool {
+        if !self.closed {
+            self.closed = true;
+            self.connection.close(devices);
+        }
+        self.connection.is_done()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        for (_, address) in &self.listeners {
+            self.target.remove_listener(address);
+        }
+    }
+}
