@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basalt_bdev::{
-    AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba, OpenError, Request, conformance,
+    AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba, MeteredDevice, MeteredKind, OpenError,
+    Request, conformance,
 };
 use basalt_clock::SeededRandom;
 use basalt_device_mem::{
@@ -53,7 +54,11 @@ fn layers_that_do_nothing_conform() {
         let delays = Delays { read: Duration::from_micros(5), ..Delays::default() };
         let delayed = DelayDevice::new(Arc::new(faulty), delays);
         let recorded = RecordingDevice::new(Arc::new(delayed));
-        conformance::run(handle, &recorded, 6).await;
+        let metered = MeteredDevice::new(Arc::new(recorded));
+        conformance::run(handle, &metered, 6).await;
+        for kind in MeteredKind::ALL {
+            assert!(metered.latency(kind).count() > 20, "{}", kind.name());
+        }
     });
 }
 
@@ -138,6 +143,26 @@ fn delays_are_at_least_as_long_as_asked() {
         let began = handle.now();
         channel.write(Lba(0), BlockCount(1), filled(1, 512), false).await.unwrap();
         assert!(handle.now() - began >= Duration::from_millis(3));
+    });
+}
+
+#[test]
+fn meters_tell_kinds_and_failures_apart_and_outlive_channels() {
+    run(async |handle| {
+        let faulty = FaultyDevice::new(Arc::new(ram(BlockSize::B512)));
+        let faults = Arc::clone(faulty.faults());
+        let delays = Delays { read: Duration::from_millis(2), ..Delays::default() };
+        let device = MeteredDevice::new(Arc::new(DelayDevice::new(Arc::new(faulty), delays)));
+        for _ in 0..2 {
+            let channel = AsyncChannel::new(&handle, device.open(&handle).unwrap());
+            channel.read(Lba(0), BlockCount(1), filled(0, 512)).await.unwrap();
+            channel.write(Lba(0), BlockCount(1), filled(0, 512), true).await.unwrap();
+            faults.inject(Fault::always(OperationKind::Flush, IoError::Medium));
+            channel.flush().await.unwrap_err();
+        }
+        let counts = MeteredKind::ALL.map(|kind| device.latency(kind).count());
+        assert_eq!((counts, device.failures().count()), ([2, 2, 0, 0], 2));
+        assert!(device.latency(MeteredKind::Read).mean() >= Duration::from_millis(2));
     });
 }
 

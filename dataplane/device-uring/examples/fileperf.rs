@@ -7,7 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use basalt_bdev::load::{Load, LoadOptions};
+use basalt_bdev::load::{Load, LoadOptions, LoadReport};
 use basalt_bdev::{BlockCount, BlockDevice};
 use basalt_device_uring::{UringDevice, UringOptions};
 use basalt_reactor::real::RealDriver;
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let began = Instant::now();
     let seconds = Duration::from_secs(text(4, "3").parse()?);
     let before = processor_time()?;
-    let report = run(&mut reactor, load, |_| began.elapsed() >= seconds);
+    let report = run(&mut reactor, load, move |_| began.elapsed() >= seconds);
     let (elapsed, busy) = (began.elapsed(), processor_time()? - before);
     println!(
         "{} IOPS, {} MiB/s, failed {}, mean {:?}, p99 {:?}, {:?} of processor per I/O",
@@ -59,28 +59,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn run(
-    reactor: &mut Reactor,
-    load: Load,
-    enough: impl Fn(&basalt_bdev::load::LoadReport) -> bool,
-) -> basalt_bdev::load::LoadReport {
+/// Runs a load until there was enough of it, sleeping as a daemon does when it waits for the disk.
+fn run(reactor: &mut Reactor, load: Load, enough: impl Fn(&LoadReport) -> bool + 'static) -> LoadReport {
     let load = Rc::new(RefCell::new(load));
-    let polled = Rc::clone(&load);
-    let poller = reactor.handle().add_poller(move || polled.borrow_mut().poll());
-    loop {
-        for _ in 0..64 {
-            reactor.turn();
+    let (polled, handle) = (Rc::clone(&load), reactor.handle());
+    let mut polls = 0_u32;
+    let poller = reactor.handle().add_poller(move || {
+        let mut load = polled.borrow_mut();
+        let progress = load.poll();
+        polls += 1;
+        if polls.is_multiple_of(64) && enough(&load.report()) {
+            load.stop();
         }
-        let report = load.borrow().report();
-        if enough(&report) {
-            load.borrow_mut().stop();
-            while !load.borrow().is_quiet() {
-                reactor.turn();
-            }
-            reactor.handle().remove_poller(poller);
-            return report;
+        if load.is_quiet() {
+            handle.stop();
         }
-    }
+        progress
+    });
+    reactor.run();
+    reactor.handle().remove_poller(poller);
+    load.borrow().report()
 }
 
 /// Time that this thread had on a processor.

@@ -19,9 +19,10 @@ use crate::watch::Watches;
 /// What a reactor does when there is nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
-    /// Spins for this long after the last work, then sleeps in the kernel.
+    /// Goes on looking for a while after the last work, then sleeps in the kernel. The while grows as long as sleeps turn out to
+    /// be short, and shrinks to nothing while they are long.
     Adaptive {
-        /// How long it goes on looking before it sleeps.
+        /// How long it goes on looking at most.
         spin: Duration,
     },
     /// Never sleeps: the lowest latency, for all of a core.
@@ -138,12 +139,13 @@ impl Reactor {
         Turn { progress, next_timer: local.timers.borrow().next() }
     }
 
-    /// Turns until [`Remote::stop`] or [`Handle::stop`] is called, sleeping as the options say.
+    /// Turns until [`Remote::stop`] or [`Handle::stop`] is called, sleeping as the options say. May be called again.
     pub fn run(&mut self) {
         let local = Rc::clone(&self.local);
         let stats = &local.shared.stats;
         // A turn lasts until the next one begins, so one look at the clock per turn is enough.
         let mut last: Option<(Instant, bool)> = None;
+        let mut spin = Duration::ZERO;
         while !local.shared.stop.load(Ordering::Relaxed) {
             let turn = self.turn();
             let began = local.now.get();
@@ -154,7 +156,7 @@ impl Reactor {
             last = Some((began, busy));
             if busy {
                 self.last_busy = began;
-            } else if let Polling::Adaptive { spin } = self.polling
+            } else if let Polling::Adaptive { spin: limit } = self.polling
                 && began - self.last_busy >= spin
                 && local.shared.may_sleep()
             {
@@ -163,13 +165,16 @@ impl Reactor {
                 local.shared.awake();
                 // The idle turn before it is a part of the rest.
                 stats.turn(false, 0);
-                stats.slept(nanos(began, local.driver.borrow().now()));
+                let slept = local.driver.borrow().now() - began;
+                stats.slept(slept);
+                spin = next_spin(spin, limit, slept);
                 last = None;
             }
             if stats.wants_sizes() {
                 stats.holds(local.pollers.borrow().live(), local.tasks.borrow().len());
             }
         }
+        local.shared.stop.store(false, Ordering::Relaxed);
     }
 
     fn take_messages(&self) -> Progress {
@@ -185,6 +190,20 @@ impl Reactor {
             self.local.shared.stats.took_messages(taken as u64);
         }
         Progress::busy_if(taken > 0)
+    }
+}
+
+/// First while of looking after a short sleep.
+const SPIN_FIRST: Duration = Duration::from_micros(10);
+
+/// How long to look for work before the next sleep, after one of this length: had the reactor looked for `limit`, it would
+/// have saved a short sleep but not a long one.
+fn next_spin(spin: Duration, limit: Duration, slept: Duration) -> Duration {
+    if slept < limit {
+        (spin * 2).max(SPIN_FIRST).min(limit)
+    } else {
+        let half = spin / 2;
+        if half < SPIN_FIRST { Duration::ZERO } else { half }
     }
 }
 
@@ -209,9 +228,7 @@ impl Drop for Reactor {
         self.local.shared.ended.store(true, Ordering::SeqCst);
         drop_all(&self.local.tasks);
         drop_pollers(&self.local.pollers);
-        while let Some(message) = self.local.shared.ring.pop() {
-            drop(message);
-        }
+        self.local.shared.drop_messages();
         drop_all(&self.local.tasks);
     }
 }
@@ -219,5 +236,23 @@ impl Drop for Reactor {
 impl fmt::Debug for Reactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reactor").field("polling", &self.polling).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_grows_with_short_sleeps_and_ends_with_long_ones() {
+        let limit = Duration::from_micros(50);
+        let mut spin = Duration::ZERO;
+        let mut seen = Vec::new();
+        for slept in [1, 1, 1, 1, 49, 50, 1000, 1000, 3] {
+            spin = next_spin(spin, limit, Duration::from_micros(slept));
+            seen.push(spin.as_micros());
+        }
+        assert_eq!(seen, [10, 20, 40, 50, 50, 25, 12, 0, 10]);
+        assert_eq!(next_spin(Duration::ZERO, Duration::ZERO, Duration::ZERO), Duration::ZERO);
     }
 }

@@ -53,6 +53,13 @@ impl Shared {
         }
     }
 
+    /// Drops what waits in the ring.
+    pub(crate) fn drop_messages(&self) {
+        while let Some(message) = self.ring.pop() {
+            drop(message);
+        }
+    }
+
     /// Wakes the reactor if it sleeps. Call after the work is visible.
     pub(crate) fn wake(&self) {
         fence(Ordering::SeqCst);
@@ -119,6 +126,11 @@ impl Remote {
             return Err(PostError::Ended);
         }
         self.shared.ring.push(Box::new(work)).map_err(|_| PostError::Full)?;
+        if self.shared.ended.load(Ordering::SeqCst) {
+            // It ended meanwhile and may not have seen the message: whoever waits for it must learn that it is dropped.
+            self.shared.drop_messages();
+            return Err(PostError::Ended);
+        }
         self.shared.wake();
         Ok(())
     }

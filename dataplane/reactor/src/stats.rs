@@ -1,4 +1,5 @@
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Turns between two counts of pollers and tasks.
 const SIZES_PERIOD: u64 = 256;
@@ -63,9 +64,9 @@ impl ReactorStats {
         self.turns.load(Ordering::Relaxed).is_multiple_of(SIZES_PERIOD)
     }
 
-    pub(crate) fn slept(&self, ns: u64) {
+    pub(crate) fn slept(&self, duration: Duration) {
         add(&self.sleeps, 1);
-        add(&self.idle_ns, ns);
+        add(&self.idle_ns, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn woken(&self) {
