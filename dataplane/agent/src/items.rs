@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use basalt_clock::Instant;
-use basalt_lvol::Pool;
 use basalt_lvol::id::{Generation, Revision, VolumeId};
+use basalt_lvol::{Pool, PoolHealth, ReadOnlyReason};
 
 use crate::desired::{DesiredNode, DesiredVolume};
 use crate::report::{DiskReport, Problem};
@@ -83,6 +83,11 @@ pub(crate) struct Due {
     pub(crate) next_try: Option<Instant>,
 }
 
+/// A write of its metadata failed; it takes no change until one succeeds.
+pub(crate) fn needs_resumption(pool: &Pool) -> bool {
+    matches!(pool.health(), PoolHealth::ReadOnly(ReadOnlyReason::MetadataWriteFailed(_)))
+}
+
 impl Items {
     /// Marks as busy, and gives, what is to be done now.
     pub(crate) fn take_due(&mut self, desired: &DesiredNode, now: Instant, room: usize) -> Due {
@@ -126,7 +131,7 @@ impl Items {
             }
         }
         for pool in &desired.pools {
-            if self.pool(&pool.name).is_none() {
+            if self.pool(&pool.name).is_none_or(needs_resumption) {
                 keys.push(Key::Pool(pool.name.clone()));
             }
         }

@@ -30,6 +30,10 @@ impl Inner {
             return;
         };
         let key = Key::Pool(name.to_owned());
+        let open = self.items.borrow().pool(name).cloned();
+        if let Some(pool) = open {
+            return self.resume_pool(key, &pool).await;
+        }
         let (devices, mut reports) = self.open_disks(wanted).await;
         let missing = reports.iter().find_map(|report| report.problem.clone());
         let opened = match (&missing, wanted.id) {
@@ -58,6 +62,20 @@ impl Inner {
             }
         }
         self.items.borrow_mut().pools.entry(name.to_owned()).or_default().disks = reports;
+    }
+
+    /// Makes a pool take changes again after a write of its metadata failed. Its volumes are served all the time.
+    async fn resume_pool(&self, key: Key, pool: &Pool) {
+        match pool.resume().await {
+            Ok(()) => {
+                mark!("agent-pool-resumed");
+                let mut items = self.items.borrow_mut();
+                items.succeeded(&key);
+                // What failed for want of the pool is tried at once.
+                items.retry_now();
+            }
+            Err(reason) => self.failed(key, Problem::new(Reason::IoError, reason)),
+        }
     }
 
     async fn open_disks(&self, wanted: &DesiredPool) -> (Vec<PoolDisk>, Vec<DiskReport>) {

@@ -16,7 +16,8 @@ use basalt_agent::{
     DiskHealth, DiskOpener, Export, ExportError, Exporter, LocalFuture, NodeReport, PoolHealth, Ports,
     Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone, VolumeHealth,
 };
-use basalt_bdev::BlockDevice;
+use basalt_bdev::{BlockDevice, IoError, Lba};
+use basalt_device_mem::{Fault, FaultyDevice, OperationKind};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
 use basalt_reactor::{DiskError, Handle, SocketError};
 use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
@@ -467,6 +468,34 @@ fn a_hundred_volumes_at_once() {
         agent.apply(DesiredNode { tombstones, ..desired(2) }).await.unwrap();
         let report = settled(&handle, &agent).await;
         assert_eq!((report.deleted.len(), report.pools[0].used), (100, 0));
+    });
+}
+
+#[test]
+fn a_pool_whose_disk_was_full_goes_on_by_itself() {
+    run(12, |handle| async move {
+        let faulty = FaultyDevice::new(ram(64 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let node = Rc::new(Node::default());
+        node.disks.borrow_mut().insert("/disk".into(), Ok(Arc::new(faulty)));
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        faults.inject(Fault {
+            range: Lba(0)..Lba(5 * MIB / 512),
+            ..Fault::always(OperationKind::Write, IoError::CapacityExceeded)
+        });
+        let both = vec![wanted(1, MIB), wanted(2, MIB)];
+        agent.apply(DesiredNode { volumes: both, ..desired(2) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(report.pools[0].health, PoolHealth::ReadOnly);
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+        assert_eq!(problem_of(&report.volumes[1].health).reason, Reason::IoError);
+        faults.clear();
+        let online =
+            |report: &NodeReport| report.volumes.iter().all(|volume| volume.health == VolumeHealth::Online);
+        let report = eventually(&handle, &agent, online).await;
+        assert_eq!(report.pools[0].health, PoolHealth::Online);
     });
 }
 
