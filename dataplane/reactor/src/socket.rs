@@ -92,7 +92,6 @@ impl Socket {
     /// out until the token comes, once one has answered `Nothing` (or an error): so thousands of idle sockets cost nothing.
     pub fn watch(&self, list: &ReadyList, token: u64) {
         self.handle.local().watches.borrow_mut().set(self.id, list, token);
-        list.push(token);
     }
 
     /// Tells the peer that nothing more will be sent.

@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
@@ -6,8 +6,17 @@ use std::rc::Rc;
 use crate::driver::SocketId;
 
 /// Tokens of sockets to which something happened; see [`crate::Socket::watch`]. Cheap to clone.
+///
+/// Holds each watched socket's token at most once, so it is never longer than there are watched sockets, apart from what its
+/// user puts in.
 #[derive(Clone, Default)]
-pub struct ReadyList(Rc<RefCell<Vec<u64>>>);
+pub struct ReadyList(Rc<RefCell<Vec<Entry>>>);
+
+struct Entry {
+    token: u64,
+    /// Of the watch that put the token in: true while it is in the list.
+    listed: Option<Rc<Cell<bool>>>,
+}
 
 impl ReadyList {
     /// An empty list.
@@ -16,9 +25,14 @@ impl ReadyList {
         Self::default()
     }
 
-    /// Moves all tokens to the end of `tokens`. A token may be there more than once, and a socket may turn out to have nothing.
+    /// Moves all tokens to the end of `tokens`, oldest first. A socket may turn out to have nothing.
     pub fn take(&self, tokens: &mut Vec<u64>) {
-        tokens.append(&mut self.0.borrow_mut());
+        for Entry { token, listed } in self.0.borrow_mut().drain(..) {
+            if let Some(listed) = listed {
+                listed.set(false);
+            }
+            tokens.push(token);
+        }
     }
 
     /// True if there is no token.
@@ -27,12 +41,9 @@ impl ReadyList {
         self.0.borrow().is_empty()
     }
 
-    /// Adds a token: also for what its user wants to look at again.
+    /// Adds a token: for what its user wants to look at again.
     pub fn push(&self, token: u64) {
-        let mut tokens = self.0.borrow_mut();
-        if tokens.last() != Some(&token) {
-            tokens.push(token);
-        }
+        self.0.borrow_mut().push(Entry { token, listed: None });
     }
 }
 
@@ -42,13 +53,31 @@ impl fmt::Debug for ReadyList {
     }
 }
 
+struct Watch {
+    list: ReadyList,
+    token: u64,
+    listed: Rc<Cell<bool>>,
+}
+
+impl Watch {
+    fn ready(&self) {
+        if !self.listed.replace(true) {
+            let entry = Entry { token: self.token, listed: Some(Rc::clone(&self.listed)) };
+            self.list.0.borrow_mut().push(entry);
+        }
+    }
+}
+
 /// Who wants to know of which socket.
 #[derive(Default)]
-pub(crate) struct Watches(BTreeMap<SocketId, (ReadyList, u64)>);
+pub(crate) struct Watches(BTreeMap<SocketId, Watch>);
 
 impl Watches {
+    /// Sets a watch, which counts as ready once at once.
     pub(crate) fn set(&mut self, socket: SocketId, list: &ReadyList, token: u64) {
-        self.0.insert(socket, (list.clone(), token));
+        let watch = Watch { list: list.clone(), token, listed: Rc::default() };
+        watch.ready();
+        self.0.insert(socket, watch);
     }
 
     pub(crate) fn clear(&mut self, socket: SocketId) {
@@ -58,8 +87,8 @@ impl Watches {
     /// Puts the tokens of these sockets into their lists.
     pub(crate) fn deliver(&self, ready: &mut Vec<SocketId>) {
         for socket in ready.drain(..) {
-            if let Some((list, token)) = self.0.get(&socket) {
-                list.push(*token);
+            if let Some(watch) = self.0.get(&socket) {
+                watch.ready();
             }
         }
     }
