@@ -8,7 +8,7 @@ use std::{
 };
 
 use basalt_core::{Role, Status};
-use basalt_model::{Placement, PoolHealth, State, VolumeState};
+use basalt_model::{Placement, PoolHealth, State, Volume, VolumeState};
 use basalt_telemetry::{Collector, Exposition};
 
 use crate::driver::Driver;
@@ -126,15 +126,20 @@ fn volumes(exposition: &mut Exposition, state: &State) {
         family.sample(&[("phase", phase)], count.into());
     }
     let mut online = exposition.family("basalt_volume_online", "1 if the volume is served");
-    for volume in state.volumes().values() {
+    for volume in state.volumes().values().filter(|volume| is_for_hosts(volume)) {
         let labels = [("volume", volume.name.as_str()), ("node", volume.placement.node.as_str())];
         online.sample(&labels, if volume.state == VolumeState::Online { 1.0 } else { 0.0 });
     }
     let mut size = exposition.family("basalt_volume_size_bytes", "Size of the volume that hosts see");
-    for volume in state.volumes().values() {
+    for volume in state.volumes().values().filter(|volume| is_for_hosts(volume)) {
         let labels = [("volume", volume.name.as_str()), ("node", volume.placement.node.as_str())];
         size.sample(&labels, float(volume.size.0));
     }
+}
+
+/// What was put aside or is going is rightly not served: an alert must not take it for a fault.
+fn is_for_hosts(volume: &Volume) -> bool {
+    !matches!(volume.state, VolumeState::Released | VolumeState::Deleting)
 }
 
 /// Index of the phase in the list of names.

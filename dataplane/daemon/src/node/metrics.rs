@@ -41,6 +41,12 @@ pub(crate) async fn keep(
     }
 }
 
+/// Says which node this process is: dashboards join it to the metrics that have no such label.
+pub(crate) fn name_node(node: &str) {
+    describe_gauge!("basalt_daemon_node_info", "Always 1; the label says which node this is");
+    gauge!("basalt_daemon_node_info", "node" => node.to_owned()).set(1);
+}
+
 fn describe() {
     describe_counter!("basalt_reactor_busy_seconds_total", "Time in turns that did something");
     describe_counter!(

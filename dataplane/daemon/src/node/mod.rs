@@ -45,6 +45,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION"),
     };
     let exporter = Exporter::start(&exporter_config, readiness.clone())?;
+    metrics::name_node(&config.node);
     tracing::info!(node = config.node, metrics = %exporter.address(), "basaltd starts");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(MANAGEMENT_THREADS)
