@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use basalt_plan::IntentBody;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::control_plane::ControlPlaneError;
@@ -28,8 +29,14 @@ pub fn describe() {
             counter!("basalt_operator_reconciles_total", "kind" => kind, "result" => result).increment(0);
         }
     }
+    for verb in IntentBody::VERBS {
+        for result in ["ok", "rejected", "unavailable"] {
+            counter!("basalt_operator_intents_total", "verb" => verb, "result" => result).increment(0);
+        }
+    }
     counter!("basalt_operator_events_lost_total").increment(0);
     leader(false);
+    waiting(0);
 }
 
 pub(crate) fn reconciled(kind: &'static str, ok: bool, took: Duration) {

@@ -63,6 +63,10 @@ pub enum IntentBody {
 }
 
 impl IntentBody {
+    /// All words of [`IntentBody::verb`].
+    pub const VERBS: [&str; 6] =
+        ["put_node", "delete_node", "create_volume", "update_volume", "delete_volume", "release_volume"];
+
     /// A bounded word for logs and metrics.
     #[must_use]
     pub const fn verb(&self) -> &'static str {
