@@ -1,5 +1,7 @@
 //! Members in a small deterministic world: what a cluster must do, and what it must survive.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod world;
 
 use basalt_clock::{Random, SeededRandom};
@@ -539,34 +541,4 @@ fn files_stay_few() {
     let files = world.disks[&1].list().unwrap();
     assert!(files.iter().filter(|name| name.starts_with("snapshot-")).count() == 2, "{files:?}");
     assert!(files.len() < 15, "{files:?}");
-}
-
-/// Each planted bug must be noticed by one of these runs. Needs `--cfg basalt_planted`.
-#[cfg(basalt_planted)]
-#[test]
-fn planted_bugs_are_noticed() {
-    let bugs = [
-        "log-not-synced",
-        "vote-not-persisted",
-        "stale-read",
-        "reply-before-commit",
-        "snapshot-chunk-lost",
-        "snapshot-index-too-high",
-        "torn-tail-accepted",
-    ];
-    std::panic::set_hook(Box::new(|_| {}));
-    let mut missed = Vec::new();
-    for bug in bugs {
-        let found = (0..400).find(|seed| {
-            basalt_clock::fault::plant(Some(bug));
-            let run = std::panic::catch_unwind(|| chaos(*seed, 3));
-            basalt_clock::fault::plant(None);
-            run.is_err()
-        });
-        match found {
-            Some(seed) => eprintln!("{bug}: noticed by seed {seed}"),
-            None => missed.push(bug),
-        }
-    }
-    assert!(missed.is_empty(), "not noticed: {missed:?}");
 }

@@ -1,5 +1,7 @@
 //! Applying commands: laws that hold for any sequence, and the cases that matter by name.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use basalt_model::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};

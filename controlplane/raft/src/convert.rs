@@ -47,13 +47,14 @@ pub(crate) fn membership_from_raft(state: &ConfState) -> Membership {
 }
 
 pub(crate) fn membership_to_raft(membership: &Membership) -> ConfState {
-    let mut state = ConfState::default();
-    state.voters = membership.voters.clone();
-    state.learners = membership.learners.clone();
-    state.voters_outgoing = membership.voters_outgoing.clone();
-    state.learners_next = membership.learners_next.clone();
-    state.auto_leave = membership.auto_leave;
-    state
+    ConfState {
+        voters: membership.voters.clone(),
+        learners: membership.learners.clone(),
+        voters_outgoing: membership.voters_outgoing.clone(),
+        learners_next: membership.learners_next.clone(),
+        auto_leave: membership.auto_leave,
+        ..ConfState::default()
+    }
 }
 
 /// The message's kind; `None` for kinds that never leave a member or travel otherwise.

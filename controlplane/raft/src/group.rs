@@ -75,8 +75,7 @@ impl MembershipChange {
             .steps
             .iter()
             .map(|(member, role)| {
-                let mut single = ConfChangeSingle::default();
-                single.node_id = member.get();
+                let mut single = ConfChangeSingle { node_id: member.get(), ..ConfChangeSingle::default() };
                 single.set_change_type(match role {
                     RoleChange::Voter => ConfChangeType::AddNode,
                     RoleChange::Learner => ConfChangeType::AddLearnerNode,
@@ -530,7 +529,6 @@ impl<D: Disk> Group<D> {
     /// Whether a change of membership is proposed and not applied.
     pub fn membership_changing(&self) -> bool {
         self.node.raft.has_pending_conf()
-            || self.node.raft.prs().conf().to_conf_state().voters_outgoing.len() > 0
     }
 
     /// How far the members are, by id; meaningful on the leader.

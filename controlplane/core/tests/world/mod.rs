@@ -1,5 +1,6 @@
 //! A small deterministic world: members on disks in memory, a network that delays and drops, clients and daemons by hand.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test world: a failure here is a failed test")]
 
 use basalt_clock::{Instant, Random, SeededRandom};
 use basalt_core::*;
@@ -116,7 +117,7 @@ impl World {
     }
 
     pub fn step(&mut self) {
-        self.now = self.now + Duration::from_millis(10);
+        self.now += Duration::from_millis(10);
         let due: Vec<_> = self.network.range(..(self.now, 0)).map(|(key, _)| *key).collect();
         for key in due {
             let message = self.network.remove(&key).unwrap();

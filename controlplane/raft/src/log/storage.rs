@@ -15,11 +15,7 @@ impl<D: Disk> Log<D> {
 
 impl From<record::HardState> for HardState {
     fn from(state: record::HardState) -> Self {
-        let mut hard = HardState::default();
-        hard.term = state.term;
-        hard.vote = state.vote;
-        hard.commit = state.commit;
-        hard
+        HardState { term: state.term, vote: state.vote, commit: state.commit, ..HardState::default() }
     }
 }
 

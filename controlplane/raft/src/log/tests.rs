@@ -16,19 +16,11 @@ fn open(disk: &MemoryDisk) -> Result<Log<MemoryDisk>, LogError> {
 }
 
 fn entry(index: u64, term: u64, size: usize) -> Entry {
-    let mut entry = Entry::default();
-    entry.index = index;
-    entry.term = term;
-    entry.data = vec![b'x'; size].into();
-    entry
+    Entry { index, term, data: vec![b'x'; size].into(), ..Entry::default() }
 }
 
 fn hard(term: u64, vote: u64, commit: u64) -> eraftpb::HardState {
-    let mut hard = eraftpb::HardState::default();
-    hard.term = term;
-    hard.vote = vote;
-    hard.commit = commit;
-    hard
+    eraftpb::HardState { term, vote, commit, ..eraftpb::HardState::default() }
 }
 
 /// What a log holds: terms by index, and the hard state.

@@ -1,0 +1,322 @@
+//! What clients ask of a member, and what they are answered.
+
+use basalt_model::{
+    ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, Receipt, Refusal,
+    RequestId, Revision, Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What clients ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientRequest {
+    /// A change; only the leader takes it.
+    Mutate {
+        /// The client's key: the same request sent twice is done once.
+        id: RequestId,
+        /// The change.
+        mutation: Mutation,
+    },
+    /// A linearizable read; every member answers.
+    Read(Read),
+    /// Begins a watch: the reply has what happened since `from`, and [`Outputs::events`](super::Outputs::events) goes on from there.
+    Watch {
+        /// The last revision that the watcher has seen; `None` begins now.
+        from: Option<Revision>,
+    },
+    /// Makes another voter the leader; only the leader takes it.
+    TransferLeader {
+        /// The voter; `None` chooses the one that is furthest.
+        to: Option<MemberId>,
+    },
+}
+
+/// The changes that clients ask for. Identifiers, times and placements are added by the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mutation {
+    /// Creates a node or changes what is asked of it.
+    PutNode {
+        /// Its name.
+        name: NodeName,
+        /// The object that stands for it.
+        uid: Option<ObjectUid>,
+        /// What is asked.
+        spec: NodeSpec,
+    },
+    /// Removes a node that holds no volume.
+    DeleteNode {
+        /// Its name.
+        name: NodeName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
+    /// Lets the next daemon that connects under this name be the node.
+    UnbindNode {
+        /// The node.
+        name: NodeName,
+    },
+    /// Creates a volume, or adopts a released one.
+    CreateVolume {
+        /// Its name.
+        name: VolumeName,
+        /// The object that stands for it.
+        uid: Option<ObjectUid>,
+        /// The released volume to adopt.
+        adopt: Option<VolumeId>,
+        /// What is asked.
+        spec: VolumeSpec,
+    },
+    /// Changes a volume.
+    UpdateVolume {
+        /// Its name.
+        name: VolumeName,
+        /// The object that stands for it; must match.
+        uid: Option<ObjectUid>,
+        /// The change.
+        change: VolumeChange,
+    },
+    /// Deletes a volume and its data.
+    DeleteVolume {
+        /// Its name.
+        name: VolumeName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
+    /// Puts a volume aside.
+    ReleaseVolume {
+        /// Its name.
+        name: VolumeName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
+    /// Lets a member take part as soon as it announces itself: first as a learner, then as a voter.
+    AddMember {
+        /// Its id; never used before.
+        id: MemberId,
+        /// Where the other members reach it.
+        peer_address: String,
+        /// Where clients and daemons reach it.
+        api_address: String,
+    },
+    /// Takes a member out for good.
+    RemoveMember {
+        /// Its id.
+        id: MemberId,
+    },
+    /// Takes one member out and another in, in one step of joint consensus once the new one has caught up.
+    ReplaceMember {
+        /// The member that goes.
+        old: MemberId,
+        /// The member that comes; its id was never used before.
+        new: MemberId,
+        /// Where the other members reach it.
+        peer_address: String,
+        /// Where clients and daemons reach it.
+        api_address: String,
+    },
+    /// Raises the feature level.
+    SetFeatureLevel {
+        /// The new level.
+        level: FeatureLevel,
+    },
+}
+
+/// What clients read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// One node.
+    Node(NodeName),
+    /// Nodes by name.
+    Nodes(Page),
+    /// One volume by name.
+    Volume(VolumeName),
+    /// One volume by id.
+    VolumeById(VolumeId),
+    /// Volumes by name, then id.
+    Volumes(Page),
+    /// The cluster and its members.
+    Cluster,
+}
+
+/// Which part of a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The token that ended the page before; `None` begins.
+    pub after: Option<String>,
+    /// The most entries; 0 leaves it to the member. Bounded by [`Limits::page`](super::Limits::page).
+    pub limit: usize,
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadResult {
+    /// One node, or that there is none.
+    Node(Option<Arc<Node>>),
+    /// A page of nodes.
+    Nodes {
+        /// The nodes.
+        items: Vec<Arc<Node>>,
+        /// Where to go on; `None` at the end.
+        next: Option<String>,
+    },
+    /// One volume, or that there is none.
+    Volume(Option<Arc<Volume>>),
+    /// A page of volumes.
+    Volumes {
+        /// The volumes.
+        items: Vec<Arc<Volume>>,
+        /// Where to go on; `None` at the end.
+        next: Option<String>,
+    },
+    /// The cluster.
+    Cluster(ClusterView),
+}
+
+/// The cluster and its members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterView {
+    /// Its identity; `None` before the bootstrap.
+    pub cluster: Option<ClusterId>,
+    /// How often it was recovered, plus one.
+    pub incarnation: Incarnation,
+    /// The committed feature level.
+    pub level: FeatureLevel,
+    /// The raft term.
+    pub term: u64,
+    /// The leader, when this member knows one.
+    pub leader: Option<MemberId>,
+    /// The members.
+    pub members: Vec<MemberView>,
+    /// Nodes.
+    pub nodes: usize,
+    /// Volumes.
+    pub volumes: usize,
+}
+
+/// A member as the answering member sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberView {
+    /// Who it is and where it is reached.
+    pub member: basalt_model::Member,
+    /// What it is in the group.
+    pub role: MemberRole,
+    /// The last log entry that it is known to hold; only the leader knows.
+    pub matched: Option<u64>,
+    /// How many entries it is behind; only the leader knows.
+    pub lag: Option<u64>,
+    /// Whether the leader heard of it lately; only the leader knows.
+    pub active: Option<bool>,
+}
+
+/// What a member is in the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberRole {
+    /// Leads.
+    Leader,
+    /// Votes.
+    Voter,
+    /// Receives the log and does not vote.
+    Learner,
+    /// Known and not in the group: it has not announced itself yet.
+    Waiting,
+}
+
+/// An answer to a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// A change was committed.
+    Done {
+        /// When it took effect.
+        revision: Revision,
+        /// What it did.
+        receipt: Receipt,
+    },
+    /// What was read, at this revision.
+    Read {
+        /// The revision of the state.
+        revision: Revision,
+        /// The result.
+        result: ReadResult,
+    },
+    /// A watch began. Later events have revisions above `revision`.
+    Watching {
+        /// The last revision that `backlog` covers.
+        revision: Revision,
+        /// What happened since the revision that was asked for.
+        backlog: Vec<Event>,
+    },
+    /// The leadership is being transferred.
+    Transferring {
+        /// To this member.
+        to: MemberId,
+    },
+    /// It did not work.
+    Failed(RequestError),
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Another member leads. Nothing was done; send it there.
+    #[error("this member does not lead")]
+    NotLeader {
+        /// The leader, when one is known.
+        leader: Option<MemberId>,
+    },
+    /// Too much is going on. Nothing was done; try again later.
+    #[error("the member has too many requests in progress")]
+    Overloaded,
+    /// The leadership changed in the middle: it may or may not be done. Send it again with the same request id.
+    #[error("the leadership changed; whether the request was done is not known")]
+    Uncertain,
+    /// No majority answered in time. It may or may not be done. Send it again with the same request id.
+    #[error("no majority answered in time")]
+    TimedOut,
+    /// The state does not allow it. Nothing was done.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The history does not reach back so far: list again, then watch from the list's revision.
+    #[error("the history begins at revision {oldest}; list again")]
+    TooOld {
+        /// The first revision from which a watch can go on.
+        oldest: Revision,
+    },
+    /// The member to transfer to is no voter.
+    #[error("the member is not a voter that can lead")]
+    NoSuchVoter,
+    /// The member has stopped.
+    #[error("the member has stopped")]
+    Stopped,
+}
+
+/// Something that happened, in order of revisions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub revision: Revision,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventKind {
+    /// A node was created or changed.
+    Node(Arc<Node>),
+    /// A node was removed.
+    NodeRemoved(NodeName),
+    /// A volume was created or changed.
+    Volume(Arc<Volume>),
+    /// A volume is gone.
+    VolumeRemoved {
+        /// Its identity.
+        id: VolumeId,
+        /// Its name.
+        name: VolumeName,
+    },
+    /// The cluster's identity, feature level or members changed.
+    Cluster,
+    /// The history has a gap (a snapshot was installed): every watcher must list again.
+    Resync,
+}
