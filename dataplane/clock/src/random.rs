@@ -106,8 +106,8 @@ mod tests {
     #[test]
     fn same_seed_same_sequence_and_forks_differ() {
         let (mut a, mut b) = (SeededRandom::new(7), SeededRandom::new(7));
-        let mut fork = a.fork();
-        b.fork();
+        let (mut fork, mut same) = (a.fork(), b.fork());
+        assert_eq!(fork.next_u64(), same.next_u64());
         assert_eq!(a.next_u64(), b.next_u64());
         assert_ne!(a.next_u64(), fork.next_u64());
     }
