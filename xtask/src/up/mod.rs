@@ -26,6 +26,9 @@ use processes::{CLUSTER, Cluster};
 use state::{Ports, State};
 use supervisor::{Plan, Process};
 
+/// kubectl-basalt ends so when it would have to overwrite data.
+const HOLDS_DATA: i32 = 3;
+
 /// Options of `up`.
 #[derive(clap::Args)]
 pub(crate) struct UpArguments {
@@ -101,7 +104,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     for volume in &volumes {
         verify(&state, &programs, volume, progress)?;
     }
-    progress.say("every volume is online and holds what was written to it");
+    progress.say("every volume is online, and hosts reach it");
     explain(&state, &programs, &cluster, &kubectl);
     println!("KUBECONFIG={}", kubeconfig.display());
     for volume in &volumes {
@@ -202,11 +205,9 @@ fn issue_certificates(state: &State, programs: &Programs, identities: &[String])
 
 /// The client's configuration, and what Prometheus should scrape.
 fn write_files(state: &State, cluster: &Cluster<'_>) -> Result<()> {
-    let targets: Vec<serde_json::Value> = cluster
-        .metrics()
-        .into_iter()
-        .map(|target| serde_json::json!({"targets": [target.address], "labels": {"process": target.process}}))
-        .collect();
+    // No labels: each process says itself what it is.
+    let targets: Vec<String> = cluster.metrics().into_iter().map(|target| target.address).collect();
+    let targets = serde_json::json!([{"targets": targets}]);
     let files = [
         (state.client_config(), cluster.client_config()),
         (state.metrics_targets(), serde_json::to_string_pretty(&targets)?),
@@ -247,6 +248,10 @@ fn verify(state: &State, programs: &Programs, volume: &Volume, progress: Progres
         .stdin(Stdio::null())
         .output()
         .context("cannot run kubectl-basalt")?;
+    if output.status.code() == Some(HOLDS_DATA) {
+        progress.say(&format!("volume {name} holds data of yours: nothing is written to it"));
+        return Ok(());
+    }
     if !output.status.success() {
         bail!(
             "volume {name} does not hold what was written to it: {}",
