@@ -11,7 +11,7 @@
 //! * after a crash every durable candidate is possible; what is then read has been on the medium and stays;
 //! * two reads with nothing between them agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A position in the one order of everything that hosts and the world did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,12 +95,13 @@ impl Block {
         Self { writes: vec![zeroes] }
     }
 
-    /// Forgets writes that can neither be seen now nor after a crash.
-    fn prune(&mut self) {
+    /// Forgets writes that can neither be seen now, nor by a read that was issued since `oldest_read`, nor after a crash.
+    fn prune(&mut self, oldest_read: Moment) {
         let durable: Vec<Moment> = self
             .writes
             .iter()
             .filter(|write| write.durable && !write.perhaps_lost && write.effect != Effect::PerhapsZeroes)
+            .filter(|write| write.settled < oldest_read)
             .map(|write| write.issued)
             .collect();
         self.writes.retain(|write| durable.iter().all(|issued| write.settled >= *issued));
@@ -133,6 +134,7 @@ pub struct Blocks {
     writes: u64,
     blocks: BTreeMap<u64, Block>,
     open: BTreeMap<WriteId, (u64, u64)>,
+    reads: BTreeSet<Moment>,
     crashed: Moment,
     volatile_cache: bool,
 }
@@ -145,6 +147,7 @@ impl Blocks {
             writes: 0,
             blocks: BTreeMap::new(),
             open: BTreeMap::new(),
+            reads: BTreeSet::new(),
             crashed: Moment(0),
             volatile_cache,
         }
@@ -178,12 +181,29 @@ impl Blocks {
         id
     }
 
+    fn oldest_read(&self) -> Moment {
+        self.reads.first().copied().unwrap_or(Moment::NEVER)
+    }
+
+    /// A read was issued.
+    pub fn read_issued(&mut self) -> Moment {
+        let issued = self.now();
+        self.reads.insert(issued);
+        issued
+    }
+
+    /// A read that was issued at `issued` has ended.
+    pub fn read_ended(&mut self, issued: Moment) {
+        self.reads.remove(&issued);
+    }
+
     fn each(&mut self, id: WriteId, mut change: impl FnMut(&mut Write)) {
+        let oldest_read = self.oldest_read();
         let Some((first, count)) = self.open.remove(&id) else { return };
         for block in first..first + count {
             let Some(block) = self.blocks.get_mut(&block) else { continue };
             block.writes.iter_mut().filter(|write| write.id == id).for_each(&mut change);
-            block.prune();
+            block.prune(oldest_read);
         }
     }
 
@@ -204,35 +224,42 @@ impl Blocks {
         self.each(id, |write| write.settled = now);
     }
 
+    /// Nobody waits for the writes that are open any more; they may still have their effect until they are given up.
+    pub fn abandoned(&mut self) -> Vec<WriteId> {
+        self.reads.clear();
+        self.open.keys().copied().collect()
+    }
+
     /// A flush that was issued at `issued` was acknowledged.
     pub fn flush_acknowledged(&mut self, issued: Moment) {
         self.now();
+        let oldest_read = self.oldest_read();
         for block in self.blocks.values_mut() {
             for write in &mut block.writes {
                 if write.acknowledged && write.settled < issued && !write.perhaps_lost {
                     write.durable = true;
                 }
             }
-            block.prune();
+            block.prune(oldest_read);
         }
     }
 
     /// The target's processes ended, and its disks kept what they had completed: writes that are still open had their effect or
     /// never will.
     pub fn killed(&mut self) {
-        let now = self.now();
+        let (now, oldest_read) = (self.now(), self.oldest_read());
         self.open.clear();
         for block in self.blocks.values_mut() {
             for write in &mut block.writes {
                 write.settled = write.settled.min(now);
             }
-            block.prune();
+            block.prune(oldest_read);
         }
     }
 
     /// The target lost everything that was not on its medium; writes that are still open will not have an effect any more.
     pub fn crashed(&mut self) {
-        let now = self.now();
+        let (now, oldest_read) = (self.now(), self.oldest_read());
         self.crashed = now;
         self.open.clear();
         for block in self.blocks.values_mut() {
@@ -241,7 +268,7 @@ impl Blocks {
                 write.perhaps_lost |= !write.durable;
                 write.hidden = false;
             }
-            block.prune();
+            block.prune(oldest_read);
         }
     }
 
@@ -341,10 +368,14 @@ mod tests {
     fn a_read_that_began_before_the_acknowledgement_may_see_the_old_content() {
         let mut blocks = Blocks::new(true);
         write(&mut blocks, A, false);
-        let open = blocks.write_issued(5, 1, Effect::Content(B));
-        let issued = blocks.now();
-        blocks.write_acknowledged(open, false);
-        assert!(blocks.read(issued, 5, A).is_ok());
+        for fua in [false, true] {
+            let open = blocks.write_issued(5, 1, Effect::Content(B));
+            let issued = blocks.read_issued();
+            blocks.write_acknowledged(open, fua);
+            assert!(blocks.read(issued, 5, A).is_ok(), "FUA {fua}");
+            blocks.read_ended(issued);
+            write(&mut blocks, A, false);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod watcher;
 pub mod world;
 
 pub use admin::{member_id, node_name};
-pub use client::{pool_name, volume_name};
+pub use client::{pool_name, uid, volume_name};
 pub use daemon::{Daemon, NodeBody};
 pub use world::{Event, World};
 
@@ -78,7 +78,12 @@ pub fn run(seed: Seed) -> Result<Tally, Violation> {
     };
     let bodies = (0..3).map(|number| stand_in(number, random.fork())).collect();
     let mut world = build(shape, bodies, &mut random);
-    world.put_nodes();
+    let specs = (0..world.daemons.len()).map(|number| {
+        let port = 4420 + u16::try_from(number).unwrap_or(0);
+        client::node_spec(&pool_name(), port, 0)
+    });
+    let specs = specs.collect();
+    world.put_nodes(specs);
     begin(&mut world);
     turmoil(&mut world, OPERATIONS, FAULTS)?;
     calm(&mut world)?;
@@ -123,6 +128,7 @@ pub fn build(shape: Shape, bodies: Vec<Box<dyn NodeBody>>, random: &mut SeededRa
         oracle: Oracle::new(random.fork()),
         tally: Tally::default(),
         faulty: false,
+        majorities_to_lose: u32::try_from(random.below(3)).unwrap_or(0),
         tick: timing.tick,
         attempts: 0,
         sessions: 0,
@@ -144,16 +150,22 @@ pub fn begin(world: &mut World) {
     }
 }
 
-/// Lets clients work and faults strike until there were enough of both.
-fn turmoil(world: &mut World, operations: u64, faults: u64) -> Result<(), Violation> {
+/// From now on faults strike.
+pub fn faults_begin(world: &mut World) {
     world.faulty = true;
-    world.budget = operations;
     if world.random.chance(7, 8) {
         let weather = Weather::bad(&mut world.random);
         event!("weather {weather:?}");
         world.network.set_weather(weather);
     }
     world.scheduler.after(Duration::from_millis(500), Event::Fault);
+    wake_clients(world);
+}
+
+/// Lets clients work and faults strike until there were enough of both.
+fn turmoil(world: &mut World, operations: u64, faults: u64) -> Result<(), Violation> {
+    world.budget = operations;
+    faults_begin(world);
     let end = world.now() + TURMOIL_MAX;
     while (world.budget > 0 || world.tally.faults_total() < faults) && world.now() < end {
         world.step()?;
@@ -174,10 +186,11 @@ fn wake_clients(world: &mut World) {
     }
 }
 
-/// Ends all faults and waits until everybody has an answer and agrees.
-fn calm(world: &mut World) -> Result<(), Violation> {
+/// No more faults strike, and clients read everything once more.
+pub fn faults_end(world: &mut World) {
     event!("no more faults");
     world.faulty = false;
+    world.budget = 0;
     world.network.mend();
     world.network.set_weather(Weather::CALM);
     for process in world.processes.values_mut() {
@@ -188,6 +201,11 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         client.last_reads = keys.clone();
     }
     wake_clients(world);
+}
+
+/// Ends all faults and waits until everybody has an answer and agrees.
+fn calm(world: &mut World) -> Result<(), Violation> {
+    faults_end(world);
     let end = world.now() + RECOVERY_MAX;
     let mut checks = 0_u64;
     while world.now() < end {
@@ -204,7 +222,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
 }
 
 /// What is still under way, if anything is.
-fn unsettled(world: &World) -> Option<String> {
+pub fn unsettled(world: &World) -> Option<String> {
     let Some(leader) = world.leader() else { return Some("nobody leads".to_owned()) };
     if let Some(client) =
         world.clients.iter().find(|client| client.pending.is_some() || !client.last_reads.is_empty())
@@ -244,7 +262,10 @@ fn unsettled(world: &World) -> Option<String> {
 }
 
 /// The checks at the end.
-fn verify(world: &mut World) -> Result<(), Violation> {
+///
+/// # Errors
+/// The first that fails.
+pub fn verify(world: &mut World) -> Result<(), Violation> {
     let Some(leader) = world.leader() else { return Ok(()) };
     let states: Vec<_> = world
         .admin
@@ -263,7 +284,7 @@ fn verify(world: &mut World) -> Result<(), Violation> {
 }
 
 /// What was done.
-fn finish(mut world: World) -> Tally {
+pub fn finish(mut world: World) -> Tally {
     let weather = world.network.tally();
     world.tally.fault("lost message", weather.lost);
     world.tally.fault("repeated message", weather.repeated);

@@ -7,7 +7,9 @@
 pub mod batch;
 pub mod blocks;
 pub mod catalogue;
+pub mod cluster;
 pub mod control;
+pub mod data;
 pub mod drift;
 pub mod history;
 pub mod linearize;

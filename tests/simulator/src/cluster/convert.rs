@@ -132,7 +132,11 @@ fn pool_observed(pool: &agent::PoolReport) -> Option<(PoolName, model::PoolObser
 }
 
 fn volume_observed(node: &NodeName, volume: &agent::VolumeReport) -> model::VolumeObserved {
-    let path = |address: &SocketAddr| PathObserved { node: node.clone(), address: *address, ana: AnaState::Optimized };
+    let path = |address: &SocketAddr| PathObserved {
+        node: node.clone(),
+        address: *address,
+        ana: AnaState::Optimized,
+    };
     let cause = |cause: &agent::Problem| (cause.reason.to_string(), cause.message.clone());
     model::VolumeObserved {
         health: match &volume.health {

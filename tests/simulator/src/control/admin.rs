@@ -1,6 +1,6 @@
 //! Whoever sets nodes up and changes who the members are, one change after the other.
 
-use crate::control::client::{node_spec, pool_name, uid};
+use crate::control::client::uid;
 use crate::control::process::Process;
 use crate::control::requests::Pending;
 use crate::control::world::{Caller, Event, World};
@@ -11,7 +11,7 @@ use basalt_core::{
     ClientRequest, ClusterView, Config, Limits, MemberRole, Mutation, Read, ReadResult, Reply, RequestError,
     Start, Timing,
 };
-use basalt_model::{FeatureLevel, Member, MemberId, NodeName, RequestId};
+use basalt_model::{FeatureLevel, Member, MemberId, NodeName, NodeSpec, RequestId};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -122,13 +122,12 @@ impl Admin {
 
 impl World {
     /// Queues the creation of the nodes.
-    pub fn put_nodes(&mut self) {
-        for number in 0..self.daemons.len() {
-            let port = 4420 + u16::try_from(number).unwrap_or(0);
+    pub fn put_nodes(&mut self, specs: Vec<NodeSpec>) {
+        for (number, spec) in specs.into_iter().enumerate() {
             self.admin.queue.push_back(Mutation::PutNode {
                 name: node_name(number),
                 uid: Some(uid(1)),
-                spec: node_spec(&pool_name(), port, 0),
+                spec,
             });
         }
         self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Admin, 0));
@@ -168,8 +167,12 @@ impl World {
             Mutation::AddMember { id, .. } => (Some(id), None),
             Mutation::RemoveMember { id } => (None, Some(id)),
             Mutation::ReplaceMember { old, new, .. } => (Some(new), Some(old)),
-            again if !done && !matches!(reply, Reply::Failed(RequestError::Refused(_))) => {
-                self.admin.queue.push_front(again);
+            // Nodes come into service after a while: a volume that finds no room yet is asked for again.
+            again if !done => {
+                let refused = matches!(reply, Reply::Failed(RequestError::Refused(_)));
+                if !refused || matches!(again, Mutation::CreateVolume { .. }) {
+                    self.admin.queue.push_front(again);
+                }
                 return;
             }
             _ => return,

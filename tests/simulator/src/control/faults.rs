@@ -6,7 +6,7 @@ use crate::event;
 use crate::network::{Address, Weather};
 use basalt_clock::Random;
 use basalt_core::ClientRequest;
-use basalt_model::MemberId;
+use basalt_model::{MemberId, State};
 use basalt_raft::{CrashStyle, DiskFault};
 use std::time::Duration;
 
@@ -38,6 +38,12 @@ impl World {
             process.running.as_ref().map_or(0, |running| running.member.status().term)
         };
         leaders.max_by_key(term).map(|process| process.id)
+    }
+
+    /// What a running member knows.
+    pub fn state_of(&self, member: MemberId) -> Option<&State> {
+        let running = self.processes.get(&member)?.running.as_ref()?;
+        Some(running.member.state())
     }
 
     /// Somebody to hurt: often the leader.
@@ -72,7 +78,7 @@ impl World {
             18 => self.disk_fault(victim),
             19 => self.all_crash(),
             20..22 => self.change_members(),
-            22 => self.daemon_fault(),
+            _ if self.majorities_to_lose == 0 || self.random.chance(4, 5) => self.daemon_fault(),
             _ => self.majority_is_lost(),
         }
     }

@@ -77,6 +77,8 @@ impl Oracle {
     /// A majority of disks is gone, and with them what was committed and nobody was told about.
     pub fn majority_lost(&mut self) {
         self.deletions_begun.clear();
+        // The survivor does not know the terms of the others; leaders of theirs will never speak again.
+        self.leaders.clear();
     }
 
     /// A volume is being deleted: no more volumes of a name can be than deletions of that name were asked for.
@@ -181,7 +183,8 @@ impl Oracle {
     /// What was acknowledged is in the final state.
     pub fn nothing_lost(&self, state: &State) -> Result<(), Violation> {
         for (request, revision) in &self.acknowledged {
-            if revision.0 + State::REQUEST_WINDOW <= state.revision().0 {
+            let age = (state.revision().0 - revision.0) % State::RECOVERY_JUMP;
+            if age >= State::REQUEST_WINDOW {
                 continue;
             }
             let found = state.request(request).map(|(revision, _, _)| revision);

@@ -20,6 +20,7 @@ impl World {
             running.is_some_and(|running| running.member.status().applied >= told)
         };
         let Some(survivor) = self.admin.voters.iter().copied().find(knows_all) else { return };
+        self.majorities_to_lose -= 1;
         event!("all disks but that of member {survivor} are destroyed");
         self.tally.fault("lost majority", 1);
         let others: Vec<MemberId> = self.processes.keys().copied().filter(|id| *id != survivor).collect();

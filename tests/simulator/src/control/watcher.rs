@@ -30,6 +30,8 @@ enum Stage {
         life: Life,
         /// What was seen when the watch began; the member repeats what it learns late.
         floor: Option<Revision>,
+        /// Where the watch began: earlier events were in its backlog.
+        start: Revision,
         /// The last event of this watch.
         last: Revision,
     },
@@ -46,6 +48,8 @@ pub struct Watcher {
     /// What it knows.
     volumes: BTreeMap<VolumeId, (Revision, Option<Arc<Volume>>)>,
     nodes: BTreeMap<NodeName, (Revision, Option<Arc<Node>>)>,
+    /// A watch whose first answer is on its way: the attempt that it answers, and what followed it on the same stream.
+    coming: Option<(u64, MemberId, Life, Vec<core::Event>)>,
     /// How often it had to list again.
     pub lists: u64,
     /// Events that it has seen.
@@ -60,6 +64,7 @@ impl Default for Watcher {
             since: None,
             volumes: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            coming: None,
             lists: 0,
             events: 0,
         }
@@ -93,6 +98,13 @@ impl Watcher {
     fn take(&mut self, event: &core::Event) -> bool {
         self.events += 1;
         let revision = event.revision;
+        match &event.kind {
+            EventKind::Volume(volume) => {
+                event!("the watcher sees {} {:?} at {revision}", volume.id, volume.state)
+            }
+            EventKind::VolumeRemoved { id, .. } => event!("the watcher sees {id} removed at {revision}"),
+            _ => {}
+        }
         match &event.kind {
             EventKind::Volume(volume) => self.volume(revision, volume.id, Some(Arc::clone(volume))),
             EventKind::VolumeRemoved { id, .. } => self.volume(revision, *id, None),
@@ -152,12 +164,13 @@ impl World {
     }
 
     /// The watcher has its answer.
-    pub(crate) fn watcher_answered(&mut self, pending: &Pending, reply: &Reply) {
+    pub(crate) fn watcher_answered(&mut self, pending: &Pending, reply: &Reply) -> Result<(), Violation> {
         let watcher = &mut self.watcher;
         match reply {
             Reply::Read { revision, result: ReadResult::Volumes { items, next } } => {
                 // Of several pages the oldest revision is the one from which on nothing is missed.
                 watcher.since = Some(watcher.since.map_or(*revision, |since| since.min(*revision)));
+                event!("the watcher lists {} volumes at {revision}", items.len());
                 for volume in items {
                     watcher.volume(*revision, volume.id, Some(Arc::clone(volume)));
                 }
@@ -170,16 +183,7 @@ impl World {
                 }
                 watcher.stage = if next.is_some() { Stage::Nodes(next.clone()) } else { Stage::Asking };
             }
-            Reply::Watching { revision, backlog } => {
-                let life = self.processes.get(&pending.target).map_or(Life(0), |process| process.life);
-                let floor = watcher.since;
-                watcher.stage = Stage::Watching { member: pending.target, life, floor, last: *revision };
-                event!("the watcher watches through member {} from {revision}", pending.target);
-                if !backlog.iter().all(|event| watcher.take(event)) {
-                    watcher.list_again();
-                }
-                watcher.since = watcher.since.max(Some(*revision));
-            }
+            Reply::Watching { revision, backlog } => return self.watch_begins(pending, *revision, backlog),
             Reply::Failed(RequestError::TooOld { oldest }) => {
                 event!("the watcher must list again: the history begins at {oldest}");
                 watcher.list_again();
@@ -187,6 +191,37 @@ impl World {
             other => event!("the watcher is told {other:?}"),
         }
         self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Watcher, 0));
+        Ok(())
+    }
+
+    /// A member answers that a watch begins; its events follow on the same stream.
+    pub(crate) fn watch_is_answered(&mut self, attempt: u64, member: MemberId, life: Life) {
+        self.watcher.coming = Some((attempt, member, life, Vec::new()));
+    }
+
+    fn watch_begins(
+        &mut self,
+        pending: &Pending,
+        revision: Revision,
+        backlog: &[core::Event],
+    ) -> Result<(), Violation> {
+        let watcher = &mut self.watcher;
+        event!("the watcher watches through member {} from {revision}", pending.target);
+        let coming = watcher.coming.take().filter(|(attempt, ..)| *attempt == pending.attempt);
+        let Some((_, member, life, events)) = coming else {
+            // The stream has ended meanwhile.
+            self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Watcher, 0));
+            return Ok(());
+        };
+        let floor = watcher.since;
+        watcher.stage = Stage::Watching { member, life, floor, start: revision, last: revision };
+        if !backlog.iter().all(|event| watcher.take(event)) {
+            watcher.list_again();
+            self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Watcher, 0));
+            return Ok(());
+        }
+        watcher.since = watcher.since.max(Some(revision));
+        self.watcher_sees(member, life, &events)
     }
 
     /// A member tells its watchers what happened.
@@ -197,11 +232,14 @@ impl World {
         events: &[core::Event],
     ) -> Result<(), Violation> {
         for event in events {
-            let Stage::Watching { member, life, floor, last } = &mut self.watcher.stage else {
+            let Stage::Watching { member, life, floor, start, last } = &mut self.watcher.stage else {
                 return Ok(());
             };
             if (*member, *life) != (from, run) {
                 return Ok(());
+            }
+            if event.revision <= *start {
+                continue;
             }
             if event.revision < *last {
                 return Err(Violation::Invariant {
@@ -231,6 +269,9 @@ impl World {
 
     /// The member through which the watcher watches has died.
     pub(crate) fn watch_ends(&mut self, member: MemberId) {
+        if self.watcher.coming.as_ref().is_some_and(|(_, watched, ..)| *watched == member) {
+            self.watcher.coming = None;
+        }
         if matches!(self.watcher.stage, Stage::Watching { member: watched, .. } if watched == member) {
             self.watcher.stage = Stage::Asking;
             self.scheduler.after(Duration::from_millis(20), Event::Wake(Caller::Watcher, 0));

@@ -124,6 +124,8 @@ pub struct World {
     pub tally: Tally,
     /// Whether faults still strike.
     pub faulty: bool,
+    /// How often a majority of the disks is still lost.
+    pub majorities_to_lose: u32,
     /// The length of a member's tick.
     pub tick: Duration,
     pub(crate) attempts: u64,
@@ -278,6 +280,9 @@ impl World {
             if let Reply::Done { revision, .. } | Reply::Read { revision, .. } = &reply {
                 self.oracle.told = self.oracle.told.max(*revision);
             }
+            if matches!(reply, Reply::Watching { .. }) {
+                self.watch_is_answered(attempt, member, life);
+            }
             for at in self.network.send(now, from, Self::caller_address(caller)) {
                 self.scheduler.at(at, Event::Reply { caller, attempt, reply: Box::new(reply.clone()) });
             }
@@ -405,10 +410,7 @@ impl World {
                     self.admin_answered(reply);
                     Ok(())
                 }
-                Caller::Watcher => {
-                    self.watcher_answered(&pending, reply);
-                    Ok(())
-                }
+                Caller::Watcher => self.watcher_answered(&pending, reply),
             },
         }
     }

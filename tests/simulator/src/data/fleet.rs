@@ -52,7 +52,14 @@ impl Fleet {
     pub fn add(&mut self) -> MachineId {
         let number = u8::try_from(self.machines.len() + 1).unwrap_or(u8::MAX);
         let node = self.world.add_node(IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)));
-        self.machines.push(Machine { node, reactor: None, timer: None, paused_until: None, busy: false, turns: 0 });
+        self.machines.push(Machine {
+            node,
+            reactor: None,
+            timer: None,
+            paused_until: None,
+            busy: false,
+            turns: 0,
+        });
         MachineId(self.machines.len() - 1)
     }
 
@@ -123,7 +130,8 @@ impl Fleet {
             machine.turns = 0;
         }
         loop {
-            let mut ready: Vec<usize> = (0..self.machines.len()).filter(|index| self.is_ready(*index, now)).collect();
+            let mut ready: Vec<usize> =
+                (0..self.machines.len()).filter(|index| self.is_ready(*index, now)).collect();
             if ready.is_empty() {
                 return Ok(());
             }

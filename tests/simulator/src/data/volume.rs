@@ -4,6 +4,7 @@ use crate::blocks::{Blocks, Effect, Stamp};
 use crate::event;
 use crate::pattern::{self, Place};
 use crate::run::Violation;
+use crate::trace;
 use basalt_clock::{Random, SeededRandom};
 use basalt_reactor::Handle;
 use std::cell::{Cell, RefCell};
@@ -120,7 +121,10 @@ pub struct HostVolume {
 
 impl fmt::Debug for HostVolume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostVolume").field("number", &self.number).field("nqn", &self.nqn).finish_non_exhaustive()
+        f.debug_struct("HostVolume")
+            .field("number", &self.number)
+            .field("nqn", &self.nqn)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,7 +149,8 @@ impl HostVolume {
     }
 
     fn broken(&self, invariant: &'static str, detail: String) {
-        let violation = Violation::Invariant { invariant, detail: format!("volume {}: {detail}", self.number) };
+        let violation =
+            Violation::Invariant { invariant, detail: format!("volume {}: {detail}", self.number) };
         self.violation.borrow_mut().get_or_insert(violation);
         self.stop.set(true);
     }
@@ -168,7 +173,8 @@ impl HostVolume {
         self.connections.set(self.connections.get() + 1);
         let volatile = io.volatile_cache();
         self.oracle.borrow_mut().get_or_insert_with(|| Blocks::new(volatile));
-        let found = format!("{} of {} x {} bytes, volatile {volatile}", io.identity(), io.blocks(), io.block_bytes());
+        let found =
+            format!("{} of {} x {} bytes, volatile {volatile}", io.identity(), io.blocks(), io.block_bytes());
         let mut known = self.identity.borrow_mut();
         match known.as_ref() {
             Some(known) if *known != found => {
@@ -231,8 +237,10 @@ impl HostVolume {
                 Ask::Read | Ask::Flush | Ask::Compare => None,
             };
             let write = effect.map(|effect| oracle.write_issued(first, count, effect));
-            (oracle.now(), write)
+            let issued = if ask == Ask::Read { oracle.read_issued() } else { oracle.now() };
+            (issued, write)
         };
+        trace::set_now(handle.now());
         event!("volume {} {ask:?} {first}+{count} {stamp:?}", self.number);
         let end = connection.run(io).await;
         let short = match &end {
@@ -241,14 +249,19 @@ impl HostVolume {
             End::Failed(why) => why.as_str(),
             End::Lost => "lost",
         };
+        trace::set_now(handle.now());
         event!("volume {} {ask:?} {first}+{count} {stamp:?}: {short}", self.number);
         let mut oracle = self.oracle.borrow_mut();
         let Some(oracle) = oracle.as_mut() else { return false };
+        oracle.read_ended(issued);
         match (&end, ask, write) {
             (End::Done(data), Ask::Read, _) => self.check(oracle, issued, connection, first, count, data),
             (End::Done(_), Ask::Flush, _) => oracle.flush_acknowledged(issued),
             (End::Done(_), Ask::Compare, _) => {
-                self.broken("a comparison finds what differs", format!("{first}+{count} equal what was never written"));
+                self.broken(
+                    "a comparison finds what differs",
+                    format!("{first}+{count} equal what was never written"),
+                );
             }
             (End::Done(_), _, Some(write)) => {
                 oracle.write_acknowledged(write, ask == Ask::Write { fua: true });
@@ -283,7 +296,10 @@ impl HostVolume {
     ) {
         let bytes = usize::try_from(connection.block_bytes()).unwrap_or(512);
         if data.len() as u64 != count * connection.block_bytes() {
-            self.broken("a read gives what was asked for", format!("{} bytes for {count} blocks", data.len()));
+            self.broken(
+                "a read gives what was asked for",
+                format!("{} bytes for {count} blocks", data.len()),
+            );
             return;
         }
         for (block, chunk) in (first..).zip(data.chunks(bytes)) {
@@ -313,7 +329,8 @@ pub async fn host(handle: Handle, volume: Rc<HostVolume>, connector: Rc<dyn Conn
         volume.met(&*connection);
         let workers: Vec<_> = (0..depth)
             .map(|_| {
-                let (handle, volume, connection) = (handle.clone(), Rc::clone(&volume), Rc::clone(&connection));
+                let (handle, volume, connection) =
+                    (handle.clone(), Rc::clone(&volume), Rc::clone(&connection));
                 handle.clone().spawn(async move {
                     while !volume.stop.get() && volume.budget.get() > 0 {
                         volume.budget.set(volume.budget.get() - 1);
@@ -355,10 +372,11 @@ pub async fn verify(handle: Handle, volume: Rc<HostVolume>, connector: Rc<dyn Co
     while first < connection.blocks() {
         let count = (connection.blocks() - first).min(128);
         let io = Io { ask: Ask::Read, first, count, data: Vec::new() };
-        let issued = volume.oracle.borrow_mut().as_mut().map(Blocks::now);
+        let issued = volume.oracle.borrow_mut().as_mut().map(Blocks::read_issued);
         match (connection.run(io).await, issued) {
             (End::Done(data), Some(issued)) => {
                 if let Some(oracle) = volume.oracle.borrow_mut().as_mut() {
+                    oracle.read_ended(issued);
                     volume.check(oracle, issued, &*connection, first, count, &data);
                 }
             }

@@ -1,0 +1,203 @@
+//! What goes wrong in the data plane.
+
+use crate::data::script::nqn;
+use crate::data::world::{Later, World};
+use crate::event;
+use basalt_agent::Provision;
+use basalt_clock::Random;
+use basalt_lvol::id::{Generation, VolumeId};
+use basalt_reactor::sim::{Chance, DiskFaults};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// The most volumes of one node at a time.
+const VOLUMES_MAX: usize = 4;
+
+impl World {
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.random.within(from..to))
+    }
+
+    fn some(&mut self, count: usize) -> usize {
+        usize::try_from(self.random.below(count.max(1) as u64)).unwrap_or(0)
+    }
+
+    /// Lets one thing go wrong.
+    pub fn strike(&mut self) {
+        let number = self.some(self.nodes.len());
+        match self.random.below(20) {
+            0..4 => self.node_fault(number, true),
+            4..7 => self.node_fault(number, false),
+            7..9 => self.pause(number),
+            9..12 => self.block(number),
+            12..14 => self.disk_fault(number),
+            14 => self.host_fault(),
+            15 => {
+                self.tally.fault("memory fault", 1);
+                self.nodes[number].saves_fail(true);
+                let length = self.millis(10, 2_000);
+                self.later(length, Later::StoreWorks(number));
+            }
+            16 => self.stale_order(number),
+            17 => self.foreign_order(number),
+            18 => self.forget(number),
+            _ => self.phantom(number),
+        }
+    }
+
+    fn node_fault(&mut self, number: usize, power: bool) {
+        self.tally.fault(if power { "power failure" } else { "kill" }, 1);
+        self.node_dies(number, power);
+        let off = match self.random.below(3) {
+            0 => self.millis(1_000, 6_000),
+            _ => self.millis(2, 300),
+        };
+        self.later(off, Later::StartNode(number));
+    }
+
+    fn pause(&mut self, number: usize) {
+        let length = self.millis(10, 9_000);
+        event!("node {number} stands still for {length:?}");
+        self.tally.fault("pause", 1);
+        let until = self.now() + length;
+        self.fleet.pause(self.nodes[number].machine, until);
+    }
+
+    /// Cuts a node off from hosts, in one direction or both.
+    pub fn block(&mut self, number: usize) {
+        let host = self.some(self.host_machines.len());
+        let (a, b) = (self.fleet.node(self.nodes[number].machine), self.fleet.node(self.host_machines[host]));
+        let way = self.random.below(3);
+        event!("node {number} and host machine {host} are cut, {way}");
+        if way != 1 {
+            self.fleet.world.block(a, b);
+        }
+        if way != 2 {
+            self.fleet.world.block(b, a);
+        }
+        self.tally.fault("partition", 1);
+        let length = self.millis(20, 12_000);
+        self.later(length, Later::Heal);
+    }
+
+    fn disk_fault(&mut self, number: usize) {
+        let chance = Chance { numerator: 1, denominator: 2 + self.random.below(20) };
+        let mut faults = DiskFaults::default();
+        match self.random.below(5) {
+            0 => faults.read = chance,
+            1 => faults.write = chance,
+            2 => faults.sync = chance,
+            3 => faults.full = true,
+            _ => (faults.read, faults.write) = (chance, chance),
+        }
+        let disk = self.some(self.disks[number].len());
+        let path = self.disks[number][disk].clone();
+        event!("disk {path} of node {number}: {faults:?}");
+        let node = self.fleet.node(self.nodes[number].machine);
+        self.fleet.world.set_disk_faults(node, path.as_ref(), faults);
+        self.tally.fault("disk fault", 1);
+        let length = self.millis(5, 1_500);
+        self.later(length, Later::DiskWorks(number));
+    }
+
+    fn host_fault(&mut self) {
+        let host = self.some(self.host_machines.len());
+        self.tally.fault("host crash", 1);
+        self.hosts_die(host);
+        let off = self.millis(5, 3_000);
+        self.later(off, Later::StartHosts(host));
+    }
+
+    /// An order that is older than what the node has seen.
+    fn stale_order(&mut self, number: usize) {
+        let mut old = self.scripts[number].desired.clone();
+        old.revision.index -= old.revision.index.min(2);
+        old.volumes.clear();
+        event!("node {number} is given a stale revision {}", old.revision);
+        self.tally.fault("stale order", 1);
+        if self.nodes[number].apply(old, |_| ()) {
+            self.fleet.poke(self.nodes[number].machine);
+        }
+    }
+
+    /// A tombstone of another cluster, in an order of the node's own one: it must not delete.
+    fn foreign_order(&mut self, number: usize) {
+        let Some(used) = self.volumes.iter().find(|used| used.node == number && used.seen && !used.going)
+        else {
+            return;
+        };
+        let id = used.id;
+        let Some(volume) = self.scripts[number].forget(id) else { return };
+        event!("node {number} is given a foreign tombstone for {id}");
+        self.tally.fault("foreign tombstone", 1);
+        self.scripts[number].desired.tombstones.push(basalt_agent::Tombstone {
+            cluster: basalt_lvol::id::ClusterId(Uuid::from_u128(99)),
+            volume: id,
+            generation: Generation(volume.generation.0 + 1),
+            pool: volume.pool.clone(),
+        });
+        self.hold(number, volume);
+    }
+
+    /// The node is not told about a volume for a while: it must leave the data alone.
+    fn forget(&mut self, number: usize) {
+        let Some(used) = self.volumes.iter().find(|used| used.node == number && used.seen && !used.going)
+        else {
+            return;
+        };
+        let id = used.id;
+        let Some(volume) = self.scripts[number].forget(id) else { return };
+        event!("node {number} is not told about {id}");
+        self.tally.fault("forgotten volume", 1);
+        self.hold(number, volume);
+    }
+
+    fn hold(&mut self, number: usize, volume: basalt_agent::DesiredVolume) {
+        let length = self.millis(100, 3_000);
+        self.later(length, Later::Remember(number, Box::new(volume)));
+    }
+
+    /// The node is told to serve a volume that it never had: it must say so, and create nothing.
+    fn phantom(&mut self, number: usize) {
+        let script = &mut self.scripts[number];
+        let id = script.create(1 << 20);
+        if let Some(volume) = script.desired.volumes.last_mut() {
+            volume.provision = Provision::Expect;
+        }
+        event!("node {number} is told to expect {id}, which never was");
+        self.tally.fault("phantom volume", 1);
+        let length = self.millis(200, 2_000);
+        self.later(length, Later::Forget(number, id));
+    }
+
+    /// Creates, deletes or changes a volume.
+    pub fn change_volumes(&mut self) {
+        let number = self.some(self.nodes.len());
+        let own: Vec<VolumeId> = self
+            .volumes
+            .iter()
+            .filter(|used| used.node == number && !used.going)
+            .map(|used| used.id)
+            .collect();
+        if own.len() < VOLUMES_MAX && self.random.chance(1, 2) {
+            let size = (1 << 20) * (1 + self.random.below(4)) - 4096 * self.random.below(3);
+            let id = self.scripts[number].create(size);
+            event!("volume {id} of {size} bytes is ordered on node {number}");
+            self.use_volume(id, number, nqn(id));
+            return;
+        }
+        if own.is_empty() {
+            return;
+        }
+        let id = own[self.some(own.len())];
+        if self.random.chance(1, 2) {
+            self.scripts[number].touch(id);
+            return;
+        }
+        if let Some(used) = self.volumes.iter_mut().find(|used| used.id == id) {
+            event!("volume {} is to go", used.hosts.number);
+            used.going = true;
+            used.hosts.stop.set(true);
+        }
+    }
+}
