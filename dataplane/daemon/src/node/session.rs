@@ -111,6 +111,7 @@ pub(crate) async fn run(config: SessionConfig, mut store: IdentityFile, mut ends
     let mut next = 0;
     let mut hint: Option<String> = None;
     let mut backoff = BACKOFF_MIN;
+    let mut told = None;
     loop {
         let hinted = hint.is_some();
         let endpoint = hint.take().unwrap_or_else(|| {
@@ -124,17 +125,23 @@ pub(crate) async fn run(config: SessionConfig, mut store: IdentityFile, mut ends
         };
         if began.elapsed() > BACKOFF_MAX {
             backoff = BACKOFF_MIN;
+            told = None;
         }
-        match &end {
-            SessionEnd::NotLeader { leader: Some(leader), .. } if !hinted => {
-                tracing::debug!(%endpoint, %leader, "was sent to the leader");
-                hint = Some(leader.clone());
-                continue;
-            }
-            SessionEnd::NotLeader { .. } | SessionEnd::Dial { .. } => tracing::debug!(%end, "no session"),
-            _ => tracing::warn!(%end, "the session with the control plane ended"),
+        if let SessionEnd::NotLeader { leader: Some(leader), .. } = &end
+            && !hinted
+        {
+            tracing::debug!(%endpoint, %leader, "was sent to the leader");
+            hint = Some(leader.clone());
+            continue;
         }
-        ends.state.send_replace(SessionState::Disconnected(end.to_string()));
+        // Once for each kind of reason: the daemon tries again for as long as it takes.
+        let (kind, reason) = (std::mem::discriminant(&end), end.to_string());
+        if told.replace(kind) == Some(kind) {
+            tracing::debug!(%reason, "still no session with the control plane");
+        } else {
+            tracing::warn!(%reason, "no session with the control plane");
+        }
+        ends.state.send_replace(SessionState::Disconnected(reason));
         sleep(jittered(backoff)).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
