@@ -51,6 +51,8 @@ func serveEtcd(dir, client, peer string) error {
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
 	config.UnsafeNoFsync = true
 	config.LogLevel = "warn"
+	// Unset, every request is a slow one.
+	config.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
 	server, err := embed.StartEtcd(config)
 	if err != nil {
 		return fmt.Errorf("start etcd: %w", err)

@@ -30,7 +30,7 @@ pub(super) fn all() -> Result<Vec<Step>> {
     let planted = format!("{simulator} --target-dir {} -- planted", simulate::planted_target()?.display());
     Ok(vec![
         step("tidy", "dependency arrows, file sizes, unsafe code, names", &["xtask tidy"]),
-        step("format", "rustfmt", &["cargo fmt --all --check"]),
+        step("format", "rustfmt", &["cargo fmt --all --check -- --color=never"]),
         step(
             "clippy",
             "lints of all crates, warnings are errors",

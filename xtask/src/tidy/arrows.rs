@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("device-uring", &["bdev", "clock", "dma", "reactor"]),
     ("lvol", &["bdev", "clock", "dma", "reactor"]),
     ("nvmf-transport", &["nvme-wire"]),
-    ("nvmf-host", &["clock", "nvme-wire", "nvmf-transport"]),
+    ("nvmf-host", &["clock", "dma", "nvme-wire", "nvmf-transport"]),
     ("nvmf-target", &["bdev", "clock", "dma", "nvme-wire", "nvmf-transport", "reactor"]),
     (
         "nvmf-tcp",
@@ -93,6 +93,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "core",
             "device-mem",
+            "device-uring",
             "dma",
             "lvol",
             "model",
