@@ -172,12 +172,15 @@ where
     let cache = controller.store();
     let policy =
         |object: Arc<K>, error: &_, context: Arc<Context<C>>| retry_after_error(&*object, error, &context);
-    let run = controller.run(reconcile::<K, C>, policy, context).for_each(|result| async move {
+    let backoff = Arc::clone(&context.backoff);
+    let run = controller.run(reconcile::<K, C>, policy, context).for_each(move |result| {
         match result {
             // The error policy has said it.
             Ok(_) | Err(kube_runtime::controller::Error::ReconcilerFailed(..)) => (),
             // Touched by the control plane, and not an object (any more).
-            Err(kube_runtime::controller::Error::ObjectNotFound(_)) => (),
+            Err(kube_runtime::controller::Error::ObjectNotFound(object)) => {
+                backoff.reset(&format!("{}/{}", K::WORD, object.name));
+            }
             Err(error) => {
                 tracing::warn!(kind = K::WORD, %error, "the watch was interrupted; it goes on by itself")
             }

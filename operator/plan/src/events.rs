@@ -23,7 +23,8 @@ pub enum EventKind {
 }
 
 /// Reasons with which a condition that is not `True` is nothing to worry about.
-const ON_THE_WAY: [&str; 5] = ["Pending", "Creating", "Applying", "Deleting", "Released"];
+const ON_THE_WAY: [&str; 7] =
+    ["Pending", "Creating", "Applying", "Deleting", "Released", "NeverConnected", "PoolPending"];
 /// Reasons that nobody is told: the first concerns the whole cluster, not this object, and a metric and readiness say it once;
 /// the second is over in a moment.
 const QUIET: [&str; 2] = ["ControlPlaneUnreachable", "Applying"];

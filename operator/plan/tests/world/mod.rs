@@ -1,5 +1,7 @@
 //! A whole world in one value: an apiserver's objects, a control plane that is the real model, and daemons with disks.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use basalt_crds::storage_node::{CoreSet, Listener, Pool, StorageNodeSpec};
@@ -384,8 +386,12 @@ impl Control {
             IntentBody::DeleteVolume { name } => Body::DeleteVolume { name, uid },
             IntentBody::ReleaseVolume { name } => Body::ReleaseVolume { name, uid },
             IntentBody::CreateVolume { name, spec, adopt } => {
-                let placement = place(&self.state, &spec.selector, spec.size, &BTreeMap::new())
-                    .map_err(|no_fit| rejected(&Refusal::NoFit(no_fit)))?;
+                let adopted = adopt.and_then(|id| self.state.volumes().get(&id));
+                let placement = match adopted {
+                    Some(volume) => volume.placement.clone(),
+                    None => place(&self.state, &spec.selector, spec.size, &BTreeMap::new())
+                        .map_err(|no_fit| rejected(&Refusal::NoFit(no_fit)))?,
+                };
                 self.issued += 1;
                 let id = adopt.unwrap_or(VolumeId::from_random(self.issued));
                 Body::CreateVolume(CreateVolume {
@@ -462,6 +468,10 @@ impl Control {
         };
         self.apply(None, Body::ReportNode(report)).unwrap();
         self.revision_of_change() != before
+    }
+
+    pub(crate) fn delete_by_hand(&mut self, name: VolumeName, uid: Option<ObjectUid>) {
+        self.apply(None, Body::DeleteVolume { name, uid }).unwrap();
     }
 
     pub(crate) fn lose(&mut self, name: &str) {
