@@ -182,9 +182,10 @@ where
                 backoff.reset(&format!("{}/{}", K::WORD, object.name));
             }
             Err(error) => {
-                tracing::warn!(kind = K::WORD, %error, "the watch was interrupted; it goes on by itself")
+                tracing::warn!(kind = K::WORD, %error, "the watch was interrupted; it goes on by itself");
             }
         }
+        std::future::ready(())
     });
     (cache, run)
 }
