@@ -61,7 +61,15 @@ impl AsyncQueue {
         let state = Rc::new(RefCell::new(state));
         let polled = Rc::clone(&state);
         let clock = handle.clone();
-        let poller = handle.add_poller(move || polled.borrow_mut().poll(clock.now()));
+        let poller = handle.add_poller(move || {
+            let mut state = polled.borrow_mut();
+            let progress = state.poll(clock.now());
+            // A reactor keeps only the earliest wish for a turn: this queue's is made anew in each.
+            if let Some(deadline) = state.next_deadline() {
+                clock.wake_at(deadline);
+            }
+            progress
+        });
         Self(Rc::new(Inner { handle: handle.clone(), poller: RefCell::new(Some(poller)), state }))
     }
 
@@ -136,6 +144,12 @@ impl State {
         }
         self.waiting.insert(tag, Waiting { deadline, waker: None, outcome: None });
         Ok(tag)
+    }
+
+    /// When the first command that waits is late, if one ever is.
+    fn next_deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.values().filter(|waiting| waiting.outcome.is_none());
+        waiting.map(|waiting| waiting.deadline).min().filter(|deadline| *deadline != Instant::FAR_FUTURE)
     }
 
     fn poll(&mut self, now: Instant) -> Progress {

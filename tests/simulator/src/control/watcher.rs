@@ -231,6 +231,11 @@ impl World {
         run: Life,
         events: &[core::Event],
     ) -> Result<(), Violation> {
+        if let Some((_, member, life, buffered)) = &mut self.watcher.coming
+            && (*member, *life) == (from, run)
+        {
+            buffered.extend_from_slice(events);
+        }
         for event in events {
             let Stage::Watching { member, life, floor, start, last } = &mut self.watcher.stage else {
                 return Ok(());

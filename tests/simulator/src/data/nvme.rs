@@ -37,7 +37,7 @@ impl Target for NvmeTarget {
     fn exporter(&self, handle: &Handle) -> Rc<dyn Exporter> {
         let target = Subsystems::new(TargetOptions::default());
         let listener = TcpTarget::start(handle, Arc::clone(&target), TcpTargetOptions::default());
-        Rc::new(NvmeTcpExporter::new(handle, target, Rc::new(listener)))
+        Rc::new(NvmeTcpExporter::new(handle, target, Rc::new(listener), Vec::new()))
     }
 }
 
