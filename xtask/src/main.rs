@@ -59,7 +59,20 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().task {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    if !matches!(task, Task::Supervise(_) | Task::Down(_)) {
+        workspace::claim_target_dir()?;
+    }
+    match task {
         Task::Up(arguments) => up::up(&arguments),
         Task::Down(arguments) => up::down(&arguments),
         Task::Test(arguments) => test::run(&arguments),
@@ -71,12 +84,5 @@ fn main() -> ExitCode {
         Task::Programs => workspace::Programs::build().map(|_| ()),
         Task::Fixture => up::fixture(),
         Task::Supervise(arguments) => up::supervise(&arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

@@ -22,7 +22,6 @@ const UNSAFE_FOLDERS: &[&str] = &[
     "dataplane/tls/",
     "dataplane/vhost/",
 ];
-const SKIPPED_FOLDERS: &[&str] = &[".git", "node_modules", "target"];
 
 pub(super) fn check() -> Result<Vec<Finding>> {
     let mut files = Vec::new();
@@ -46,7 +45,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             continue;
         }
         if path.is_dir() {
-            if !SKIPPED_FOLDERS.contains(&name) {
+            if !workspace::UNTRACKED.contains(&name) {
                 collect(&path, files)?;
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
