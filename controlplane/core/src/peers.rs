@@ -20,6 +20,12 @@ impl<D: Disk> Member<D> {
         if let PeerBody::Refused(refusal) = message.body {
             return self.refused_by(message.from, refusal);
         }
+        if message.to_disk.is_some_and(|disk| disk != self.group.log().identity().disk) {
+            // They mean the disk that this id was given to first.
+            mark!("meant-for-another-disk");
+            self.refused = Some(PeerRefusal::WrongDisk);
+            return;
+        }
         if let Err(refusal) = self.check_peer(&message) {
             mark!("peer-refused");
             return self.send_to(message.from, None, PeerBody::Refused(refusal));
@@ -42,7 +48,7 @@ impl<D: Disk> Member<D> {
         }
     }
 
-    /// Whether a message comes from a member of this group and is meant for this disk.
+    /// Whether a message comes from a member of this group.
     fn check_peer(&self, message: &PeerMessage) -> Result<(), PeerRefusal> {
         let ours = self.cluster();
         if let (Some(ours), Some(theirs)) = (ours, message.cluster)
@@ -59,10 +65,6 @@ impl<D: Disk> Member<D> {
             mark!("peer-with-another-disk");
             return Err(PeerRefusal::WrongDisk);
         }
-        if message.to_disk.is_some_and(|disk| disk != self.status().disk) {
-            // They mean the member whose id this one was given: the answer comes when it announces itself.
-            return Err(PeerRefusal::WrongDisk);
-        }
         Ok(())
     }
 
@@ -76,7 +78,9 @@ impl<D: Disk> Member<D> {
 
     fn refused_by(&mut self, from: MemberId, refusal: PeerRefusal) {
         let known = self.state.members().contains_key(&from) || self.config.peers.contains(&from);
-        if known && self.refused != Some(refusal) {
+        // A member that follows a leader takes part, whatever a stranger under a peer's name says.
+        let follows = self.group.status().leader.is_some();
+        if known && !follows && self.refused != Some(refusal) {
             tracing::warn!(%from, %refusal, "a peer refuses this member");
             self.refused = Some(refusal);
         }

@@ -45,19 +45,19 @@ pub fn recover<D: Disk>(config: &Config, disk: D, now: Timestamp, seed: u64) -> 
     let mut revision = Revision(state.revision().0 + State::RECOVERY_JUMP);
     let mut apply = |state: &mut State, body: Body| {
         let outcome = state.apply(revision, &Command::new(now, None, body));
-        assert!(outcome.result.is_ok(), "a recovery was refused: {:?}", outcome.result);
         revision = Revision(revision.0 + 1);
+        outcome.result.map(|_| ()).map_err(Fatal::Recovery)
     };
     let me = Member { disk: Some(log.identity().disk), replaces: None, ..config.member.clone() };
     let supports = me.supports.max(FeatureLevel::FIRST);
     let retired: Vec<Member> =
         state.members().values().filter(|member| member.id != me.id).cloned().collect();
-    apply(&mut state, Body::PutMember(Member { supports, ..me }));
+    apply(&mut state, Body::PutMember(Member { supports, ..me }))?;
     for member in &retired {
-        apply(&mut state, Body::RemoveMember { id: member.id });
+        apply(&mut state, Body::RemoveMember { id: member.id })?;
     }
     let incarnation = Incarnation(state.incarnation().0 + 1);
-    apply(&mut state, Body::StartIncarnation { incarnation });
+    apply(&mut state, Body::StartIncarnation { incarnation })?;
     let membership = Membership { voters: vec![config.member.id.get()], ..Membership::default() };
     log.restart_from(state.revision().0, membership, state.encode()?)?;
     basalt_clock::mark!("recovered-from-lost-majority");

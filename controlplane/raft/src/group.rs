@@ -182,7 +182,8 @@ pub struct Group<D: Disk> {
     last_snapshot: u64,
     senders: BTreeMap<u64, Sender>,
     assembly: Option<Assembly>,
-    arrived: BTreeMap<u64, Snapshot>,
+    /// Whole snapshots that the library may choose to install, until the next round.
+    arrived: BTreeMap<(u64, u64), Snapshot>,
     outbox: Vec<(MemberId, PeerBody)>,
 }
 
@@ -303,8 +304,7 @@ impl<D: Disk> Group<D> {
         metadata.index = snapshot.index;
         metadata.term = snapshot.term;
         metadata.set_conf_state(crate::convert::membership_to_raft(&snapshot.membership));
-        self.arrived.clear();
-        self.arrived.insert(snapshot.index, snapshot);
+        self.arrived.insert((snapshot.index, snapshot.term), snapshot);
         self.step_library(message);
     }
 
@@ -371,6 +371,7 @@ impl<D: Disk> Group<D> {
         while self.node.has_ready() {
             self.drive_ready(&mut progress)?;
         }
+        self.arrived.clear();
         progress.messages.append(&mut self.outbox);
         Ok(progress)
     }
@@ -389,7 +390,9 @@ impl<D: Disk> Group<D> {
             progress.reads.push((state.request_ctx, state.index));
         }
         if !ready.snapshot().is_empty() {
-            self.install(progress, ready.snapshot().get_metadata().index)?;
+            let metadata = ready.snapshot().get_metadata();
+            let at = (metadata.index, metadata.term);
+            self.install(progress, at)?;
         }
         let committed = ready.take_committed_entries();
         self.apply(progress, committed)?;
@@ -413,8 +416,8 @@ impl<D: Disk> Group<D> {
         Ok(())
     }
 
-    fn install(&mut self, progress: &mut Progress, index: u64) -> Result<(), LogError> {
-        let snapshot = self.arrived.remove(&index).ok_or_else(|| LogError::Damaged {
+    fn install(&mut self, progress: &mut Progress, at: (u64, u64)) -> Result<(), LogError> {
+        let snapshot = self.arrived.remove(&at).ok_or_else(|| LogError::Damaged {
             file: "the snapshot that arrived".to_owned(),
             offset: 0,
             problem: "it is not the one that is to be installed",

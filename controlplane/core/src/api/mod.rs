@@ -219,6 +219,9 @@ pub enum Fatal {
         #[source]
         source: basalt_model::encoding::DecodeError,
     },
+    /// The state does not allow the recovery.
+    #[error("the recovery was refused; nothing was changed")]
+    Recovery(#[source] basalt_model::Refusal),
     /// A command or state could not be encoded.
     #[error(transparent)]
     Encode(#[from] basalt_model::encoding::EncodeError),
