@@ -13,7 +13,7 @@ use basalt_nvmf_target::{
     AllowedHosts as TargetHosts, ListenerAddress, Namespace, NamespaceIdentity, Nsid, SubsystemConfig,
     Target, TargetError,
 };
-use basalt_nvmf_tcp::{ListenError, TcpTarget};
+use basalt_nvmf_tcp::{ListenError, TcpTarget, TcpTargetControl};
 use basalt_nvmf_transport::{ControllerIdRange, Nqn, NqnError};
 use basalt_reactor::{Errno, Handle, SocketError};
 
@@ -31,6 +31,8 @@ pub struct NvmeTcpExporter {
     handle: Handle,
     target: Arc<Target>,
     listener: Rc<TcpTarget>,
+    /// Targets of the other reactors: they accept from the same listeners.
+    siblings: Rc<[TcpTargetControl]>,
     state: Rc<RefCell<State>>,
 }
 
@@ -51,10 +53,16 @@ struct Bound {
 }
 
 impl NvmeTcpExporter {
-    /// Volumes become subsystems of `target`; listeners are opened on `listener`, which serves the same target.
+    /// Volumes become subsystems of `target`; listeners are opened on `listener`, which serves the same target, and shared with
+    /// the other reactors' targets in `siblings`.
     #[must_use]
-    pub fn new(handle: &Handle, target: Arc<Target>, listener: Rc<TcpTarget>) -> Self {
-        Self { handle: handle.clone(), target, listener, state: Rc::default() }
+    pub fn new(
+        handle: &Handle,
+        target: Arc<Target>,
+        listener: Rc<TcpTarget>,
+        siblings: Vec<TcpTargetControl>,
+    ) -> Self {
+        Self { handle: handle.clone(), target, listener, siblings: siblings.into(), state: Rc::default() }
     }
 
     fn export_now(&self, export: &Export) -> Result<(), ExportError> {
@@ -122,9 +130,26 @@ impl NvmeTcpExporter {
             Err(ListenError::Reactor(_) | ListenError::Ended) => return Err(SocketError::Closed),
         };
         let advertised = ListenerAddress::new(bound);
+        self.share(bound, &advertised);
         let state = Bound { bound, advertised, endpoint: bound };
         self.state.borrow_mut().listeners.insert(bind, state);
         self.advertise(bind, bound, advertise)
+    }
+
+    /// Lets the other reactors accept too. Where that fails, this reactor accepts what they would have.
+    fn share(&self, bound: SocketAddr, address: &ListenerAddress) {
+        for sibling in &*self.siblings {
+            let shared = match self.listener.share(bound) {
+                Ok(shared) => shared,
+                Err(error) => {
+                    tracing::warn!(%address, %error, "a listener cannot be shared between reactors");
+                    return;
+                }
+            };
+            if let Err(error) = sibling.accept_from(shared, address.clone()) {
+                tracing::warn!(%address, %error, "a reactor does not accept from a listener");
+            }
+        }
     }
 
     /// Makes discovery tell `advertise` for a listener that is open.
@@ -196,6 +221,11 @@ impl Exporter for NvmeTcpExporter {
         Box::pin(async move {
             if let Some(known) = exporter.state.borrow_mut().listeners.remove(&bind) {
                 exporter.listener.stop_listening(known.bound);
+                for sibling in &*exporter.siblings {
+                    if let Err(error) = sibling.stop_listening(known.bound) {
+                        tracing::warn!(%error, "a reactor goes on accepting");
+                    }
+                }
                 exporter.target.remove_listener(&known.advertised);
             }
         })

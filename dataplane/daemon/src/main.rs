@@ -6,6 +6,7 @@
 mod cores;
 mod device;
 mod node;
+mod reactors;
 mod serve;
 mod signals;
 

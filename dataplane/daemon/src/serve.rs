@@ -13,14 +13,14 @@ use basalt_nvme_wire::log::AnaState;
 use basalt_nvmf_target::{
     AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
 };
-use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
+use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
 use basalt_nvmf_transport::{ControllerIdRange, Nqn};
-use basalt_reactor::{DiskOptions, Handle, Polling, ReactorOptions, ReactorThread};
-use tokio::sync::oneshot;
+use basalt_reactor::{DiskOptions, Handle, Polling, ReactorOptions};
 use uuid::Uuid;
 
 use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
+use crate::reactors::{Reactors, Start};
 use crate::signals;
 
 /// How a reactor spends its idle time.
@@ -35,7 +35,7 @@ pub(crate) enum PollingChoice {
 /// Flags of `basaltd serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Core that runs the reactor, as a list such as 0
+    /// Cores that run reactors, as a list such as 0 or 0,2-3
     #[arg(long, env = "BASALT_CORES", value_name = "LIST", default_value = "0")]
     cores: CoreList,
     /// Where to listen for hosts; port 0 takes a free one and prints it
@@ -47,10 +47,10 @@ pub(crate) struct Options {
     /// A namespace: ram,size=256MiB or null or file,path=PATH[,size=1GiB]; repeat for more
     #[arg(long = "device", value_name = "KIND[,KEY=VALUE...]", required = true)]
     devices: Vec<DeviceSpec>,
-    /// How the reactor spends its idle time
+    /// How reactors spend their idle time
     #[arg(long, env = "BASALT_POLLING", value_enum, default_value = "adaptive")]
     polling: PollingChoice,
-    /// Do not pin the reactor to its core
+    /// Do not pin reactors to their cores
     #[arg(long)]
     no_pin: bool,
     /// A host that may connect; repeat for more. On loopback anybody may if none is named
@@ -91,46 +91,78 @@ impl Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let allowed = options.allowed_hosts()?;
-    let [core] = options.cores.cores() else {
-        anyhow::bail!("--cores {}: one core is served by now; name one", options.cores);
-    };
+    let target = subsystem(options, options.allowed_hosts()?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the management thread")?;
-    let pinned = (!options.no_pin).then_some(*core);
-    let (give_handle, handles) = std::sync::mpsc::sync_channel(1);
-    let specs = options.devices.clone();
-    let nqn = options.nqn.clone();
-    let reactor = basalt_reactor::start("reactor-0", pinned, options.reactor_options(), move |handle| {
-        let opened: anyhow::Result<Vec<Arc<dyn BlockDevice>>> = specs
-            .iter()
-            .zip(1..)
-            .map(|(spec, nsid)| open(handle, spec, namespace_uuid(&nqn, nsid)))
-            .collect();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let first =
+        First { specs: options.devices.clone(), nqn: options.nqn.clone(), listen: options.listen, target };
+    let served = Arc::clone(&first.target);
+    let start = Start { cores: &options.cores, pin: !options.no_pin, options: options.reactor_options() };
+    let reactors = Reactors::start(start, &served, move |handle, siblings| {
+        let outcome = match first.start(handle, &siblings) {
+            Ok((listener, bound)) => {
+                // The listener lives as long as the reactor.
+                drop(handle.spawn(async move {
+                    let _listener = listener;
+                    std::future::pending::<()>().await;
+                }));
+                Ok(bound)
+            }
+            Err(error) => Err(error),
+        };
         // Who waits for it is the caller below; it is there.
-        drop(give_handle.send(opened));
+        drop(tell.send(outcome));
     })?;
-    let devices = handles.recv().context("the reactor ended while it opened the devices")??;
-    let target = subsystem(options, allowed, &devices)?;
-    runtime.block_on(serve(options, reactor, target))
+    let bound = told.recv().context("the reactor ended while it started")??;
+    let outcome = runtime.block_on(serve(options, reactors, bound));
+    // A reactor that is stuck must not keep the process.
+    runtime.shutdown_background();
+    outcome
 }
 
-async fn serve(options: &Options, reactor: ReactorThread, target: Arc<Target>) -> anyhow::Result<()> {
-    let control = TcpTarget::start_on(reactor.remote(), target, TcpTargetOptions::default())?;
-    let listen = options.listen;
-    let bound = tokio::task::spawn_blocking(move || control.listen(ListenerAddress::new(listen))).await??;
+/// What the first reactor needs.
+struct First {
+    specs: Vec<DeviceSpec>,
+    nqn: Nqn,
+    listen: SocketAddr,
+    target: Arc<Target>,
+}
+
+impl First {
+    /// Opens the devices, adds the namespaces and listens, the other reactors with it.
+    fn start(
+        &self,
+        handle: &Handle,
+        siblings: &[TcpTargetControl],
+    ) -> anyhow::Result<(TcpTarget, SocketAddr)> {
+        for (spec, nsid) in self.specs.iter().zip(1..) {
+            let uuid = namespace_uuid(&self.nqn, nsid);
+            let device = open(handle, spec, uuid)?;
+            let identity = NamespaceIdentity { uuid: uuid.into_bytes(), nguid: uuid.into_bytes() };
+            self.target.add_namespace(&self.nqn, Nsid(nsid), identity, device, AnaState::Optimized)?;
+        }
+        let listener = TcpTarget::start(handle, Arc::clone(&self.target), TcpTargetOptions::default());
+        let bound = listener.listen(ListenerAddress::new(self.listen))?;
+        for sibling in siblings {
+            sibling.accept_from(listener.share(bound)?, ListenerAddress::new(bound))?;
+        }
+        Ok((listener, bound))
+    }
+}
+
+async fn serve(options: &Options, reactors: Reactors, bound: SocketAddr) -> anyhow::Result<()> {
     tracing::info!(address = %bound, nqn = %options.nqn, "serving");
-    announce(bound, listen)?;
+    announce(bound, options.listen)?;
     let signal = signals::wait().await?;
     tracing::info!(signal, "basaltd stops");
-    let (done, joined) = oneshot::channel();
-    std::thread::spawn(move || drop(done.send(reactor.join())));
+    let joined = tokio::task::spawn_blocking(move || reactors.join());
     match tokio::time::timeout(STOP_TIMEOUT, joined).await {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(_)) | Err(_)) => anyhow::bail!("the reactor had panicked; see the log"),
-        Err(_) => anyhow::bail!("the reactor did not stop within {} s", STOP_TIMEOUT.as_secs()),
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false) | Err(_)) => anyhow::bail!("a reactor had panicked; see the log"),
+        Err(_) => anyhow::bail!("a reactor did not stop within {} s", STOP_TIMEOUT.as_secs()),
     }
 }
 
@@ -147,11 +179,7 @@ fn announce(bound: SocketAddr, asked: SocketAddr) -> anyhow::Result<()> {
     out.flush().context("cannot write to standard output")
 }
 
-fn subsystem(
-    options: &Options,
-    allowed: AllowedHosts,
-    devices: &[Arc<dyn BlockDevice>],
-) -> anyhow::Result<Arc<Target>> {
+fn subsystem(options: &Options, allowed: AllowedHosts) -> anyhow::Result<Arc<Target>> {
     let target = Target::new(TargetOptions::default());
     let config = SubsystemConfig {
         nqn: options.nqn.clone(),
@@ -160,11 +188,6 @@ fn subsystem(
         controller_ids: ControllerIdRange::ALL,
     };
     target.add_subsystem(config, allowed)?;
-    for (device, nsid) in devices.iter().zip(1..) {
-        let uuid = namespace_uuid(&options.nqn, nsid).into_bytes();
-        let identity = NamespaceIdentity { uuid, nguid: uuid };
-        target.add_namespace(&options.nqn, Nsid(nsid), identity, Arc::clone(device), AnaState::Optimized)?;
-    }
     Ok(target)
 }
 

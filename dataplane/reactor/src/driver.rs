@@ -1,6 +1,6 @@
 use std::fmt;
 use std::io::IoSliceMut;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -144,10 +144,17 @@ pub enum SocketError {
     /// The socket was closed on this side.
     #[error("the socket is closed")]
     Closed,
+    /// The driver cannot do it: a simulated process has one reactor, which shares its listeners with no other.
+    #[error("not supported by this driver")]
+    Unsupported,
     /// What the operating system said beyond that.
     #[error("{0}")]
     System(Errno),
 }
+
+/// A second hold of a listening socket, on its way to another reactor of the same process.
+#[derive(Debug)]
+pub struct SharedListener(pub(crate) TcpListener);
 
 /// How to open a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -353,6 +360,19 @@ pub trait Driver {
     /// # Errors
     /// The cause; the listener stays usable.
     fn accept(&mut self, listener: ListenerId) -> Result<Option<SocketId>, SocketError>;
+
+    /// A second hold of a listener, for another reactor of the same process.
+    ///
+    /// # Errors
+    /// The cause; [`SocketError::Unsupported`] where a process has one reactor.
+    fn share_listener(&self, listener: ListenerId) -> Result<SharedListener, SocketError>;
+
+    /// Accepts from a listener that another reactor shares. A connection goes to whichever asks first: a reactor with little
+    /// to do asks more often.
+    ///
+    /// # Errors
+    /// The cause.
+    fn adopt_listener(&mut self, shared: SharedListener) -> Result<ListenerId, SocketError>;
 
     /// Stops listening.
     fn close_listener(&mut self, listener: ListenerId);

@@ -14,7 +14,7 @@ use basalt_clock::{Clock, Instant, Random};
 use basalt_dma::BufferPool;
 
 use crate::disk::{Disk, DiskQueues};
-use crate::driver::{DiskError, DiskLock, DiskOptions, Driver, Progress, SocketError};
+use crate::driver::{DiskError, DiskLock, DiskOptions, Driver, Progress, SharedListener, SocketError};
 use crate::executor::{Task, Tasks};
 use crate::remote::{Remote, Shared};
 use crate::socket::{Listener, Socket};
@@ -187,6 +187,15 @@ impl Handle {
     /// The cause.
     pub fn listen(&self, address: SocketAddr) -> Result<Listener, SocketError> {
         let id = self.local.driver.borrow_mut().listen(address)?;
+        Ok(Listener::new(self.clone(), id))
+    }
+
+    /// Accepts from a listener of another reactor too; see [`Driver::adopt_listener`].
+    ///
+    /// # Errors
+    /// The cause.
+    pub fn adopt_listener(&self, shared: SharedListener) -> Result<Listener, SocketError> {
+        let id = self.local.driver.borrow_mut().adopt_listener(shared)?;
         Ok(Listener::new(self.clone(), id))
     }
 

@@ -24,7 +24,8 @@ mod watch;
 pub use disk::Disk;
 pub use driver::{
     ByteOffset, DiskCompletion, DiskError, DiskId, DiskInfo, DiskKind, DiskLock, DiskOperation, DiskOptions,
-    DiskRequest, Driver, Errno, ListenerId, Progress, Received, Sent, SocketError, SocketId, Wake,
+    DiskRequest, Driver, Errno, ListenerId, Progress, Received, Sent, SharedListener, SocketError, SocketId,
+    Wake,
 };
 pub use executor::Task;
 pub use handle::{Handle, PollerId};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use basalt_dma::Segment;
 
-use crate::driver::{ListenerId, Received, Sent, SocketError, SocketId};
+use crate::driver::{ListenerId, Received, Sent, SharedListener, SocketError, SocketId};
 use crate::handle::Handle;
 use crate::watch::ReadyList;
 
@@ -26,6 +26,14 @@ impl Listener {
     pub fn accept(&self) -> Result<Option<Socket>, SocketError> {
         let accepted = self.handle.driver().accept(self.id)?;
         Ok(accepted.map(|id| Socket::new(self.handle.clone(), id)))
+    }
+
+    /// A second hold of it, for [`Handle::adopt_listener`] on another reactor of this process.
+    ///
+    /// # Errors
+    /// The cause; [`SocketError::Unsupported`] in a simulation.
+    pub fn share(&self) -> Result<SharedListener, SocketError> {
+        self.handle.driver().share_listener(self.id)
     }
 
     /// The address that it is bound to, with the port that was given to it.

@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     /// The name of the cluster, needed without TLS only: certificates name it
     #[arg(long, env = "BASALT_CLUSTER_NAME")]
     cluster_name: Option<String>,
-    /// Core whose reactor runs, such as 0 or 2; the control plane's setting is used when this is absent
+    /// Cores that run reactors, such as 0 or 0,2-3; the control plane's setting is used when this is absent
     #[arg(long, env = "BASALT_CORES", value_name = "LIST")]
     cores: Option<String>,
     /// Do not pin reactors to their cores

@@ -13,10 +13,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Gathers for as long as it is polled.
+/// Gathers for as long as it is polled: from each reactor, and from the target on each.
 pub(crate) async fn keep(
-    reactor: Remote,
-    control: TcpTargetControl,
+    reactors: Vec<Remote>,
+    controls: Vec<TcpTargetControl>,
     target: Arc<Target>,
     reports: watch::Receiver<Option<NodeReport>>,
 ) {
@@ -25,12 +25,17 @@ pub(crate) async fn keep(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        reactor_metrics(&reactor.stats());
+        for (index, reactor) in reactors.iter().enumerate() {
+            reactor_metrics(index, &reactor.stats());
+        }
         gauge!("basalt_target_subsystems").set(count(target.subsystems().len()));
-        let control = control.clone();
-        // Waits for the reactor's answer, so not on a thread that others need.
-        match tokio::task::spawn_blocking(move || control.stats()).await {
-            Ok(Ok(stats)) => target_metrics(stats),
+        let controls = controls.clone();
+        // Waits for the reactors' answers, so not on a thread that others need.
+        let asked = tokio::task::spawn_blocking(move || {
+            controls.iter().map(TcpTargetControl::stats).collect::<Result<Vec<_>, _>>()
+        });
+        match asked.await {
+            Ok(Ok(stats)) => target_metrics(&stats),
             // The reactor ended or the process stops: the last values stay.
             Ok(Err(error)) => tracing::debug!(%error, "no numbers from the target"),
             Err(error) => tracing::debug!(%error, "no numbers from the target"),
@@ -71,20 +76,25 @@ fn describe() {
     describe_gauge!("basalt_daemon_revision", "The desired state that this daemon has accepted");
 }
 
-fn reactor_metrics(stats: &StatsSnapshot) {
+fn reactor_metrics(index: usize, stats: &StatsSnapshot) {
+    let reactor = index.to_string();
     let seconds = |ns: u64| Duration::from_nanos(ns).as_secs();
-    counter!("basalt_reactor_busy_seconds_total", "reactor" => "0").absolute(seconds(stats.busy_ns));
-    counter!("basalt_reactor_idle_seconds_total", "reactor" => "0").absolute(seconds(stats.idle_ns));
-    counter!("basalt_reactor_turns_total", "reactor" => "0").absolute(stats.turns);
-    counter!("basalt_reactor_sleeps_total", "reactor" => "0").absolute(stats.sleeps);
-    counter!("basalt_reactor_wakeups_total", "reactor" => "0").absolute(stats.wakeups);
-    gauge!("basalt_reactor_ring_depth", "reactor" => "0").set(gauge_value(stats.ring_depth));
+    counter!("basalt_reactor_busy_seconds_total", "reactor" => reactor.clone())
+        .absolute(seconds(stats.busy_ns));
+    counter!("basalt_reactor_idle_seconds_total", "reactor" => reactor.clone())
+        .absolute(seconds(stats.idle_ns));
+    counter!("basalt_reactor_turns_total", "reactor" => reactor.clone()).absolute(stats.turns);
+    counter!("basalt_reactor_sleeps_total", "reactor" => reactor.clone()).absolute(stats.sleeps);
+    counter!("basalt_reactor_wakeups_total", "reactor" => reactor.clone()).absolute(stats.wakeups);
+    gauge!("basalt_reactor_ring_depth", "reactor" => reactor.clone()).set(gauge_value(stats.ring_depth));
 }
 
-fn target_metrics(stats: TcpTargetStats) {
-    gauge!("basalt_target_connections").set(count(stats.connections));
-    gauge!("basalt_target_requests_running").set(count(stats.running));
-    counter!("basalt_target_connections_refused_total").absolute(stats.refused);
+fn target_metrics(stats: &[TcpTargetStats]) {
+    let sum = |value: fn(&TcpTargetStats) -> usize| count(stats.iter().map(value).sum());
+    gauge!("basalt_target_connections").set(sum(|stats| stats.connections));
+    gauge!("basalt_target_requests_running").set(sum(|stats| stats.running));
+    let refused = stats.iter().map(|stats| stats.refused).sum();
+    counter!("basalt_target_connections_refused_total").absolute(refused);
 }
 
 fn report_metrics(report: &NodeReport) {

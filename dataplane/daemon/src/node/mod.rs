@@ -18,7 +18,7 @@ use basalt_agent::{Agent, AgentConfig, DesiredNode, NodeReport, Ports};
 use basalt_identity::{Credentials, Identity, Role, Security};
 use basalt_nvmf_target::{Target, TargetOptions};
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
-use basalt_reactor::{Handle, ReactorOptions, ReactorThread};
+use basalt_reactor::{Handle, ReactorOptions};
 use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
 use tokio::sync::{oneshot, watch};
 
@@ -26,6 +26,8 @@ use self::config::{Config, SecurityConfig};
 use self::ports::{MachineDisks, ManagementStore, ReportSender};
 use self::session::{SessionConfig, SessionEnds, SessionState};
 use self::store::{DesiredFile, IdentityFile};
+use crate::cores::CoreList;
+use crate::reactors::{Reactors, Start};
 use crate::signals;
 
 /// How often certificates are looked at for changes.
@@ -93,9 +95,8 @@ async fn serve(
     let (desired, desired_changes) = watch::channel(kept);
     let (reports, report_changes) = watch::channel(None);
     let target = Target::new(TargetOptions::default());
-    let (reactor, started) =
-        start_reactor(config, &identity, Arc::clone(&target), file, desired_changes, reports)?;
-    let control =
+    let (reactors, started) = start_reactors(config, &identity, &target, file, desired_changes, reports)?;
+    let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
     let (state, states) = watch::channel(SessionState::Disconnected("not tried yet".to_owned()));
     let session = SessionConfig {
@@ -106,39 +107,43 @@ async fn serve(
     };
     let ends = SessionEnds { desired, report: report_changes.clone(), state };
     tokio::spawn(session::run(session, identity, ends));
-    tokio::spawn(metrics::keep(reactor.remote().clone(), control, target, report_changes.clone()));
+    tokio::spawn(metrics::keep(reactors.remotes(), controls, target, report_changes.clone()));
     tokio::spawn(follow_readiness(readiness.clone(), states, report_changes));
     let signal = signals::wait().await?;
     tracing::info!(signal, "basaltd stops");
-    // Joining waits for the reactor's last turn; its disks are closed then.
-    tokio::task::spawn_blocking(move || reactor.join())
-        .await?
-        .map_err(|_| anyhow::anyhow!("the reactor had panicked; see the log"))
+    // Joining waits for each reactor's last turn; its disks are closed then.
+    let sound = tokio::task::spawn_blocking(move || reactors.join()).await?;
+    anyhow::ensure!(sound, "a reactor had panicked; see the log");
+    Ok(())
 }
 
-type Started = oneshot::Receiver<Result<TcpTargetControl, basalt_agent::StoreError>>;
+type Started = oneshot::Receiver<Result<Vec<TcpTargetControl>, basalt_agent::StoreError>>;
 
-fn start_reactor(
+/// Starts one reactor per core, with the agent on the first; then come the targets' controls, the first reactor's first.
+fn start_reactors(
     config: &Config,
     identity: &IdentityFile,
-    target: Arc<Target>,
+    target: &Arc<Target>,
     file: DesiredFile,
     desired: watch::Receiver<Option<DesiredNode>>,
     reports: watch::Sender<Option<NodeReport>>,
-) -> anyhow::Result<(ReactorThread, Started)> {
-    let cores = config.cores.as_ref().or(identity.cores());
-    let core = cores.and_then(|cores| cores.cores().first().copied()).unwrap_or(0);
+) -> anyhow::Result<(Reactors, Started)> {
+    let first = CoreList::first(1)?;
+    let cores = config.cores.as_ref().or(identity.cores()).unwrap_or(&first);
+    let start = Start { cores, pin: config.pin, options: ReactorOptions::default() };
     let management = tokio::runtime::Handle::current();
     let (tell, started) = oneshot::channel();
-    let set_up = move |handle: &Handle| {
+    let served = Arc::clone(target);
+    let set_up = move |handle: &Handle, siblings: Vec<TcpTargetControl>| {
         let handle = handle.clone();
         let task = handle.clone().spawn(async move {
             let listener =
-                Rc::new(TcpTarget::start(&handle, Arc::clone(&target), TcpTargetOptions::default()));
-            let control = listener.control();
+                Rc::new(TcpTarget::start(&handle, Arc::clone(&served), TcpTargetOptions::default()));
+            let mut controls = vec![listener.control()];
+            controls.extend(siblings.iter().cloned());
             let ports = Ports {
                 disks: Rc::new(MachineDisks::new(handle.clone())),
-                exporter: Rc::new(NvmeTcpExporter::new(&handle, target, listener)),
+                exporter: Rc::new(NvmeTcpExporter::new(&handle, served, listener, siblings)),
                 store: Rc::new(ManagementStore::new(file, management)),
                 reporter: Rc::new(ReportSender::new(reports)),
             };
@@ -146,15 +151,14 @@ fn start_reactor(
                 Ok(agent) => agent,
                 Err(error) => return drop(tell.send(Err(error))),
             };
-            if tell.send(Ok(control)).is_err() {
+            if tell.send(Ok(controls)).is_err() {
                 return;
             }
             follow_desired(&agent, desired).await;
         });
         drop(task);
     };
-    let pinned = config.pin.then_some(core);
-    Ok((basalt_reactor::start("reactor-0", pinned, ReactorOptions::default(), set_up)?, started))
+    Ok((Reactors::start(start, target, set_up)?, started))
 }
 
 /// Gives the agent each desired state that comes. Runs on the reactor.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use basalt_nvmf_target::{ListenerAddress, Target};
-use basalt_reactor::{Handle, PollerId, PostError, Remote, SocketError};
+use basalt_reactor::{Handle, PollerId, PostError, Remote, SharedListener, SocketError};
 
 use super::options::TcpTargetOptions;
 use super::worker::Worker;
@@ -90,6 +90,14 @@ impl TcpTarget {
         self.worker.borrow_mut().listen(address)
     }
 
+    /// A second hold of the listener that is bound to `bound`, for [`TcpTargetControl::accept_from`] of another reactor's target.
+    ///
+    /// # Errors
+    /// [`SocketError::Closed`] if nothing listens there; otherwise the driver's cause.
+    pub fn share(&self, bound: SocketAddr) -> Result<SharedListener, SocketError> {
+        self.worker.borrow().share(bound)
+    }
+
     /// Stops listening there; connections stay.
     pub fn stop_listening(&self, bind: SocketAddr) {
         self.worker.borrow_mut().stop_listening(bind);
@@ -134,6 +142,7 @@ fn wake(remote: &Remote) {
 pub(super) enum Order {
     Listen(ListenerAddress, mpsc::SyncSender<Result<SocketAddr, ListenError>>),
     StopListening(SocketAddr),
+    AcceptFrom(SharedListener, ListenerAddress),
     Stats(mpsc::SyncSender<TcpTargetStats>),
 }
 
@@ -173,6 +182,15 @@ impl TcpTargetControl {
         let (report, answer) = mpsc::sync_channel(1);
         self.give(Order::Listen(address, report))?;
         answer.recv().map_err(|_| ListenError::Ended)?
+    }
+
+    /// Accepts from a listener of another reactor's target too; connections that it accepts live on its reactor. Discovery
+    /// is told by the other one.
+    ///
+    /// # Errors
+    /// If the reactor does not take the message.
+    pub fn accept_from(&self, shared: SharedListener, address: ListenerAddress) -> Result<(), PostError> {
+        self.give(Order::AcceptFrom(shared, address))
     }
 
     /// As [`TcpTarget::stop_listening`].

@@ -8,7 +8,7 @@ use std::time::Duration;
 use basalt_bdev::Completion;
 use basalt_clock::Instant;
 use basalt_nvmf_target::{ListenerAddress, Queue, Target};
-use basalt_reactor::{Handle, Listener, Progress, ReadyList, Socket};
+use basalt_reactor::{Handle, Listener, Progress, ReadyList, SharedListener, Socket, SocketError};
 
 use super::connection::{Connection, Context, Phase};
 use super::devices::Devices;
@@ -92,6 +92,19 @@ impl Worker {
         Ok(bound)
     }
 
+    pub(super) fn share(&self, bound: SocketAddr) -> Result<SharedListener, SocketError> {
+        let open = self.listeners.iter().find(|(_, address)| address.bind() == bound);
+        open.map_or(Err(SocketError::Closed), |(listener, _)| listener.share())
+    }
+
+    fn accept_from(&mut self, shared: SharedListener, address: ListenerAddress) {
+        match self.handle.adopt_listener(shared) {
+            Ok(listener) => self.listeners.push((listener, address)),
+            // The other reactor accepts all connections then.
+            Err(error) => tracing::warn!(%address, %error, "a reactor cannot share the listener"),
+        }
+    }
+
     pub(super) fn stop_listening(&mut self, bind: SocketAddr) {
         let target = &self.target;
         self.listeners.retain(|(_, address)| {
@@ -151,6 +164,10 @@ impl Worker {
             let answered = match order {
                 Order::Listen(address, report) => report.send(self.listen(address)).is_ok(),
                 Order::Stats(report) => report.send(self.stats()).is_ok(),
+                Order::AcceptFrom(shared, address) => {
+                    self.accept_from(shared, address);
+                    true
+                }
                 Order::StopListening(bind) => {
                     self.stop_listening(bind);
                     true

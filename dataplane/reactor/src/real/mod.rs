@@ -20,7 +20,7 @@ use basalt_dma::Segment;
 
 use crate::driver::{
     DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, ListenerId,
-    Progress, Received, Sent, SocketError, SocketId, Wake,
+    Progress, Received, Sent, SharedListener, SocketError, SocketId, Wake,
 };
 use disks::Disks;
 use engine::Engine;
@@ -153,6 +153,14 @@ impl Driver for RealDriver {
 
     fn accept(&mut self, listener: ListenerId) -> Result<Option<SocketId>, SocketError> {
         self.sockets.accept(listener, &self.epoll)
+    }
+
+    fn share_listener(&self, listener: ListenerId) -> Result<SharedListener, SocketError> {
+        self.sockets.share_listener(listener)
+    }
+
+    fn adopt_listener(&mut self, shared: SharedListener) -> Result<ListenerId, SocketError> {
+        self.sockets.adopt_listener(shared, &self.epoll)
     }
 
     fn close_listener(&mut self, listener: ListenerId) {

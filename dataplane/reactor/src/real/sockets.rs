@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use basalt_dma::Segment;
 
 use super::epoll::{Epoll, Readiness, own};
-use crate::driver::{Errno, ListenerId, Received, Sent, SocketError, SocketId};
+use crate::driver::{Errno, ListenerId, Received, Sent, SharedListener, SocketError, SocketId};
 
 /// Turns for which a socket that had data is asked directly before its readiness event comes.
 const HOT_TURNS: u64 = 256;
@@ -144,6 +144,19 @@ impl Sockets {
         let listener = TcpListener::bind(address).map_err(|error| error_of(&error))?;
         listener.set_nonblocking(true).map_err(|error| error_of(&error))?;
         let (index, generation) = self.insert(epoll, End::Listener(listener))?;
+        Ok(ListenerId { index, generation })
+    }
+
+    pub(super) fn share_listener(&self, id: ListenerId) -> Result<SharedListener, SocketError> {
+        self.listener(id)?.try_clone().map(SharedListener).map_err(|error| error_of(&error))
+    }
+
+    pub(super) fn adopt_listener(
+        &mut self,
+        shared: SharedListener,
+        epoll: &Epoll,
+    ) -> Result<ListenerId, SocketError> {
+        let (index, generation) = self.insert(epoll, End::Listener(shared.0))?;
         Ok(ListenerId { index, generation })
     }
 

@@ -11,7 +11,7 @@ use basalt_dma::Segment;
 use super::world::{NodeId, World};
 use crate::driver::{
     DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, ListenerId,
-    Progress, Received, Sent, SocketError, SocketId, Wake,
+    Progress, Received, Sent, SharedListener, SocketError, SocketId, Wake,
 };
 
 /// One reactor's driver in a simulated world. After its process was ended, calls fail or have no effect.
@@ -115,6 +115,14 @@ impl Driver for SimDriver {
             return Err(SocketError::Closed);
         }
         self.world.state.borrow_mut().accept_on(self.node, self.place, listener)
+    }
+
+    fn share_listener(&self, _: ListenerId) -> Result<SharedListener, SocketError> {
+        Err(SocketError::Unsupported)
+    }
+
+    fn adopt_listener(&mut self, _: SharedListener) -> Result<ListenerId, SocketError> {
+        Err(SocketError::Unsupported)
     }
 
     fn close_listener(&mut self, listener: ListenerId) {
