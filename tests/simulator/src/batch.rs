@@ -1,6 +1,6 @@
 //! Many seeds on all cores.
 
-use crate::run::{self, Report, Scenario, Seed};
+use crate::run::{self, Report, Scenario, Seed, Violation};
 use crate::scenario;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -98,7 +98,9 @@ pub fn run(batch: &Batch, mut each: impl FnMut(&Report)) -> Summary {
                         true => run::run_twice(scenario, Seed(seed)),
                         false => run::run(scenario, Seed(seed), false),
                     };
-                    if batch.stop_at_violation && report.violation.is_some() {
+                    if batch.stop_at_violation
+                        && report.violation.as_ref().is_some_and(Violation::tells_of_a_bug)
+                    {
                         next.store(batch.seeds.end, Ordering::Relaxed);
                     }
                     if reports.send((report, twice)).is_err() {

@@ -82,7 +82,9 @@ fn calm(world: &mut World) -> Result<(), Violation> {
     for number in 0..world.nodes.len() {
         world.agenda.push((world.now(), world::Later::DiskWorks(number)));
         world.agenda.push((world.now(), world::Later::StoreWorks(number)));
-        world.agenda.push((world.now(), world::Later::StartNode(number)));
+        // A pool that could not be read, or written, when it was imported is given another chance.
+        world.node_dies(number, false);
+        world.later(Duration::from_millis(50), world::Later::StartNode(number));
     }
     for number in 0..world.host_machines.len() {
         world.agenda.push((world.now(), world::Later::StartHosts(number)));

@@ -57,7 +57,12 @@ fn hunt_one(bug: &'static str, owner: &str, threads: usize) -> Option<Found> {
             stop_at_violation: true,
         };
         let summary = batch::run(&batch, |_| ());
-        if let Some((seed, report)) = summary.failed.first_key_value()
+        // A run that is too small says nothing about the bug.
+        let telling = summary
+            .failed
+            .iter()
+            .find(|(_, report)| report.violation.as_ref().is_some_and(Violation::tells_of_a_bug));
+        if let Some((seed, report)) = telling
             && let Some(violation) = report.violation.clone()
         {
             let seeds_needed = runs + seed.0 + 1;

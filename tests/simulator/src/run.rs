@@ -110,6 +110,13 @@ pub enum Violation {
     },
 }
 
+impl Violation {
+    /// Whether the code under simulation is to blame, and not the run itself.
+    pub fn tells_of_a_bug(&self) -> bool {
+        !matches!(self, Self::TooSmall { .. } | Self::Undecided { .. })
+    }
+}
+
 /// The result of one run.
 #[derive(Debug, Clone)]
 pub struct Report {

@@ -157,6 +157,9 @@ impl World {
         {
             if goal.is_reached(view) {
                 self.reached(goal);
+            } else {
+                let roles = view.members.iter().map(|seen| (seen.member.id.get(), seen.role, seen.lag));
+                tracing::debug!(?goal, members = ?roles.collect::<Vec<_>>(), "not reached yet");
             }
             return;
         }

@@ -90,6 +90,10 @@ impl World {
             3 => faults.full = true,
             _ => (faults.read, faults.write) = (chance, chance),
         }
+        if faults.read != Chance::NEVER {
+            self.reads_fail[number] = true;
+            self.unreadable[number] = true;
+        }
         let disk = self.some(self.disks[number].len());
         let path = self.disks[number][disk].clone();
         event!("disk {path} of node {number}: {faults:?}");

@@ -72,8 +72,11 @@ pub struct World {
     pub agenda: Vec<(Instant, Later)>,
     /// Whether the control plane's stand-in hands out orders.
     pub scripted: bool,
+    /// Whether reads of each node's disks may fail now.
+    pub reads_fail: Vec<bool>,
+    /// Whether reads of each node's disks failed since it was started: what it then says about damage is no news of loss.
+    pub unreadable: Vec<bool>,
     numbers: u64,
-    made: u64,
     /// When the world began.
     pub began: Instant,
 }
@@ -142,8 +145,9 @@ impl World {
             tally: Tally::default(),
             agenda: Vec::new(),
             scripted: true,
+            reads_fail: vec![false; nodes],
+            unreadable: vec![false; nodes],
             numbers: 0,
-            made: 0,
             began,
         }
     }
@@ -164,6 +168,7 @@ impl World {
         if !self.fleet.runs(node.machine) {
             self.fleet.power_on(node.machine);
             node.start(&mut self.fleet);
+            self.unreadable[number] = self.reads_fail[number];
             event!("node {number} starts");
         }
     }
@@ -316,6 +321,7 @@ impl World {
                 self.fleet.world.heal_all();
             }
             Later::DiskWorks(number) => {
+                self.reads_fail[number] = false;
                 let node = self.fleet.node(self.nodes[number].machine);
                 for path in &self.disks[number] {
                     self.fleet.world.set_disk_faults(
@@ -365,14 +371,13 @@ impl World {
 
     /// Looks for violations, and lets volumes go whose hosts have ended.
     fn look(&mut self) -> Result<(), Violation> {
-        self.made = 0;
         for used in &self.volumes {
             if let Some(violation) = used.hosts.violation.borrow_mut().take() {
                 return Err(violation);
             }
         }
         for (number, node) in self.nodes.iter().enumerate() {
-            let Some(report) = node.report() else { continue };
+            let Some(report) = node.report().filter(|_| !self.unreadable[number]) else { continue };
             for volume in &report.volumes {
                 let ordered =
                     self.volumes.iter().any(|used| used.id == volume.id && used.seen && !used.going);
