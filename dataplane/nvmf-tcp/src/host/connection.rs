@@ -502,6 +502,7 @@ fn name_of(error: basalt_reactor::SocketError) -> &'static str {
         E::TooManyOpen => "too many open sockets",
         E::PermissionDenied => "permission denied",
         E::Closed => "the socket is closed",
+        E::Unsupported => "not supported here",
         E::System(_) => "the operating system reported an error",
     }
 }

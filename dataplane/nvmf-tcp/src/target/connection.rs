@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use basalt_bdev::{Capabilities, Completion, IoError, Operation, Request};
 use basalt_clock::Instant;
-use basalt_dma::{BufferPool, Payload};
+use basalt_dma::{Buffer, BufferPool, Payload};
 use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::pdu::{
     DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
@@ -325,7 +325,7 @@ impl<W: Wire> Connection<W> {
                     return None;
                 };
                 if let Some(data) = data {
-                    self.slots[slot].payload = Payload::Buffer(basalt_dma::Buffer::copy_of(data));
+                    self.slots[slot].payload = Payload::Buffer(Buffer::copy_of(data));
                 }
                 self.slots[slot].work = Work::Unmap { ranges, next: 0, device };
                 self.submit(slot, context);
@@ -372,12 +372,15 @@ impl<W: Wire> Connection<W> {
             (held.work, held.length, held.state) = (work, length, State::Ready);
             return Some(InCapsule { slot, at, len: data.len() });
         }
-        let Some(mut buffer) = context.pool.take(data.len()) else {
-            // Answered as a transient condition: the host still has the data.
-            self.reply(slot, &Reply::status(Status::TRANSIENT_TRANSPORT));
-            return None;
+        // The data is here and nowhere else: without a pool's buffer it gets one of its own, of which there are at most as
+        // many as the queue has entries.
+        let buffer = match context.pool.take(data.len()) {
+            Some(mut buffer) => {
+                buffer.copy_from_slice(data);
+                buffer
+            }
+            None => Buffer::copy_of(data),
         };
-        buffer.copy_from_slice(data);
         self.start(slot, work, length, Payload::Buffer(buffer), context);
         None
     }
@@ -566,7 +569,7 @@ impl<W: Wire> Connection<W> {
     /// Data of an admin command, then its completion.
     fn give(&mut self, slot: usize, data: &[u8], reply: &Reply) {
         if !data.is_empty() {
-            let payload = Payload::Buffer(basalt_dma::Buffer::copy_of(data));
+            let payload = Payload::Buffer(Buffer::copy_of(data));
             self.push_data(slot, payload, true);
         }
         self.reply(slot, reply);
