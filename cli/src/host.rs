@@ -12,7 +12,7 @@ use basalt_nvmf_tcp::host::{
 use basalt_nvmf_transport::{HostId, Nqn};
 use basalt_reactor::Polling;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cluster,
@@ -138,7 +138,7 @@ pub(crate) fn perf(arguments: &PerfArguments, target: &Target, format: Format) -
         bar.set_position(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
     })?;
     bar.finish_and_clear();
-    show(target, "perf", &report, format)?;
+    show(target, &[("random", report.clone())], format)?;
     if report.failed > 0 { bail!("{} commands failed", report.failed) } else { Ok(ExitCode::SUCCESS) }
 }
 
@@ -157,6 +157,7 @@ pub(crate) fn verify(
     } else {
         &[(Work::Check, "reading")]
     };
+    let mut reports = Vec::new();
     for (work, doing) in passes {
         let mut load = Load::new(NSID, *work);
         load.bytes = command_bytes(arguments.block_size)?;
@@ -168,7 +169,10 @@ pub(crate) fn verify(
             bar.set_position(progress.done * u64::from(load.bytes));
         })?;
         bar.finish_and_clear();
-        show(target, doing, &report, format)?;
+        reports.push((*doing, report));
+    }
+    show(target, &reports, format)?;
+    for (doing, report) in &reports {
         if report.failed > 0 {
             bail!("{} commands failed while {doing}", report.failed);
         }
@@ -176,8 +180,10 @@ pub(crate) fn verify(
             bail!("{} commands read other data than was written, first at byte {at}", report.corrupt);
         }
     }
-    if format == Format::Table {
-        print_line(&format!("{}: {} hold what was written", target.name, bytes(arguments.size)));
+    if format == Format::Table
+        && let Some((_, report)) = reports.last()
+    {
+        print_line(&format!("{}: {} hold what was written", target.name, bytes(report.bytes)));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -234,38 +240,52 @@ fn bar(format: Format, doing: &'static str, template: &str) -> ProgressBar {
     }
 }
 
-fn show(target: &Target, doing: &str, report: &LoadReport, format: Format) -> anyhow::Result<()> {
-    let seconds = report.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
-    #[allow(clippy::cast_precision_loss, reason = "shown, not computed with")]
-    let (iops, rate) = (report.commands as f64 / seconds, report.bytes as f64 / seconds);
-    let micros = |per_mille| report.latency.quantile(per_mille).as_nanos() / 1000;
+fn show(target: &Target, reports: &[(&'static str, LoadReport)], format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
-        return print_json(&json!({
-            "volume": target.name, "address": target.options.address, "pass": doing,
-            "commands": report.commands, "failed": report.failed, "corrupt": report.corrupt,
-            "bytes": report.bytes, "seconds": seconds, "iops": iops, "bytesPerSecond": rate,
-            "latencyMicroseconds": { "mean": report.latency.mean().as_nanos() / 1000, "p50": micros(500),
-                "p90": micros(900), "p99": micros(990), "p999": micros(999) },
-        }));
+        let passes = reports.iter().map(|(pass, report)| document(pass, report)).collect::<Vec<_>>();
+        return print_json(
+            &json!({ "volume": target.name, "address": target.options.address, "passes": passes }),
+        );
     }
     let mut shown = table(["pass", "commands", "iops", "bandwidth", "mean", "p50", "p90", "p99", "p99.9"]);
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a rate is positive and shown rounded"
-    )]
-    let rate = rate as u64;
-    shown.add_row([
-        doing.to_owned(),
-        report.commands.to_string(),
-        format!("{iops:.0}"),
-        format!("{}/s", bytes(rate)),
-        format!("{} us", report.latency.mean().as_nanos() / 1000),
-        format!("{} us", micros(500)),
-        format!("{} us", micros(900)),
-        format!("{} us", micros(990)),
-        format!("{} us", micros(999)),
-    ]);
+    for (pass, report) in reports {
+        let (iops, rate) = rates(report);
+        let quantile = |per_mille| format!("{} us", micros(report.latency.quantile(per_mille)));
+        shown.add_row([
+            (*pass).to_owned(),
+            report.commands.to_string(),
+            iops.to_string(),
+            format!("{}/s", bytes(rate)),
+            format!("{} us", micros(report.latency.mean())),
+            quantile(500),
+            quantile(900),
+            quantile(990),
+            quantile(999),
+        ]);
+    }
     print_table(&shown, "");
     Ok(())
+}
+
+fn document(pass: &str, report: &LoadReport) -> Value {
+    let (iops, rate) = rates(report);
+    let quantile = |per_mille| micros(report.latency.quantile(per_mille));
+    json!({
+        "pass": pass, "commands": report.commands, "failed": report.failed, "corrupt": report.corrupt,
+        "bytes": report.bytes, "seconds": report.elapsed.as_secs_f64(), "iops": iops, "bytesPerSecond": rate,
+        "latencyMicroseconds": { "mean": micros(report.latency.mean()), "p50": quantile(500),
+            "p90": quantile(900), "p99": quantile(990), "p999": quantile(999) },
+    })
+}
+
+/// Commands and bytes per second.
+fn rates(report: &LoadReport) -> (u64, u64) {
+    let nanos = report.elapsed.as_nanos().max(1);
+    let per_second =
+        |count: u64| u64::try_from(u128::from(count) * 1_000_000_000 / nanos).unwrap_or(u64::MAX);
+    (per_second(report.commands), per_second(report.bytes))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -15,9 +15,9 @@ mod retry;
 mod watch;
 pub mod wire;
 
+pub use basalt_proto::api::Reason;
 pub use client::{Client, ClientConfig, ClusterStatus, Committed, CreateVolume, Mutation};
 pub use error::ClientError;
 pub use members::{MemberInfo, MemberRole, MembersInfo, NewMember};
 pub use pages::{Listing, Pages};
 pub use watch::{Event, Watch};
-pub use basalt_proto::api::Reason;

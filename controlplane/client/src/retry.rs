@@ -10,7 +10,7 @@ use crate::error::detail;
 /// Longest wait before the first retry.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// Longest wait before any retry.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// What to do about an error status.
 #[derive(Debug, Clone, PartialEq, Eq)]

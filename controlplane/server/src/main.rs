@@ -72,10 +72,14 @@ fn go(arguments: Arguments) -> Result<(), Failure> {
         None => run::run(&config),
         Some(Command::Recover) => {
             let recovered = run::recover(&config)?;
+            let retired = recovered.retired.iter().map(|member| member.id.to_string()).collect::<Vec<_>>();
             eprintln!(
-                "basalt-control: member {} is the only member of incarnation {} from revision {} on; start it, then add \
-                 new members with empty disks under new ids",
-                config.member, recovered.incarnation, recovered.revision
+                "basalt-control: member {} is the only member of incarnation {} from revision {} on; never run members {} \
+                 again; start this one, then add new members with empty directories under new ids",
+                config.member,
+                recovered.incarnation,
+                recovered.revision,
+                retired.join(", ")
             );
             Ok(())
         }
