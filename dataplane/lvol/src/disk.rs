@@ -224,6 +224,21 @@ impl DiskIo {
         Ok(best)
     }
 
+    /// Whether `superblock` is the latest for certain: both slots can be read, and none holds a later one.
+    pub(crate) async fn is_latest(&self, superblock: &Superblock) -> Result<bool, DiskFault> {
+        for (slot, offset) in (0..).zip(SLOT_OFFSETS) {
+            match self.read(offset, PAGE_BYTES as u64).await {
+                Ok(page) => match Superblock::decode(&page, slot) {
+                    Ok(found) if found.sequence > superblock.sequence => return Ok(false),
+                    _ => {}
+                },
+                Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => return Ok(false),
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(true)
+    }
+
     /// Writes a superblock to the slot of its sequence number and flushes.
     pub(crate) async fn write_superblock(&self, superblock: &Superblock) -> Result<(), DiskFault> {
         let page = superblock.encode();

@@ -166,6 +166,11 @@ pub enum ReadOnlyReason {
     /// The latest table was damaged and the one before it was taken.
     #[error("the latest metadata is damaged; the pool was imported as it was before its last change")]
     PreviousTable,
+    /// A part of the table could not be read: the volumes in it are isolated and must not be written out as damaged.
+    #[error(
+        "a part of the metadata cannot be read; the pool takes no change until it is imported without a read error"
+    )]
+    IncompleteTable,
     /// A write of metadata failed: it is unknown what the disk holds.
     #[error("a write of metadata failed ({0}); the pool takes no change until one succeeds")]
     MetadataWriteFailed(Rc<DiskFault>),

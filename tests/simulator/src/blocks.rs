@@ -298,13 +298,17 @@ impl Blocks {
                 if known { "it was replaced" } else { "it was replaced for good or never written there" };
             return Err(WrongRead { block, read, permitted, detail });
         };
+        // What was read before a crash and arrives after it says nothing about now.
+        if issued <= crashed {
+            return Ok(());
+        }
         let on_medium = state.writes.iter().any(|write| write.id == id && write.settled <= crashed);
         for write in &mut state.writes {
             if write.id != id && write.settled < issued {
                 write.hidden = true;
             }
         }
-        if on_medium && issued > crashed {
+        if on_medium {
             state.writes.retain(|write| write.id == id || write.settled > crashed);
             for write in state.writes.iter_mut().filter(|write| write.id == id) {
                 write.durable = true;
@@ -402,6 +406,17 @@ mod tests {
             blocks.crashed();
             assert!(!reads(&mut blocks, other) && reads(&mut blocks, seen), "what was on the medium stays");
         }
+    }
+
+    #[test]
+    fn a_read_that_arrives_after_a_crash_tells_of_before() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, true);
+        write(&mut blocks, B, false);
+        let issued = blocks.read_issued();
+        blocks.crashed();
+        assert!(blocks.read(issued, 5, B).is_ok());
+        assert!(reads(&mut blocks, A), "B was lost");
     }
 
     #[test]

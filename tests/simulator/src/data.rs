@@ -24,7 +24,7 @@ const OPERATIONS: u64 = 2_400;
 const FAULTS: u64 = 24;
 
 /// How long the turmoil may take.
-const TURMOIL_MAX: Duration = Duration::from_secs(600);
+const TURMOIL_MAX: Duration = Duration::from_secs(1_800);
 
 /// How long volumes may take to be in service again after the last fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
@@ -65,7 +65,9 @@ fn turmoil(world: &mut World, random: &mut SeededRandom) -> Result<(), Violation
     while (world.budget.get() > 0 || world.tally.faults_total() < FAULTS) && world.now() < end {
         let length = Duration::from_micros(500 + random.below(20_000));
         world.beat(length)?;
-        if random.chance(1, 12) {
+        // Many faults in a short time, then fewer, so that hosts come to their requests.
+        let pause = if world.tally.faults_total() < 4 * FAULTS { 12 } else { 120 };
+        if random.chance(1, pause) {
             world.strike();
         }
         if random.chance(1, 30) {

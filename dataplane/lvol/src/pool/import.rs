@@ -44,6 +44,11 @@ impl Pool {
         let (table, standing) = read_tables(&lead.io, &superblock).await?;
         let present = assign(found, &table.header.disks)?;
         let mut read_only = superblock.read_only.then_some(ReadOnlyReason::UnknownFeature);
+        if !table.complete {
+            // What could not be read now may be read next time, unless the next table is written without it.
+            mark!("lvol-table-incomplete");
+            read_only = Some(ReadOnlyReason::IncompleteTable);
+        }
         if standing == Standing::Previous {
             mark!("lvol-previous-table");
             read_only = Some(ReadOnlyReason::PreviousTable);
@@ -147,6 +152,8 @@ struct FoundTable {
     header: TableHeader,
     directory: Vec<DirectoryRecord>,
     bytes: Vec<u8>,
+    /// Every page could be read.
+    complete: bool,
 }
 
 impl FoundTable {
@@ -162,11 +169,12 @@ impl FoundTable {
         bytes.extend_from_slice(&directory);
         let entries = offset + bytes.len() as u64;
         let rest = header.table_bytes() - bytes.len() as u64;
-        match lead.read(entries, rest).await {
-            Ok(content) => bytes.extend_from_slice(&content),
-            Err(fault) => bytes.extend_from_slice(&read_pages(lead, entries, rest, fault).await?),
-        }
-        Ok(Self { header, directory: records, bytes })
+        let (content, complete) = match lead.read(entries, rest).await {
+            Ok(content) => (content.to_vec(), true),
+            Err(fault) => read_pages(lead, entries, rest, fault).await?,
+        };
+        bytes.extend_from_slice(&content);
+        Ok(Self { header, directory: records, bytes, complete })
     }
 
     fn entry(&self, record: &DirectoryRecord) -> &[u8] {
@@ -197,32 +205,47 @@ impl From<DiskFault> for TableFault {
     }
 }
 
-/// Reads page by page after a medium error; what cannot be read becomes zeroes, which no checksum fits.
-async fn read_pages(lead: &DiskIo, offset: u64, bytes: u64, fault: DiskFault) -> Result<Vec<u8>, DiskFault> {
+/// Reads page by page after a medium error; what cannot be read becomes zeroes, which no checksum fits. Also says whether
+/// everything could be read this time.
+async fn read_pages(
+    lead: &DiskIo,
+    offset: u64,
+    bytes: u64,
+    fault: DiskFault,
+) -> Result<(Vec<u8>, bool), DiskFault> {
     let is_medium = |fault: &DiskFault| matches!(fault.source, FaultCause::Io(IoError::Medium));
     if !is_medium(&fault) {
         return Err(fault);
     }
-    let mut content = Vec::new();
+    let (mut content, mut complete) = (Vec::new(), true);
     for at in (0..bytes).step_by(PAGE_BYTES) {
         match lead.read(offset + at, PAGE_BYTES as u64).await {
             Ok(page) => content.extend_from_slice(&page),
-            Err(fault) if is_medium(&fault) => content.resize(content.len() + PAGE_BYTES, 0),
+            Err(fault) if is_medium(&fault) => {
+                content.resize(content.len() + PAGE_BYTES, 0);
+                complete = false;
+            }
             Err(fault) => return Err(fault),
         }
     }
-    Ok(content)
+    Ok((content, complete))
 }
 
 /// Reads both tables and takes the right one; docs/disk-format.md, "Import", says why it is right.
 async fn read_tables(lead: &DiskIo, superblock: &Superblock) -> Result<(FoundTable, Standing), ImportError> {
     let area = superblock.slot() as usize;
     let mut tables = Vec::with_capacity(2);
-    for area in [area, 1 - area] {
+    for (is_next, area) in [(false, area), (true, 1 - area)] {
         let table = match FoundTable::read(lead, superblock, area).await {
             Ok(table) => Ok(table),
             Err(TableFault::Table(error)) => Err(error),
             Err(TableFault::Disk(fault)) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
+                // A later table that cannot be read may be in force, unless both slots say that it is not: going on with
+                // the older one would write over what was promised since.
+                if is_next && !lead.is_latest(superblock).await? {
+                    mark!("lvol-latest-unknown");
+                    return Err(fault.into());
+                }
                 Err(TableError::Checksum("header"))
             }
             Err(TableFault::Disk(fault)) => return Err(fault.into()),

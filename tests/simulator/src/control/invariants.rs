@@ -4,7 +4,8 @@ use crate::run::Violation;
 use basalt_clock::{Random, SeededRandom};
 use basalt_core::{Event, EventKind, Outputs, Role, Status};
 use basalt_model::{
-    Bytes, Epoch, Lifecycle, MemberId, Placement, RequestId, Revision, State, VolumeId, VolumeName,
+    Bytes, Epoch, Lifecycle, MemberId, Placement, PoolHealth, RequestId, Revision, State, VolumeId,
+    VolumeName,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -214,6 +215,8 @@ fn overcommitted(state: &State) -> Result<(), Violation> {
     }
     for (placement, bytes) in promised {
         let pool = state.nodes().get(&placement.node).and_then(|node| node.pool(&placement.pool));
+        // A pool that is not in service yet has no capacity to speak of.
+        let pool = pool.filter(|pool| pool.health == PoolHealth::Online && pool.capacity.0 > 0);
         let capacity = pool.map_or(Bytes(u64::MAX), |pool| pool.capacity);
         if bytes > capacity.0 {
             return Err(broken(
