@@ -36,6 +36,8 @@ const TRIGGERS_MAX: usize = 1024;
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 /// How long to wait before the watch is started anew after an error that waiting does not heal.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// What `/readyz` says until the loops have seen every object.
+const NOT_LISTED: &str = "objects are not listed yet; are the definitions in crds/yaml applied?";
 /// How long the lease may take to be given up at the end.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -96,7 +98,7 @@ impl Gates {
         Self {
             apiserver: readiness.gate("apiserver", "not asked yet"),
             control_plane: readiness.gate("control-plane", "not asked yet"),
-            resources: readiness.gate("custom-resources", "not listed yet"),
+            resources: readiness.gate("custom-resources", NOT_LISTED),
         }
     }
 }
@@ -129,7 +131,7 @@ fn apiserver_away(gates: &Gates, why: &str) {
 
 /// Runs the loops. Returns only when they end, which they do not by themselves.
 async fn lead(operator: &Operator, fence: &Fence, gates: &Gates, reached: &watch::Receiver<bool>) {
-    gates.resources.close("not listed yet");
+    gates.resources.close(NOT_LISTED);
     let mirror = Arc::new(Mirror::default());
     let backoff = Arc::new(Backoff::default());
     let context = Arc::new(Context {
