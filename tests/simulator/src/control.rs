@@ -12,6 +12,7 @@ pub mod objects;
 pub mod process;
 pub mod recovery;
 pub mod requests;
+pub mod strangers;
 pub mod watcher;
 pub mod world;
 

@@ -114,8 +114,13 @@ fn run_seeds(args: &RunArgs) -> ExitCode {
         ended += 1;
         if report.violation.is_some() {
             failures += 1;
-            if failures <= FAILURES_TOLD {
-                tell_failure(report, None);
+            match (failures <= FAILURES_TOLD, &report.violation) {
+                (true, _) => tell_failure(report, None),
+                (false, Some(violation)) => {
+                    let brief: String = violation.to_string().chars().take(160).collect();
+                    println!("seed {} of scenario {} failed: {brief}", report.seed, report.scenario);
+                }
+                (false, None) => {}
             }
         }
         if told.elapsed() > Duration::from_secs(10) {

@@ -258,7 +258,7 @@ pub fn small_limits(random: &mut SeededRandom) -> Limits {
         snapshot_entries: random.within(16..256),
         snapshot_bytes: 1 << 20,
         segment_bytes: random.within(4_096..65_536),
-        chunk_bytes: size(random, 256, 8_192),
+        chunk_bytes: size(random, 2_048, 16_384),
         page: size(random, 1, 8),
     }
 }

@@ -1,6 +1,7 @@
 //! What goes wrong.
 
 use crate::control::process::Running;
+use crate::control::strangers;
 use crate::control::world::{Caller, Event, World};
 use crate::event;
 use crate::network::{Address, Weather};
@@ -77,7 +78,9 @@ impl World {
             16..18 => self.transfer(victim),
             18 => self.disk_fault(victim),
             19 => self.all_crash(),
-            20..22 => self.change_members(),
+            20 => self.change_members(),
+            21 if self.random.chance(1, 2) => self.stranger(victim),
+            21 => self.change_members(),
             _ if self.majorities_to_lose == 0 || self.random.chance(4, 5) => self.daemon_fault(),
             _ => self.majority_is_lost(),
         }
@@ -98,12 +101,16 @@ impl World {
 
     /// The process dies now. Returns whether it ran.
     pub(crate) fn crash(&mut self, victim: MemberId) -> bool {
-        let style = self.crash_style();
+        let (style, rots) = (self.crash_style(), self.faulty && self.random.chance(1, 20));
         let Some(process) = self.processes.get_mut(&victim) else { return false };
         let Some(running) = process.running.take() else { return false };
         event!("member {victim} crashes, {style:?}");
         process.disk.set_fault(None);
         process.disk.crash(style);
+        if rots && strangers::rot(&process.disk) {
+            event!("an old snapshot of member {victim} rots");
+            self.tally.fault("bit rot", 1);
+        }
         self.sessions_end(running.sessions.into_iter());
         self.watch_ends(victim);
         true

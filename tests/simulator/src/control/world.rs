@@ -6,6 +6,7 @@ use crate::control::daemon::Daemon;
 use crate::control::invariants::Oracle;
 use crate::control::process::{Life, Process};
 use crate::control::requests::{self, Next, PATIENCE, Pending};
+use crate::control::strangers;
 use crate::control::watcher::Watcher;
 use crate::event;
 use crate::network::{Address, Network};
@@ -294,6 +295,11 @@ impl World {
     }
 
     fn on_peer(&mut self, message: Box<PeerMessage>) {
+        let mut message = message;
+        if self.faulty && self.random.chance(1, 5_000) && strangers::damage(&mut message) {
+            event!("a part of a snapshot for member {} is damaged", message.to);
+            self.tally.fault("damaged message", 1);
+        }
         let (from, to) = (message.from, message.to);
         let passes = self.network.passes(Self::member_address(from), Self::member_address(to));
         let gone = self.processes.get(&from).is_none_or(|process| process.buried);

@@ -5,7 +5,7 @@ use crate::data::world::{Later, World};
 use crate::event;
 use basalt_agent::Provision;
 use basalt_clock::Random;
-use basalt_lvol::id::{Generation, VolumeId};
+use basalt_lvol::id::{Epoch, Generation, VolumeId};
 use basalt_reactor::sim::{Chance, DiskFaults};
 use std::time::Duration;
 use uuid::Uuid;
@@ -40,6 +40,7 @@ impl World {
             }
             16 => self.stale_order(number),
             17 => self.foreign_order(number),
+            18 if self.random.chance(1, 2) => self.fence(number),
             18 => self.forget(number),
             _ => self.phantom(number),
         }
@@ -154,6 +155,22 @@ impl World {
         event!("node {number} is not told about {id}");
         self.tally.fault("forgotten volume", 1);
         self.hold(number, volume);
+    }
+
+    /// The node is ordered to serve a volume at a lower epoch than it has seen: it must not, until a higher one comes.
+    fn fence(&mut self, number: usize) {
+        let Some(used) = self.volumes.iter().find(|used| used.node == number && used.seen && !used.going)
+        else {
+            return;
+        };
+        let id = used.id;
+        event!("node {number} is ordered to serve {id} at an old epoch");
+        self.tally.fault("old epoch", 1);
+        let Some(epoch) = self.scripts[number].set_epoch(id, Epoch { incarnation: 0, counter: 0 }) else {
+            return;
+        };
+        let length = self.millis(100, 2_000);
+        self.later(length, Later::Raise(number, id, epoch));
     }
 
     fn hold(&mut self, number: usize, volume: basalt_agent::DesiredVolume) {

@@ -109,6 +109,15 @@ impl Script {
         self.changed();
     }
 
+    /// Gives a volume another epoch; returns the one that it had.
+    pub fn set_epoch(&mut self, id: VolumeId, epoch: Epoch) -> Option<Epoch> {
+        let volume = self.desired.volumes.iter_mut().find(|volume| volume.id == id)?;
+        volume.generation.0 += 1;
+        let before = std::mem::replace(&mut volume.epoch, epoch);
+        self.changed();
+        Some(before)
+    }
+
     /// Takes a report over, as the control plane does: what exists is expected from now on, what is gone needs no tombstone.
     pub fn reported(&mut self, report: &NodeReport) {
         let mut changed = false;

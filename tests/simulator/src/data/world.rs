@@ -11,7 +11,7 @@ use crate::run::{Tally, Violation};
 use crate::trace;
 use basalt_agent::{DesiredVolume, NodeReport, Refused, VolumeHealth};
 use basalt_clock::{Instant, Random, SeededRandom};
-use basalt_lvol::id::VolumeId;
+use basalt_lvol::id::{Epoch, VolumeId};
 use basalt_nvme_wire::pdu::Digests;
 use basalt_reactor::Handle;
 use basalt_reactor::sim::{Chance, WorldOptions};
@@ -96,6 +96,8 @@ pub enum Later {
     StoreWorks(usize),
     /// A node is told about a volume again.
     Remember(usize, Box<DesiredVolume>),
+    /// A volume gets this epoch, if it has a lower one.
+    Raise(usize, VolumeId, Epoch),
     /// A node is not told about a volume any more.
     Forget(usize, VolumeId),
     /// Writes that nobody waits for can not have an effect any more.
@@ -336,6 +338,17 @@ impl World {
                 let script = &mut self.scripts[number];
                 script.desired.tombstones.retain(|tombstone| tombstone.volume != volume.id);
                 script.remember(*volume);
+            }
+            Later::Raise(number, id, epoch) => {
+                match self.scripts[number].desired.volumes.iter().find(|volume| volume.id == id) {
+                    Some(volume) if volume.epoch < epoch => drop(self.scripts[number].set_epoch(id, epoch)),
+                    Some(_) => {}
+                    // It is held back at the moment.
+                    None if self.volumes.iter().any(|used| used.id == id) => {
+                        self.later(Duration::from_millis(300), Later::Raise(number, id, epoch));
+                    }
+                    None => {}
+                }
             }
             Later::Forget(number, id) => drop(self.scripts[number].forget(id)),
             Later::GiveUp(hosts, writes) => {
