@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod control;
 pub mod data;
 pub mod drift;
+pub mod findings;
 pub mod history;
 pub mod linearize;
 pub mod network;

@@ -219,7 +219,10 @@ impl Job {
             .arg(image.kernel())
             .arg("-initrd")
             .arg(image.initrd())
-            .args(["-append", "console=ttyS0 quiet no_timer_check panic=-1 mitigations=off random.trust_cpu=on"])
+            .args([
+                "-append",
+                "console=ttyS0 quiet no_timer_check panic=-1 mitigations=off random.trust_cpu=on",
+            ])
             .args(["-serial", &format!("file:{}", file("console.log"))])
             .args(disk("root", "basalt-root", &image.root()))
             .args(disk("job", "basalt-job", &self.dir.join("job.tar")))
