@@ -185,6 +185,7 @@ impl World {
         if let Some(volume) = script.desired.volumes.last_mut() {
             volume.provision = Provision::Expect;
         }
+        self.phantoms.insert(id);
         event!("node {number} is told to expect {id}, which never was");
         self.tally.fault("phantom volume", 1);
         let length = self.millis(200, 2_000);

@@ -16,6 +16,7 @@ use basalt_nvme_wire::pdu::Digests;
 use basalt_reactor::Handle;
 use basalt_reactor::sim::{Chance, WorldOptions};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -72,6 +73,8 @@ pub struct World {
     pub agenda: Vec<(Instant, Later)>,
     /// Whether the control plane's stand-in hands out orders.
     pub scripted: bool,
+    /// Volumes that a node was told to expect and that never were.
+    pub phantoms: BTreeSet<VolumeId>,
     /// Whether reads of each node's disks may fail now.
     pub reads_fail: Vec<bool>,
     /// Whether reads of each node's disks failed since it was started: what it then says about damage is no news of loss.
@@ -147,6 +150,7 @@ impl World {
             tally: Tally::default(),
             agenda: Vec::new(),
             scripted: true,
+            phantoms: BTreeSet::new(),
             reads_fail: vec![false; nodes],
             unreadable: vec![false; nodes],
             numbers: 0,
@@ -392,6 +396,15 @@ impl World {
         for (number, node) in self.nodes.iter().enumerate() {
             let Some(report) = node.report().filter(|_| !self.unreadable[number]) else { continue };
             for volume in &report.volumes {
+                if volume.health == VolumeHealth::Online && self.phantoms.contains(&volume.id) {
+                    return Err(Violation::Invariant {
+                        invariant: "what was there once is not created anew",
+                        detail: format!(
+                            "node {number} serves volume {}, which it was told to expect",
+                            volume.id
+                        ),
+                    });
+                }
                 let ordered =
                     self.volumes.iter().any(|used| used.id == volume.id && used.seen && !used.going);
                 if let VolumeHealth::Faulted(problem) = &volume.health
