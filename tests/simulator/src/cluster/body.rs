@@ -13,18 +13,18 @@ use std::rc::Rc;
 
 /// What passes between a session and the agent's machine.
 #[derive(Debug, Default)]
-pub struct Link {
+pub(crate) struct Link {
     /// The newest orders, until the agent's machine takes them.
-    pub orders: RefCell<Option<agent::DesiredNode>>,
+    pub(crate) orders: RefCell<Option<agent::DesiredNode>>,
     /// What the agent reported last; `None` while it does not run.
-    pub report: RefCell<Option<agent::NodeReport>>,
+    pub(crate) report: RefCell<Option<agent::NodeReport>>,
     /// The highest revision that the agent has kept.
-    pub seen: Cell<u64>,
+    pub(crate) seen: Cell<u64>,
 }
 
 /// A daemon around an agent.
 #[derive(Debug)]
-pub struct AgentBody {
+pub(crate) struct AgentBody {
     name: NodeName,
     instance: InstanceId,
     boot: BootId,
@@ -37,7 +37,7 @@ pub struct AgentBody {
 
 impl AgentBody {
     /// A daemon of this name.
-    pub fn new(name: NodeName, link: Rc<Link>, mut random: SeededRandom) -> Self {
+    pub(crate) fn new(name: NodeName, link: Rc<Link>, mut random: SeededRandom) -> Self {
         let mut bits = || u128::from(random.next_u64()) << 64 | u128::from(random.next_u64());
         Self {
             name,

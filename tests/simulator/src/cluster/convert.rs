@@ -4,12 +4,12 @@ use basalt_agent as agent;
 use basalt_core::Report;
 use basalt_lvol::id as lvol;
 use basalt_model as model;
-use basalt_model::{AnaState, BootId, Bytes, DiskPath, NodeName, PathObserved, PoolName, Revision};
+use basalt_model::{AnaState, BootId, Bytes, DiskPath, NodeName, PathObserved, PoolName};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// The agent's form of a desired state.
-pub fn desired(desired: &model::DesiredNode) -> agent::DesiredNode {
+pub(crate) fn desired(desired: &model::DesiredNode) -> agent::DesiredNode {
     agent::DesiredNode {
         cluster: lvol::ClusterId(desired.cluster.0),
         revision: lvol::Revision { incarnation: desired.incarnation.0, index: desired.revision.0 },
@@ -69,7 +69,7 @@ fn volume(volume: &model::DesiredVolume) -> agent::DesiredVolume {
 }
 
 /// The control plane's form of a report.
-pub fn report(node: &NodeName, boot: BootId, report: &agent::NodeReport) -> Report {
+pub(crate) fn report(node: &NodeName, boot: BootId, report: &agent::NodeReport) -> Report {
     Report {
         full: true,
         observed: Some(model::NodeObserved {
@@ -90,11 +90,6 @@ pub fn report(node: &NodeName, boot: BootId, report: &agent::NodeReport) -> Repo
             .map(|deleted| (model::VolumeId(deleted.id.0), deleted.generation.0))
             .collect(),
     }
-}
-
-/// The revision of a report.
-pub fn revision(report: &agent::NodeReport) -> Revision {
-    Revision(report.revision.index)
 }
 
 fn problem(problem: &agent::Problem) -> model::Problem {
