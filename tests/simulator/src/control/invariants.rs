@@ -184,7 +184,7 @@ impl Oracle {
     /// What was acknowledged is in the final state.
     pub fn nothing_lost(&self, state: &State) -> Result<(), Violation> {
         for (request, revision) in &self.acknowledged {
-            let age = (state.revision().0 - revision.0) % State::RECOVERY_JUMP;
+            let age = state.revision().0.saturating_sub(revision.0) % State::RECOVERY_JUMP;
             if age >= State::REQUEST_WINDOW {
                 continue;
             }
