@@ -5,11 +5,12 @@ use crate::history::History;
 use crate::pending::{Proposals, Questions};
 use crate::sessions::Sessions;
 use basalt_clock::{Instant, Random, SeededRandom, mark, planted};
-use basalt_model::{Body, Command, DiskId, Revision, State};
+use basalt_model::{Body, Command, DiskId, Member as Listed, MemberId, Revision, State};
 use basalt_raft::{
     Applied, Disk, Group, GroupConfig, GroupStatus, Log, LogConfig, LogError, Membership, PeerRefusal,
     Progress,
 };
+use std::collections::BTreeMap;
 
 /// How many rounds of work one call does at most; what is left is done by the next call.
 const ROUNDS_MAX: u32 = 64;
@@ -33,6 +34,8 @@ pub struct Member<D: Disk> {
     pub(crate) history: History,
     pub(crate) outputs: Outputs,
     pub(crate) refused: Option<PeerRefusal>,
+    /// Whom peers have named to this member while it has not joined.
+    pub(crate) introduced: BTreeMap<MemberId, Listed>,
     pub(crate) failed: Option<Fatal>,
     /// Ticks until the next announcement.
     pub(crate) announce_in: u64,
@@ -88,6 +91,7 @@ impl<D: Disk> Member<D> {
             sessions: Sessions::default(),
             outputs: Outputs::default(),
             refused: None,
+            introduced: BTreeMap::new(),
             failed: None,
             announce_in: 0,
             ready_term: None,

@@ -6,10 +6,13 @@ use crate::pending::Topic;
 use basalt_clock::mark;
 use basalt_model::{Body, ClusterId, Member as Listed, MemberId};
 use basalt_raft::{Disk, PeerBody, PeerMessage, PeerRefusal};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Ticks between announcements, and between looks at everything that may have got lost.
 const ANNOUNCE_TICKS: u64 = 10;
+
+/// The most members that peers may name to one that wants to join.
+const INTRODUCED_MAX: usize = 64;
 
 impl<D: Disk> Member<D> {
     /// A message of another member arrived.
@@ -32,6 +35,7 @@ impl<D: Disk> Member<D> {
         }
         match message.body {
             PeerBody::Announce(member) => self.announced(message.from, member, message.from_disk),
+            PeerBody::Introduce(members) => self.introduced_to(message.from, members),
             PeerBody::Refused(_) => {}
             PeerBody::Raft(_) | PeerBody::SnapshotChunk(_) | PeerBody::SnapshotAck(_) => {
                 if !self.take_part_in(message.cluster) {
@@ -42,7 +46,7 @@ impl<D: Disk> Member<D> {
                     PeerBody::Raft(raft) => self.group.step(message.from, raft),
                     PeerBody::SnapshotChunk(chunk) => self.group.snapshot_chunk(message.from, chunk),
                     PeerBody::SnapshotAck(ack) => self.group.snapshot_ack(message.from, ack),
-                    PeerBody::Announce(_) | PeerBody::Refused(_) => {}
+                    PeerBody::Announce(_) | PeerBody::Introduce(_) | PeerBody::Refused(_) => {}
                 }
             }
         }
@@ -77,7 +81,7 @@ impl<D: Disk> Member<D> {
     }
 
     fn refused_by(&mut self, from: MemberId, refusal: PeerRefusal) {
-        let known = self.state.members().contains_key(&from) || self.config.peers.contains(&from);
+        let known = self.state.members().contains_key(&from) || self.is_acquainted(from);
         // A member that follows a leader takes part, whatever a stranger under a peer's name says.
         let follows = self.group.status().leader.is_some();
         if known && !follows && self.refused != Some(refusal) {
@@ -107,9 +111,19 @@ impl<D: Disk> Member<D> {
         }
     }
 
-    /// A member says who it is. Only the leader acts: it notes what changed.
+    /// A member says who it is. The leader notes what changed; another member introduces one that has not joined, which
+    /// may know nobody else.
     fn announced(&mut self, from: MemberId, member: Listed, disk: basalt_model::DiskId) {
-        if !self.ready_to_lead() || member.id != from || member.disk != Some(disk) {
+        if member.id != from || member.disk != Some(disk) {
+            return;
+        }
+        if !self.ready_to_lead() {
+            let members = self.state.members();
+            if members.get(&from).is_none_or(|listed| listed.disk.is_none()) && !members.is_empty() {
+                mark!("newcomer-introduced");
+                let others = members.values().filter(|other| other.id != from).cloned().collect();
+                self.send_to(from, Some(disk), PeerBody::Introduce(others));
+            }
             return;
         }
         match self.state.members().get(&from) {
@@ -121,6 +135,31 @@ impl<D: Disk> Member<D> {
                 }
             }
         }
+    }
+
+    /// A peer says whom else to announce oneself to. One that has joined knows better.
+    fn introduced_to(&mut self, from: MemberId, members: Vec<Listed>) {
+        let me = self.config.member.id;
+        if self.state.members().contains_key(&me) || !self.is_acquainted(from) {
+            return;
+        }
+        for member in members.into_iter().filter(|member| member.id != me) {
+            let full = self.introduced.len() >= INTRODUCED_MAX;
+            let news = self.introduced.get(&member.id) != Some(&member);
+            if news && (!full || self.introduced.contains_key(&member.id)) {
+                self.introduced.insert(member.id, member);
+                self.outputs.introduced = true;
+            }
+        }
+    }
+
+    fn is_acquainted(&self, peer: MemberId) -> bool {
+        self.config.peers.contains(&peer) || self.introduced.contains_key(&peer)
+    }
+
+    /// The members that peers have named to this one, which has not joined yet.
+    pub fn introduced(&self) -> &BTreeMap<MemberId, Listed> {
+        &self.introduced
     }
 
     /// Makes this member known until the state says what it says, and lists the members that a new cluster begins with.
@@ -137,6 +176,9 @@ impl<D: Disk> Member<D> {
         let id = self.config.member.id;
         let listed = self.state.members().get(&id);
         let me = Listed { replaces: listed.and_then(|listed| listed.replaces), ..self.config.member.clone() };
+        if listed.is_some() {
+            self.introduced.clear();
+        }
         if listed == Some(&me) {
             return;
         }
@@ -145,6 +187,7 @@ impl<D: Disk> Member<D> {
         }
         let mut peers: BTreeSet<MemberId> = self.config.peers.iter().copied().collect();
         peers.extend(self.state.members().keys().copied());
+        peers.extend(self.introduced.keys().copied());
         peers.remove(&id);
         for peer in peers {
             self.send_to(peer, None, PeerBody::Announce(self.config.member.clone()));

@@ -209,6 +209,24 @@ fn a_member_is_replaced_and_its_id_is_dead() {
 }
 
 #[test]
+fn a_member_that_knows_only_a_follower_joins() {
+    let mut world = World::new(12, 3);
+    world.wait_settled(3);
+    let follower = if world.leader() == Some(3) { 2 } else { 3 };
+    let add = Mutation::AddMember {
+        id: member_id(4),
+        peer_address: "peer-4:1".to_owned(),
+        api_address: "api-4:1".to_owned(),
+    };
+    world.mutate("add", add).unwrap();
+    world.add(4, Start::Join { cluster: None }, vec![follower]);
+    world.run_until("introductions", |world| !world.members[&4].introduced().is_empty());
+    world.wait_settled(4);
+    world.run_until("nothing left of them", |world| world.members[&4].introduced().is_empty());
+    world.mutate("after", put_node("n")).unwrap();
+}
+
+#[test]
 fn an_empty_disk_under_a_used_id_is_refused() {
     let mut world = World::new(10, 3);
     world.wait_settled(3);

@@ -33,6 +33,8 @@ pub enum PeerBody {
     SnapshotAck(SnapshotAck),
     /// The sender exists, wants to take part, and is reached so. Sent to everybody until the leader knows it.
     Announce(Member),
+    /// The members of the sender's group, for a receiver that wants to take part: one of them leads.
+    Introduce(Vec<Member>),
     /// A message of the receiver was refused.
     Refused(PeerRefusal),
 }

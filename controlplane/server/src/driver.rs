@@ -288,7 +288,7 @@ impl Turning {
             self.tell_node(session, message);
         }
         let moved = |event: &Event| matches!(event.kind, EventKind::Cluster | EventKind::Resync);
-        if outputs.events.iter().any(moved) {
+        if outputs.introduced || outputs.events.iter().any(moved) {
             self.note_addresses();
         }
         if !outputs.events.is_empty() {
@@ -327,7 +327,7 @@ impl Turning {
 
     fn note_addresses(&mut self) {
         let mut book = self.configured.clone();
-        for (id, member) in self.member.state().members() {
+        for (id, member) in self.member.introduced().iter().chain(self.member.state().members()) {
             let addresses = Addresses { peer: member.peer_address.clone(), api: member.api_address.clone() };
             book.insert(*id, addresses);
         }

@@ -30,13 +30,9 @@ pub(crate) fn encode(message: PeerMessage) -> proto::PeerMessage {
             received_bytes: ack.received,
             restart: ack.restart,
         }),
-        PeerBody::Announce(member) => Body::Announcement(proto::Announcement {
-            id: member.id.get(),
-            disk: member.disk.map(|disk| disk.to_string()).unwrap_or_default(),
-            peer_address: member.peer_address,
-            api_address: member.api_address,
-            feature_level: member.supports.0,
-            version: member.version,
+        PeerBody::Announce(member) => Body::Announcement(encode_member(member)),
+        PeerBody::Introduce(members) => Body::Introduction(proto::Introduction {
+            members: members.into_iter().map(encode_member).collect(),
         }),
         PeerBody::Refused(refusal) => Body::Refused(encode_refusal(refusal)),
     };
@@ -71,15 +67,11 @@ pub(crate) fn decode(message: proto::PeerMessage) -> Result<PeerMessage, WireErr
             received: ack.received_bytes,
             restart: ack.restart,
         }),
-        Body::Announcement(member) => PeerBody::Announce(Member {
-            id: member_id("announcement.id", member.id)?,
-            disk: wire::optional_uuid("announcement.disk", &member.disk)?,
-            peer_address: member.peer_address,
-            api_address: member.api_address,
-            supports: FeatureLevel(member.feature_level),
-            version: member.version,
-            replaces: None,
-        }),
+        Body::Announcement(member) => PeerBody::Announce(decode_member(member)?),
+        Body::Introduction(introduction) => {
+            let members: Result<_, WireError> = introduction.members.into_iter().map(decode_member).collect();
+            PeerBody::Introduce(members?)
+        }
         Body::Refused(refusal) => PeerBody::Refused(decode_refusal(&refusal)?),
     };
     Ok(PeerMessage {
@@ -89,6 +81,29 @@ pub(crate) fn decode(message: proto::PeerMessage) -> Result<PeerMessage, WireErr
         to: member_id("to", message.to)?,
         to_disk: wire::optional_uuid("to_disk", &message.to_disk)?,
         body,
+    })
+}
+
+fn encode_member(member: Member) -> proto::Announcement {
+    proto::Announcement {
+        id: member.id.get(),
+        disk: member.disk.map(|disk| disk.to_string()).unwrap_or_default(),
+        peer_address: member.peer_address,
+        api_address: member.api_address,
+        feature_level: member.supports.0,
+        version: member.version,
+    }
+}
+
+fn decode_member(member: proto::Announcement) -> Result<Member, WireError> {
+    Ok(Member {
+        id: member_id("announcement.id", member.id)?,
+        disk: wire::optional_uuid("announcement.disk", &member.disk)?,
+        peer_address: member.peer_address,
+        api_address: member.api_address,
+        supports: FeatureLevel(member.feature_level),
+        version: member.version,
+        replaces: None,
     })
 }
 
@@ -302,7 +317,7 @@ mod tests {
             data: vec![8],
         }));
         round_trip(PeerBody::SnapshotAck(SnapshotAck { term: 1, index: 2, received: 3, restart: true }));
-        round_trip(PeerBody::Announce(Member {
+        let member = Member {
             id: MemberId::new(3).unwrap(),
             disk: Some(DiskId::from_random(4)),
             peer_address: "a:1".into(),
@@ -310,7 +325,9 @@ mod tests {
             supports: FeatureLevel(1),
             version: "0.1.0".into(),
             replaces: None,
-        }));
+        };
+        round_trip(PeerBody::Announce(member.clone()));
+        round_trip(PeerBody::Introduce(vec![member]));
         for refusal in [
             PeerRefusal::WrongCluster { cluster: ClusterId::from_random(5) },
             PeerRefusal::WrongDisk,

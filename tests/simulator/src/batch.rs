@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Every so many seeds one is run twice, to compare the traces.
 pub const TWICE_EVERY: u64 = 25;
@@ -25,6 +25,8 @@ pub struct Batch {
     pub bug: Option<&'static str>,
     /// Stop at the first violation.
     pub stop_at_violation: bool,
+    /// Begin no seed after this.
+    pub deadline: Option<Instant>,
 }
 
 /// The sum of many runs.
@@ -89,7 +91,8 @@ pub fn run(batch: &Batch, mut each: impl FnMut(&Report)) -> Summary {
                 plant(batch.bug);
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= batch.seeds.end {
+                    let late = batch.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                    if seed >= batch.seeds.end || late {
                         break;
                     }
                     let scenario = batch.scenario.unwrap_or_else(|| scenario::of(Seed(seed)));

@@ -24,7 +24,7 @@ const OPERATIONS: u64 = 2_400;
 const FAULTS: u64 = 24;
 
 /// How long the turmoil may take.
-const TURMOIL_MAX: Duration = Duration::from_secs(1_800);
+const TURMOIL_MAX: Duration = Duration::from_secs(120);
 
 /// How long volumes may take to be in service again after the last fault.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);

@@ -106,6 +106,7 @@ fn run_seeds(args: &RunArgs) -> ExitCode {
         threads: threads(args.threads),
         bug: None,
         stop_at_violation: false,
+        deadline: None,
     };
     let started = Instant::now();
     let mut told = Instant::now();

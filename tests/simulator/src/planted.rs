@@ -2,11 +2,15 @@
 
 use crate::batch::{self, Batch};
 use crate::catalogue;
-use crate::run::{Seed, Violation};
+use crate::run::{Scenario, Seed, Violation};
 use crate::scenario;
+use std::time::{Duration, Instant};
 
 /// The most seeds of each scenario that a bug may need.
 pub const SEEDS_MAX: u64 = 200;
+
+/// How long the hunt for one bug may take. It is a guard against runs that a bug makes long, not a measure.
+const HUNT_MAX: Duration = Duration::from_secs(240);
 
 /// How one planted bug was found.
 #[derive(Debug, Clone)]
@@ -47,28 +51,45 @@ pub fn hunt(only: Option<&str>, threads: usize, mut each: impl FnMut(&Hunt)) -> 
 }
 
 fn hunt_one(bug: &'static str, owner: &str, threads: usize) -> Option<Found> {
+    let deadline = Instant::now() + HUNT_MAX;
     let mut runs = 0;
     for scenario in scenario::exercising(owner) {
-        let batch = Batch {
-            seeds: 0..SEEDS_MAX,
-            scenario: Some(scenario),
-            threads,
-            bug: Some(bug),
-            stop_at_violation: true,
-        };
-        let summary = batch::run(&batch, |_| ());
-        // A run that is too small says nothing about the bug.
-        let telling = summary
-            .failed
-            .iter()
-            .find(|(_, report)| report.violation.as_ref().is_some_and(Violation::tells_of_a_bug));
-        if let Some((seed, report)) = telling
-            && let Some(violation) = report.violation.clone()
-        {
-            let seeds_needed = runs + seed.0 + 1;
-            return Some(Found { scenario: scenario.name, seed: *seed, seeds_needed, violation });
+        let mut from = 0;
+        while from < SEEDS_MAX && Instant::now() < deadline {
+            let batch = Batch {
+                seeds: from..SEEDS_MAX,
+                scenario: Some(scenario),
+                threads,
+                bug: Some(bug),
+                stop_at_violation: true,
+                deadline: Some(deadline),
+            };
+            let summary = batch::run(&batch, |_| ());
+            // A run that is too small says nothing about the bug.
+            let telling = summary.failed.iter().find_map(|(seed, report)| {
+                report.violation.clone().filter(Violation::tells_of_a_bug).map(|violation| (*seed, violation))
+            });
+            let Some((seed, violation)) = telling else { break };
+            if fails_without_bug(scenario, seed) {
+                from = seed.0 + 1;
+                continue;
+            }
+            return Some(Found { scenario: scenario.name, seed, seeds_needed: runs + seed.0 + 1, violation });
         }
-        runs += summary.runs;
+        runs += SEEDS_MAX;
     }
     None
+}
+
+/// What a seed shows without the bug, too, is not the bug.
+fn fails_without_bug(scenario: Scenario, seed: Seed) -> bool {
+    let batch = Batch {
+        seeds: seed.0..seed.0 + 1,
+        scenario: Some(scenario),
+        threads: 1,
+        bug: None,
+        stop_at_violation: false,
+        deadline: None,
+    };
+    !batch::run(&batch, |_| ()).failed.is_empty()
 }

@@ -146,6 +146,8 @@ pub struct Outputs {
     pub events: Vec<Event>,
     /// Set when role, term or leader changed.
     pub status: Option<Status>,
+    /// Set when peers named members to one that has not joined: [`Member::introduced`](crate::Member::introduced).
+    pub introduced: bool,
 }
 
 /// What a member is at the moment.

@@ -9,6 +9,7 @@ use basalt_clock::Random;
 use basalt_core::ClientRequest;
 use basalt_model::{MemberId, State};
 use basalt_raft::{CrashStyle, DiskFault};
+use std::mem;
 use std::time::Duration;
 
 /// The longest time between two faults.
@@ -183,7 +184,11 @@ impl World {
         };
         if let Some(running) = process.running.as_mut() {
             running.paused = false;
+            let waiting = mem::take(&mut running.waiting);
             self.scheduler.after(Duration::from_micros(1), Event::Tick(member, life));
+            for (daemon, session, message) in waiting {
+                self.on_to_member(daemon, session, message);
+            }
         }
     }
 

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// How long a daemon waits for a sign of life.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
+/// The least time between two messages of a session: what is due at once comes in any order, and a stream keeps its own.
+const NEXT: Duration = Duration::from_nanos(1);
+
 impl World {
     /// Sends a message to a daemon over its session.
     pub(crate) fn send_to_daemon(&mut self, member: MemberId, id: SessionId, message: ToNode) {
@@ -25,7 +28,7 @@ impl World {
         match self.network.send(now, from, to).first().filter(|_| !session.stalled) {
             None => session.stalled = true,
             Some(at) => {
-                session.clear_to_node = session.clear_to_node.max(*at);
+                session.clear_to_node = (session.clear_to_node + NEXT).max(*at);
                 let message = Some(Box::new(message));
                 self.scheduler.at(session.clear_to_node, Event::ToDaemon { daemon, session: id, message });
             }
@@ -39,7 +42,7 @@ impl World {
         match self.network.send(now, from, to).first().filter(|_| !session.stalled) {
             None => session.stalled = true,
             Some(at) => {
-                session.clear_to_member = session.clear_to_member.max(*at);
+                session.clear_to_member = (session.clear_to_member + NEXT).max(*at);
                 let event = Event::ToMember { daemon, session: session.id, message: Some(Box::new(message)) };
                 self.scheduler.at(session.clear_to_member, event);
             }
@@ -60,7 +63,7 @@ impl World {
         let life = process.life;
         let Some(running) = process.running.as_mut() else { return };
         if running.paused {
-            self.scheduler.after(Duration::from_millis(20), Event::ToMember { daemon, session: id, message });
+            running.waiting.push_back((daemon, id, message));
             return;
         }
         match message.map(|message| *message) {

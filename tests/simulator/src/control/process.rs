@@ -4,10 +4,10 @@ use crate::control::fuse::{Fuse, FusedDisk};
 use crate::control::world::Caller;
 use crate::drift::DriftingClock;
 use basalt_clock::Instant;
-use basalt_core::{Config, Fatal, Member, Now, ReplyTo, SessionId};
+use basalt_core::{Config, Fatal, Member, NodeMessage, Now, ReplyTo, SessionId};
 use basalt_model::{MemberId, Timestamp};
 use basalt_raft::MemoryDisk;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Counts the runs of one process, so that what was meant for an earlier run is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +41,8 @@ pub struct Running {
     pub fuse: Fuse,
     /// Whether it stands still; what arrives waits.
     pub paused: bool,
+    /// What arrived of sessions meanwhile, in its order; nothing is the end of a session.
+    pub waiting: VecDeque<(usize, SessionId, Option<Box<NodeMessage>>)>,
     /// Whether work is already due.
     pub work_due: bool,
     /// Who waits for which reply.
@@ -94,6 +96,7 @@ impl Process {
             member,
             fuse,
             paused: false,
+            waiting: VecDeque::new(),
             work_due: false,
             callers: BTreeMap::new(),
             sessions: BTreeMap::new(),
