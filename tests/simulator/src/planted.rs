@@ -7,7 +7,7 @@ use crate::scenario;
 use std::time::{Duration, Instant};
 
 /// The most seeds of each scenario that a bug may need.
-pub const SEEDS_MAX: u64 = 200;
+pub const SEEDS_MAX: u64 = 600;
 
 /// How long the hunt for one bug may take. It is a guard against runs that a bug makes long, not a measure.
 const HUNT_MAX: Duration = Duration::from_secs(240);

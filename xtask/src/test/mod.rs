@@ -5,19 +5,21 @@
 
 mod steps;
 mod tally;
+mod watchdog;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 use steps::Step;
 use tally::Tally;
+use watchdog::Watchdog;
 
 const TAIL_LINES: usize = 60;
 
@@ -80,7 +82,8 @@ fn run_step(step: &Step, logs: &Path, started: Instant) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut broken = None;
     for command in &step.commands {
-        let (counted, succeeded) = run_command(command, &step.environment, &mut log)?;
+        let limit = step.limit.saturating_sub(step_started.elapsed());
+        let (counted, succeeded) = run_command(command, &step.environment, limit, &mut log)?;
         tally.add(counted);
         if !succeeded {
             broken = Some(command.join(" "));
@@ -107,6 +110,7 @@ fn run_step(step: &Step, logs: &Path, started: Instant) -> Result<Tally> {
 fn run_command(
     command: &[String],
     environment: &[(&'static str, OsString)],
+    limit: Duration,
     log: &mut File,
 ) -> Result<(Tally, bool)> {
     let (program, args) = command.split_first().context("a step without a command")?;
@@ -122,6 +126,7 @@ fn run_command(
         .stdout(Stdio::piped())
         .stderr(log.try_clone()?);
     let mut child = child.spawn().with_context(|| format!("cannot run {program}"))?;
+    let watchdog = Watchdog::over(&child, limit);
     let mut tally = Tally::default();
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).split(b'\n') {
@@ -130,7 +135,12 @@ fn run_command(
             log.write_all(&line).and_then(|()| log.write_all(b"\n"))?;
         }
     }
-    Ok((tally, child.wait()?.success()))
+    let succeeded = child.wait()?.success();
+    let late = watchdog.dismiss();
+    if late {
+        writeln!(log, "ended: its step may take no longer")?;
+    }
+    Ok((tally, succeeded && !late))
 }
 
 /// `cargo` is the cargo that runs us, `xtask` is this program.

@@ -13,6 +13,9 @@ use uuid::Uuid;
 /// The most volumes of one node at a time.
 const VOLUMES_MAX: usize = 4;
 
+/// The most deletions that a node may owe while volumes are still added to it.
+const TOMBSTONES_MAX: usize = 24;
+
 impl World {
     fn millis(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(self.random.within(from..to))
@@ -201,7 +204,9 @@ impl World {
             .filter(|used| used.node == number && !used.going)
             .map(|used| used.id)
             .collect();
-        if own.len() < VOLUMES_MAX && self.random.chance(1, 2) {
+        // A pool that is lost deletes nothing.
+        let backlog = self.scripts[number].desired.tombstones.len();
+        if own.len() < VOLUMES_MAX && backlog < TOMBSTONES_MAX && self.random.chance(1, 2) {
             let size = (1 << 20) * (1 + self.random.below(4)) - 4096 * self.random.below(3);
             let id = self.scripts[number].create(size);
             event!("volume {id} of {size} bytes is ordered on node {number}");
