@@ -48,4 +48,21 @@ impl IoError {
     pub fn is_transient(self) -> bool {
         matches!(self, Self::NoMemory | Self::TimedOut | Self::Aborted)
     }
+
+    /// True if the device failed a request that it should have carried out: what a person should look into. Not so where the
+    /// request asked for what the device does not do, was aborted, or is to be tried again.
+    #[must_use]
+    pub fn is_fault(self) -> bool {
+        match self {
+            Self::Medium | Self::CapacityExceeded | Self::DeviceGone | Self::Fenced | Self::TimedOut => true,
+            Self::OutOfRange
+            | Self::Malformed
+            | Self::TooLarge
+            | Self::Unsupported
+            | Self::ReadOnly
+            | Self::Miscompare
+            | Self::Aborted
+            | Self::NoMemory => false,
+        }
+    }
 }

@@ -87,6 +87,15 @@ impl HistogramSnapshot {
         Duration::from_nanos(self.sum_ns / self.count().max(1))
     }
 
+    /// Durations that are shorter than `bound`: all of them if it is a power of two of nanoseconds, else those in buckets that
+    /// end below it.
+    #[must_use]
+    pub fn count_below(&self, bound: Duration) -> u64 {
+        let bound = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
+        let below = self.buckets.iter().enumerate().take_while(|(bucket, _)| upper_ns(*bucket) <= bound);
+        below.map(|(_, count)| count).sum()
+    }
+
     /// An upper bound, at most an eighth too high, of the duration that `per_mille` of a thousand do not exceed; zero if there
     /// are none.
     #[must_use]
@@ -141,5 +150,21 @@ mod tests {
         assert!(snapshot.quantile(1000) >= Duration::from_millis(1));
         snapshot.merge(&histogram.snapshot());
         assert_eq!(snapshot.count(), 2000);
+    }
+
+    #[test]
+    fn counts_below_a_power_of_two_are_exact() {
+        let histogram = LatencyHistogram::default();
+        let all: Vec<u64> = (0..5000).chain((0..64).flat_map(|e| [(1 << e) - 1, 1 << e])).collect();
+        for ns in &all {
+            histogram.record(Duration::from_nanos(*ns));
+        }
+        let snapshot = histogram.snapshot();
+        for exponent in 0..64 {
+            let below = all.iter().filter(|ns| **ns < 1 << exponent).count();
+            let counted = snapshot.count_below(Duration::from_nanos(1 << exponent));
+            assert_eq!(counted, below as u64, "2^{exponent} ns");
+        }
+        assert_eq!(snapshot.count_below(Duration::ZERO), 0);
     }
 }

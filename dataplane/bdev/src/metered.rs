@@ -1,95 +1,26 @@
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use basalt_clock::Instant;
 use basalt_reactor::Handle;
 
 use crate::device::{BlockDevice, Channel, DeviceInfo, OpenError};
-use crate::histogram::{HistogramSnapshot, LatencyHistogram};
-use crate::request::{Completion, Operation, Rejected, Request};
+use crate::io_stats::{ChannelMeter, IoStats, MeteredKind};
+use crate::request::{Completion, Rejected, Request};
+use crate::units::{BlockCount, BlockSize};
 
-/// Kinds of request that are measured apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum MeteredKind {
-    /// Reads and compares.
-    Read,
-    /// Writes, compare-and-writes included.
-    Write,
-    /// Flushes.
-    Flush,
-    /// Unmaps and zeroing.
-    Trim,
-}
-
-impl MeteredKind {
-    /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Flush, Self::Trim];
-
-    /// The kind of an operation.
-    #[must_use]
-    pub fn of(operation: Operation) -> Self {
-        match operation {
-            Operation::Read | Operation::Compare => Self::Read,
-            Operation::Write { .. } | Operation::CompareAndWrite { .. } => Self::Write,
-            Operation::Flush => Self::Flush,
-            Operation::Unmap | Operation::WriteZeroes { .. } => Self::Trim,
-        }
-    }
-
-    /// Name for metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Flush => "flush",
-            Self::Trim => "trim",
-        }
-    }
-}
-
-/// What one channel measured. Its reactor writes, any thread reads.
-#[derive(Debug, Default)]
-struct Meter {
-    latencies: [LatencyHistogram; 4],
-    /// Requests that failed, as a histogram of their latencies.
-    failures: LatencyHistogram,
-}
-
-/// A layer that measures how long requests take, in steps of the reactor's turns, without locks or allocation per request.
+/// A layer that counts requests and how long they take, in steps of the reactor's turns, without locks or allocation per request.
 pub struct MeteredDevice {
     inner: Arc<dyn BlockDevice>,
-    meters: Arc<Mutex<Vec<Arc<Meter>>>>,
+    stats: Arc<IoStats>,
 }
 
 impl MeteredDevice {
-    /// `inner`, measured from now on.
+    /// `inner`, counted in `stats` from now on.
     #[must_use]
-    pub fn new(inner: Arc<dyn BlockDevice>) -> Self {
-        Self { inner, meters: Arc::default() }
+    pub fn new(inner: Arc<dyn BlockDevice>, stats: Arc<IoStats>) -> Self {
+        Self { inner, stats }
     }
-
-    /// Latencies of one kind over all channels, also of those that are closed. Failed requests are not in it.
-    #[must_use]
-    pub fn latency(&self, kind: MeteredKind) -> HistogramSnapshot {
-        self.sum(|meter| meter.latencies[kind as usize].snapshot())
-    }
-
-    /// Latencies of the requests that failed.
-    #[must_use]
-    pub fn failures(&self) -> HistogramSnapshot {
-        self.sum(|meter| meter.failures.snapshot())
-    }
-
-    fn sum(&self, of: impl Fn(&Meter) -> HistogramSnapshot) -> HistogramSnapshot {
-        let mut sum = LatencyHistogram::default().snapshot();
-        lock(&self.meters).iter().for_each(|meter| sum.merge(&of(meter)));
-        sum
-    }
-}
-
-fn lock(meters: &Mutex<Vec<Arc<Meter>>>) -> MutexGuard<'_, Vec<Arc<Meter>>> {
-    meters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BlockDevice for MeteredDevice {
@@ -98,18 +29,11 @@ impl BlockDevice for MeteredDevice {
     }
 
     fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
-        let inner = self.inner.open(handle)?;
-        let mut meters = lock(&self.meters);
-        // A meter that no channel uses any more goes on counting for the next one: the list stays as long as channels are many.
-        let unused = meters.iter().find(|meter| Arc::strong_count(meter) == 1);
-        let meter = unused.map_or_else(Arc::<Meter>::default, Arc::clone);
-        if Arc::strong_count(&meter) == 1 {
-            meters.push(Arc::clone(&meter));
-        }
         Ok(Box::new(MeteredChannel {
-            inner,
+            inner: self.inner.open(handle)?,
             handle: handle.clone(),
-            meter,
+            meter: self.stats.for_channel(),
+            block_size: self.inner.info().block_size(),
             slots: Vec::new(),
             free: Vec::new(),
         }))
@@ -126,21 +50,28 @@ impl fmt::Debug for MeteredDevice {
 struct Slot {
     tag: u64,
     began: Instant,
+    blocks: BlockCount,
     kind: MeteredKind,
 }
 
 struct MeteredChannel {
     inner: Box<dyn Channel>,
     handle: Handle,
-    meter: Arc<Meter>,
+    meter: ChannelMeter,
+    block_size: BlockSize,
+    /// As many as there were requests under way at a time: the queue below has a bound.
     slots: Vec<Slot>,
     free: Vec<usize>,
 }
 
 impl Channel for MeteredChannel {
     fn submit(&mut self, mut request: Request) -> Result<(), Rejected> {
-        let slot =
-            Slot { tag: request.tag, began: self.handle.now(), kind: MeteredKind::of(request.operation) };
+        let slot = Slot {
+            tag: request.tag,
+            began: self.handle.now(),
+            blocks: request.blocks,
+            kind: MeteredKind::of(request.operation),
+        };
         let place = match self.free.pop() {
             Some(place) => {
                 self.slots[place] = slot;
@@ -171,11 +102,8 @@ impl Channel for MeteredChannel {
             let slot = self.slots[place];
             self.free.push(place);
             completion.tag = slot.tag;
-            let histogram = match completion.result {
-                Ok(()) => &self.meter.latencies[slot.kind as usize],
-                Err(_) => &self.meter.failures,
-            };
-            histogram.record(now - slot.began);
+            let bytes = self.block_size.bytes_of(slot.blocks);
+            self.meter.record(slot.kind, bytes, now - slot.began, completion.result);
         }
         count
     }

@@ -1,12 +1,14 @@
-//! Measures a device of this crate on one core: `bdevperf null|ram read|write [depth] [bytes] [seconds] [own]`.
+//! Measures a device of this crate on one core: `bdevperf null|ram read|write [depth] [bytes] [seconds] [lent|own]
+//! [metered]`.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basalt_bdev::load::{Load, LoadOptions};
-use basalt_bdev::{BlockCount, BlockDevice, BlockSize};
+use basalt_bdev::{BlockCount, BlockDevice, BlockSize, IoStats, MeteredDevice};
 use basalt_device_mem::{NullDevice, RamDevice};
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{Reactor, ReactorOptions};
@@ -18,13 +20,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let text =
         |place: usize, default: &str| arguments.get(place).cloned().unwrap_or_else(|| default.to_owned());
-    let device: Box<dyn BlockDevice> = match text(0, "null").as_str() {
+    let device: Arc<dyn BlockDevice> = match text(0, "null").as_str() {
         "null" => {
             let blocks = BlockSize::B512.blocks_in(WORKING_SET_BYTES);
-            Box::new(NullDevice::new("null", Uuid::nil(), BlockSize::B512, blocks)?)
+            Arc::new(NullDevice::new("null", Uuid::nil(), BlockSize::B512, blocks)?)
         }
-        "ram" => Box::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, WORKING_SET_BYTES)?),
+        "ram" => Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, WORKING_SET_BYTES)?),
         other => return Err(format!("there is no device `{other}`: null or ram").into()),
+    };
+    let device = match text(6, "bare").as_str() {
+        "metered" => Arc::new(MeteredDevice::new(device, Arc::<IoStats>::default())),
+        _ => device,
     };
     let bytes: u64 = text(3, "4096").parse()?;
     let seconds: u64 = text(4, "3").parse()?;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basalt_bdev::{
-    AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba, MeteredDevice, MeteredKind, OpenError,
-    Request, conformance,
+    AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, IoStats, Lba, MeteredDevice, MeteredKind,
+    OpenError, Operation, Request, conformance,
 };
 use basalt_clock::SeededRandom;
 use basalt_device_mem::{
@@ -54,10 +54,11 @@ fn layers_that_do_nothing_conform() {
         let delays = Delays { read: Duration::from_micros(5), ..Delays::default() };
         let delayed = DelayDevice::new(Arc::new(faulty), delays);
         let recorded = RecordingDevice::new(Arc::new(delayed));
-        let metered = MeteredDevice::new(Arc::new(recorded));
+        let stats = Arc::<IoStats>::default();
+        let metered = MeteredDevice::new(Arc::new(recorded), Arc::clone(&stats));
         conformance::run(handle, &metered, 6).await;
         for kind in MeteredKind::ALL {
-            assert!(metered.latency(kind).count() > 20, "{}", kind.name());
+            assert!(stats.snapshot(kind).operations() > 20, "{}", kind.name());
         }
     });
 }
@@ -147,22 +148,42 @@ fn delays_are_at_least_as_long_as_asked() {
 }
 
 #[test]
-fn meters_tell_kinds_and_failures_apart_and_outlive_channels() {
+fn stats_tell_kinds_and_faults_apart_and_outlive_channels_and_devices() {
     run(async |handle| {
         let faulty = FaultyDevice::new(Arc::new(ram(BlockSize::B512)));
         let faults = Arc::clone(faulty.faults());
         let delays = Delays { read: Duration::from_millis(2), ..Delays::default() };
-        let device = MeteredDevice::new(Arc::new(DelayDevice::new(Arc::new(faulty), delays)));
+        let inner: Arc<dyn BlockDevice> = Arc::new(DelayDevice::new(Arc::new(faulty), delays));
+        let stats = Arc::<IoStats>::default();
         for _ in 0..2 {
+            let device = MeteredDevice::new(Arc::clone(&inner), Arc::clone(&stats));
             let channel = AsyncChannel::new(&handle, device.open(&handle).unwrap());
             channel.read(Lba(0), BlockCount(1), filled(0, 512)).await.unwrap();
-            channel.write(Lba(0), BlockCount(1), filled(0, 512), true).await.unwrap();
+            channel.write(Lba(0), BlockCount(2), filled(0, 1024), true).await.unwrap();
             faults.inject(Fault::always(OperationKind::Flush, IoError::Medium));
             channel.flush().await.unwrap_err();
         }
-        let counts = MeteredKind::ALL.map(|kind| device.latency(kind).count());
-        assert_eq!((counts, device.failures().count()), ([2, 2, 0, 0], 2));
-        assert!(device.latency(MeteredKind::Read).mean() >= Duration::from_millis(2));
+        let seen = MeteredKind::ALL.map(|kind| stats.snapshot(kind));
+        let counts = seen.each_ref().map(|seen| (seen.operations(), seen.bytes, seen.errors));
+        assert_eq!(counts, [(2, 1024, 0), (2, 2048, 0), (2, 0, 2), (0, 0, 0)]);
+        assert!(seen[MeteredKind::Read as usize].latency.mean() >= Duration::from_millis(2));
+    });
+}
+
+#[test]
+fn what_a_device_rightly_refuses_is_not_its_fault() {
+    run(async |handle| {
+        let stats = Arc::<IoStats>::default();
+        let device = MeteredDevice::new(Arc::new(ram(BlockSize::B512)), Arc::clone(&stats));
+        let channel = AsyncChannel::new(&handle, device.open(&handle).unwrap());
+        channel.read(Lba(1 << 40), BlockCount(1), filled(0, 512)).await.unwrap_err();
+        let compare = Request {
+            operation: Operation::Compare,
+            ..Request::write(0, Lba(0), BlockCount(1), filled(1, 512))
+        };
+        assert_eq!(channel.run(compare).await.result, Err(IoError::Miscompare));
+        let reads = stats.snapshot(MeteredKind::Read);
+        assert_eq!((reads.operations(), reads.latency.count(), reads.errors), (1, 1, 0));
     });
 }
 
