@@ -12,6 +12,6 @@ mod logs;
 mod readiness;
 
 pub use exporter::{Collector, Exporter, ExporterConfig, ExporterError};
-pub use exposition::{Exposition, Family};
+pub use exposition::{Exposition, Family, HistogramFamily};
 pub use logs::{LogFormat, LogsError, init_logs};
 pub use readiness::{Gate, Readiness};
