@@ -1,4 +1,5 @@
-//! The daemon's metrics: gathered once a second on a management thread, from atomics and reports.
+//! The daemon's metrics: gathered once a second on a management thread, from atomics and reports. Those of volumes are in
+//! [`super::meters`].
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::meters::VolumeMeters;
+
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Gathers for as long as it is polled: from each reactor, and from the target on each.
@@ -18,6 +21,7 @@ pub(crate) async fn keep(
     reactors: Vec<Remote>,
     controls: Vec<TcpTargetControl>,
     target: Arc<Target>,
+    meters: Arc<VolumeMeters>,
     reports: watch::Receiver<Option<NodeReport>>,
 ) {
     describe();
@@ -42,6 +46,7 @@ pub(crate) async fn keep(
         }
         if let Some(report) = &*reports.borrow() {
             report_metrics(report);
+            meters.forget_gone(report);
         }
     }
 }
@@ -86,7 +91,7 @@ fn reactor_metrics(index: usize, stats: &StatsSnapshot) {
     counter!("basalt_reactor_turns_total", "reactor" => reactor.clone()).absolute(stats.turns);
     counter!("basalt_reactor_sleeps_total", "reactor" => reactor.clone()).absolute(stats.sleeps);
     counter!("basalt_reactor_wakeups_total", "reactor" => reactor.clone()).absolute(stats.wakeups);
-    gauge!("basalt_reactor_ring_depth", "reactor" => reactor.clone()).set(gauge_value(stats.ring_depth));
+    gauge!("basalt_reactor_ring_depth", "reactor" => reactor.clone()).set(metric_value(stats.ring_depth));
 }
 
 fn target_metrics(stats: &[TcpTargetStats]) {
@@ -98,10 +103,10 @@ fn target_metrics(stats: &[TcpTargetStats]) {
 }
 
 fn report_metrics(report: &NodeReport) {
-    gauge!("basalt_daemon_revision").set(gauge_value(report.revision.index));
+    gauge!("basalt_daemon_revision").set(metric_value(report.revision.index));
     for pool in &report.pools {
-        gauge!("basalt_pool_capacity_bytes", "pool" => pool.name.clone()).set(gauge_value(pool.capacity));
-        gauge!("basalt_pool_used_bytes", "pool" => pool.name.clone()).set(gauge_value(pool.used));
+        gauge!("basalt_pool_capacity_bytes", "pool" => pool.name.clone()).set(metric_value(pool.capacity));
+        gauge!("basalt_pool_used_bytes", "pool" => pool.name.clone()).set(metric_value(pool.used));
         let online = pool.health == PoolHealth::Online;
         gauge!("basalt_pool_online", "pool" => pool.name.clone()).set(f64::from(u8::from(online)));
     }
@@ -121,11 +126,11 @@ fn word(health: &VolumeHealth) -> &'static str {
 }
 
 fn count(value: usize) -> f64 {
-    gauge_value(value as u64)
+    metric_value(value as u64)
 }
 
-/// Gauges are floating-point numbers: exact up to 2^53.
-#[expect(clippy::cast_precision_loss, reason = "a gauge shows at most 53 bits")]
-fn gauge_value(value: u64) -> f64 {
+/// Metrics are floating-point numbers: exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "a metric shows at most 53 bits")]
+pub(super) fn metric_value(value: u64) -> f64 {
     value as f64
 }

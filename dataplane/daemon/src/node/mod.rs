@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 mod convert;
+mod meters;
 mod metrics;
 mod ports;
 mod session;
@@ -23,6 +24,7 @@ use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
 use tokio::sync::{oneshot, watch};
 
 use self::config::{Config, SecurityConfig};
+use self::meters::{MeteredExporter, VolumeMeters};
 use self::ports::{MachineDisks, ManagementStore, ReportSender};
 use self::session::{SessionConfig, SessionEnds, SessionState};
 use self::store::{DesiredFile, IdentityFile};
@@ -46,7 +48,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         process: "basaltd",
         version: env!("CARGO_PKG_VERSION"),
     };
-    let exporter = Exporter::start(&exporter_config, readiness.clone())?;
+    let meters = Arc::<VolumeMeters>::default();
+    let exporter = Exporter::start_with(&exporter_config, readiness.clone(), meters.collector())?;
     metrics::name_node(&config.node);
     tracing::info!(node = config.node, metrics = %exporter.address(), "basaltd starts");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -55,7 +58,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the management threads")?;
-    let outcome = runtime.block_on(serve(&config, security, identity, &readiness));
+    let outcome = runtime.block_on(serve(&config, security, identity, &readiness, meters));
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
@@ -86,6 +89,7 @@ async fn serve(
     security: Security,
     identity: IdentityFile,
     readiness: &Readiness,
+    meters: Arc<VolumeMeters>,
 ) -> anyhow::Result<()> {
     if let Security::Tls(credentials) = &security {
         tokio::spawn(Arc::clone(credentials).follow_files(CERTIFICATE_INTERVAL));
@@ -95,7 +99,8 @@ async fn serve(
     let (desired, desired_changes) = watch::channel(kept);
     let (reports, report_changes) = watch::channel(None);
     let target = Target::new(TargetOptions::default());
-    let (reactors, started) = start_reactors(config, &identity, &target, file, desired_changes, reports)?;
+    let ends = AgentEnds { file, desired: desired_changes, reports, meters: Arc::clone(&meters) };
+    let (reactors, started) = start_reactors(config, &identity, &target, ends)?;
     let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
     let (state, states) = watch::channel(SessionState::Disconnected("not tried yet".to_owned()));
@@ -107,7 +112,7 @@ async fn serve(
     };
     let ends = SessionEnds { desired, report: report_changes.clone(), state };
     tokio::spawn(session::run(session, identity, ends));
-    tokio::spawn(metrics::keep(reactors.remotes(), controls, target, report_changes.clone()));
+    tokio::spawn(metrics::keep(reactors.remotes(), controls, target, meters, report_changes.clone()));
     tokio::spawn(follow_readiness(readiness.clone(), states, report_changes));
     let signal = signals::wait().await?;
     tracing::info!(signal, "basaltd stops");
@@ -119,14 +124,20 @@ async fn serve(
 
 type Started = oneshot::Receiver<Result<Vec<TcpTargetControl>, basalt_agent::StoreError>>;
 
+/// What the agent shares with the rest of the daemon.
+struct AgentEnds {
+    file: DesiredFile,
+    desired: watch::Receiver<Option<DesiredNode>>,
+    reports: watch::Sender<Option<NodeReport>>,
+    meters: Arc<VolumeMeters>,
+}
+
 /// Starts one reactor per core, with the agent on the first; then come the targets' controls, the first reactor's first.
 fn start_reactors(
     config: &Config,
     identity: &IdentityFile,
     target: &Arc<Target>,
-    file: DesiredFile,
-    desired: watch::Receiver<Option<DesiredNode>>,
-    reports: watch::Sender<Option<NodeReport>>,
+    ends: AgentEnds,
 ) -> anyhow::Result<(Reactors, Started)> {
     let first = CoreList::first(1)?;
     let cores = config.cores.as_ref().or(identity.cores()).unwrap_or(&first);
@@ -141,11 +152,12 @@ fn start_reactors(
                 Rc::new(TcpTarget::start(&handle, Arc::clone(&served), TcpTargetOptions::default()));
             let mut controls = vec![listener.control()];
             controls.extend(siblings.iter().cloned());
+            let exporter = Rc::new(NvmeTcpExporter::new(&handle, served, listener, siblings));
             let ports = Ports {
                 disks: Rc::new(MachineDisks::new(handle.clone())),
-                exporter: Rc::new(NvmeTcpExporter::new(&handle, served, listener, siblings)),
-                store: Rc::new(ManagementStore::new(file, management)),
-                reporter: Rc::new(ReportSender::new(reports)),
+                exporter: Rc::new(MeteredExporter::new(exporter, ends.meters)),
+                store: Rc::new(ManagementStore::new(ends.file, management)),
+                reporter: Rc::new(ReportSender::new(ends.reports)),
             };
             let agent = match Agent::start(&handle, AgentConfig::default(), ports).await {
                 Ok(agent) => agent,
@@ -154,7 +166,7 @@ fn start_reactors(
             if tell.send(Ok(controls)).is_err() {
                 return;
             }
-            follow_desired(&agent, desired).await;
+            follow_desired(&agent, ends.desired).await;
         });
         drop(task);
     };
