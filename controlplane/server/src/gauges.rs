@@ -135,6 +135,13 @@ fn volumes(exposition: &mut Exposition, state: &State) {
         let labels = [("volume", volume.name.as_str()), ("node", volume.placement.node.as_str())];
         size.sample(&labels, float(volume.size.0));
     }
+    let mut info =
+        exposition.family("basalt_volume_info", "Always 1; tells the id under which daemons count its I/O");
+    for volume in state.volumes().values().filter(|volume| is_for_hosts(volume)) {
+        let id = volume.id.to_string();
+        let node = volume.placement.node.as_str();
+        info.sample(&[("volume", volume.name.as_str()), ("node", node), ("volume_id", &id)], 1.0);
+    }
 }
 
 /// What was put aside or is going is rightly not served: an alert must not take it for a fault.
