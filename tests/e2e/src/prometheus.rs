@@ -72,6 +72,26 @@ impl Prometheus {
         })
     }
 
+    /// Waits until an instant query has a result.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when it has none in time.
+    pub fn wait_for(&self, expression: &str) -> Result<(), Error> {
+        self.wait(expression, |prometheus| {
+            prometheus.query(expression).is_ok_and(|result| !result.is_empty())
+        })
+    }
+
+    /// Waits until an instant query has no result any more.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when it still has one at the deadline.
+    pub fn wait_gone(&self, expression: &str) -> Result<(), Error> {
+        self.wait(&format!("without {expression}"), |prometheus| {
+            prometheus.query(expression).is_ok_and(|result| result.is_empty())
+        })
+    }
+
     /// The result of an instant query: a list of series, or of one scalar.
     ///
     /// # Errors
