@@ -59,9 +59,12 @@ impl Inner {
                 let (problem, lost) = isolated(reason);
                 Err(Obstacle { problem, lost })
             }
-            Some(VolumeStatus::Changing) => {
-                Err(Problem::new(Reason::VolumeConflict, "another change of the volume is under way").into())
+            // A change that could not be made durable stays open until the pool takes changes again.
+            Some(VolumeStatus::Changing) => Err(match pool.health() {
+                PoolHealth::ReadOnly(reason) => volume_problem(&VolumeError::ReadOnly(reason)),
+                _ => Problem::new(Reason::VolumeConflict, "another change of the volume is under way"),
             }
+            .into()),
             None => create(&pool, wanted).await,
         };
         let device = match found {

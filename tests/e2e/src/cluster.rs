@@ -23,6 +23,8 @@ pub struct Cluster {
     state: PathBuf,
     kubeconfig: PathBuf,
     kubectl: PathBuf,
+    /// Whether the apiserver is somebody else's.
+    foreign: bool,
     /// What `up` wrote on its standard output.
     announced: Vec<String>,
 }
@@ -33,16 +35,41 @@ impl Cluster {
     /// # Errors
     /// [`Error::Failed`] with what `up` said.
     pub fn up(state: &Path) -> Result<Self, Error> {
+        Self::new(state, state.join("kube/kubeconfig"), false)
+    }
+
+    /// The same with an apiserver that runs already.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_on(state: &Path, kubeconfig: &Path) -> Result<Self, Error> {
+        Self::new(state, kubeconfig.to_owned(), true)
+    }
+
+    fn new(state: &Path, kubeconfig: PathBuf, foreign: bool) -> Result<Self, Error> {
         let kubectl = Binary::ensure(&mut |_| ())?.kubectl();
-        let mut cluster = Self {
-            state: state.to_owned(),
-            kubeconfig: state.join("kube/kubeconfig"),
-            kubectl,
-            announced: Vec::new(),
-        };
-        let output = cluster.xtask(&["up", "--detach"])?;
+        let mut cluster =
+            Self { state: state.to_owned(), kubeconfig, kubectl, foreign, announced: Vec::new() };
+        let output = cluster.start()?;
         cluster.announced = String::from_utf8_lossy(&output).lines().map(str::to_owned).collect();
         Ok(cluster)
+    }
+
+    fn start(&self) -> Result<Vec<u8>, Error> {
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
+        let mut args = vec!["up", "--detach"];
+        if self.foreign {
+            args.push(&kubeconfig);
+        }
+        self.xtask(&args)
+    }
+
+    /// Brings the cluster up again after [`Cluster::down`].
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with what `up` said.
+    pub fn up_again(&self) -> Result<(), Error> {
+        self.start().map(|_| ())
     }
 
     /// Stops every process; the data stays.
@@ -211,6 +238,14 @@ impl Cluster {
         let program = std::env::var_os(XTASK_ENV).ok_or(Error::NoPrograms)?;
         let mut command = Command::new(program);
         command.args(args).arg("--state-dir").arg(&self.state);
+        if self.foreign {
+            // Whoever has a cluster has kubectl.
+            let ours = self.kubectl.parent().map(Path::to_owned);
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let folders: Vec<PathBuf> = ours.into_iter().chain(std::env::split_paths(&path)).collect();
+            // A folder of the build cache has no colon in its name.
+            command.env("PATH", std::env::join_paths(folders).unwrap_or(path));
+        }
         let output = run(command, "")?;
         // The progress of `up` belongs into the log of the test.
         eprint!("{}", String::from_utf8_lossy(&output.stderr));

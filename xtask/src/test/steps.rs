@@ -64,8 +64,11 @@ pub(super) fn all() -> Result<Vec<Step>> {
         .with(&outside),
         step(
             "cluster",
-            "a whole cluster: up, wrong input, SIGKILL of every process, down and up",
-            &["cargo test --locked --package basalt-e2e --test cluster"],
+            "a whole cluster: up, wrong input, SIGKILL of every process, full disks, down and up, somebody else's Kubernetes",
+            &[
+                "cargo test --locked --package basalt-e2e --test cluster",
+                "cargo test --locked --package basalt-e2e --test foreign_kubernetes -- --ignored",
+            ],
         )
         .with(&outside),
     ])
