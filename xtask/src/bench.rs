@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::workspace::Programs;
+use crate::workspace::{self, Programs};
 
 /// Options of `bench`.
 #[derive(Args)]
@@ -18,12 +18,31 @@ pub(crate) struct Arguments {
 enum Subject {
     /// A development cluster of its own: `up`, volumes by kubectl, commands of the control plane, loss of the leader
     Cluster,
+    /// NVMe/TCP over loopback, target and load on a core each, beside a bare exchange of the same messages or another target
+    #[command(disable_help_flag = true)]
+    Dataplane {
+        /// As `basalt-bench --help` says: --pairs, --seconds, --vs IP:PORT --vs-nqn NQN, --only, --json
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    match arguments.subject {
+    match &arguments.subject {
         Subject::Cluster => cluster(),
+        Subject::Dataplane { arguments } => dataplane(arguments),
     }
+}
+
+fn dataplane(arguments: &[String]) -> Result<()> {
+    let status = workspace::cargo(&["run", "--quiet", "--release", "--package=basalt-bench", "--"])?
+        .args(arguments)
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the measurement failed");
+    }
+    Ok(())
 }
 
 fn cluster() -> Result<()> {

@@ -107,6 +107,19 @@ const ARROWS: &[(&str, &[&str])] = &[
             "reactor",
         ],
     ),
+    (
+        "bench",
+        &[
+            "bdev",
+            "device-mem",
+            "nvme-wire",
+            "nvmf-host",
+            "nvmf-target",
+            "nvmf-tcp",
+            "nvmf-transport",
+            "reactor",
+        ],
+    ),
     ("e2e", &["client", "crds", "identity", "kube", "model"]),
     ("xtask", &["kube"]),
 ];

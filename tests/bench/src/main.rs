@@ -1,0 +1,107 @@
+//! `basalt-bench`: measures the data plane over loopback, side by side with what the kernel alone allows and, if asked, with another
+//! target. `cargo xtask bench dataplane` runs it.
+//!
+//! Single runs vary by tens of percent on a shared machine. So nothing is compared over time: each row is made of pairs of short runs,
+//! one right after the other and in alternating order, and what is told of them is the median of their ratios with the interval that
+//! resampling gives ([`ratio`]).
+#![allow(clippy::print_stdout, reason = "prints its results")]
+
+mod exchange;
+mod ratio;
+mod subject;
+mod table;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use basalt_nvmf_transport::Nqn;
+use clap::Parser;
+
+use exchange::Exchange;
+use subject::{Figures, Served, Subject, Work};
+use table::Row;
+
+/// Measures Basalt's NVMe/TCP target and host over loopback.
+#[derive(Parser)]
+#[command(name = "basalt-bench", max_term_width = 110)]
+struct Arguments {
+    /// Pairs of runs per row
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
+    /// Seconds of one run
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Another NVMe/TCP target, with a namespace 1 of at least 256 MiB whose data may be overwritten; the same load runs against it
+    #[arg(long, value_name = "IP:PORT", requires = "vs_nqn")]
+    vs: Option<SocketAddr>,
+    /// The subsystem of the other target
+    #[arg(long, value_name = "NQN", requires = "vs")]
+    vs_nqn: Option<String>,
+    /// Only rows whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let cores = std::thread::available_parallelism()?.get();
+    ensure!(cores >= 2, "target and load need a core each, and this machine has {cores}");
+    ensure!((0.1..=600.0).contains(&arguments.seconds), "--seconds must be from 0.1 to 600, for example 3");
+    let served = Served::start()?;
+    let other = match (&arguments.vs, &arguments.vs_nqn) {
+        (Some(address), Some(nqn)) => Some(Subject::new(*address, Nqn::new(nqn)?, None)),
+        _ => None,
+    };
+    let duration = Duration::from_secs_f64(arguments.seconds);
+    let mut rows = Vec::new();
+    for work in Work::ALL.iter().filter(|work| work.name().contains(&arguments.only)) {
+        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
+        let row = measure(work, &served.subject(), other.as_ref(), arguments.pairs, duration)?;
+        if !arguments.json {
+            table::print_row(&row, rows.is_empty());
+        }
+        rows.push(row);
+    }
+    ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.only);
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(())
+}
+
+fn measure(
+    work: &Work,
+    ours: &Subject,
+    other: Option<&Subject>,
+    pairs: u32,
+    duration: Duration,
+) -> Result<Row> {
+    let exchange = Exchange::like(work);
+    let mut runs: [Vec<Figures>; 3] = Default::default();
+    for pair in 0..pairs {
+        let order = if pair % 2 == 0 { [0, 1, 2] } else { [2, 1, 0] };
+        for subject in order {
+            match (subject, other) {
+                (0, _) => runs[0].push(ours.run(work, duration)?),
+                (1, _) => runs[1].push(exchange.run(duration)?),
+                (_, Some(other)) => runs[2].push(other.run(work, duration)?),
+                (_, None) => {}
+            }
+        }
+    }
+    Ok(Row::of(work.name(), &runs))
+}
