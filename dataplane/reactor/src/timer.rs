@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -16,8 +16,8 @@ pub(crate) struct TimerKey(Instant, u64);
 pub(crate) struct Timers {
     pending: BTreeMap<TimerKey, Waker>,
     made: u64,
-    /// A moment at which a turn is wanted, without a task that waits for it.
-    turn_at: Option<Instant>,
+    /// Moments at which a turn is wanted, without a task that waits for it. Whoever wants the same one again adds nothing.
+    turns: BTreeSet<Instant>,
 }
 
 impl Timers {
@@ -44,13 +44,13 @@ impl Timers {
     }
 
     pub(crate) fn want_turn(&mut self, at: Instant) {
-        self.turn_at = Some(self.turn_at.map_or(at, |earlier| earlier.min(at)));
+        self.turns.insert(at);
     }
 
     /// When the next timer fires.
     pub(crate) fn next(&self) -> Option<Instant> {
         let first = self.pending.first_key_value().map(|(key, _)| key.0);
-        match (first, self.turn_at) {
+        match (first, self.turns.first().copied()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -64,9 +64,10 @@ impl Timers {
 
     /// True once when a wanted turn is due.
     pub(crate) fn turn_due(&mut self, now: Instant) -> bool {
-        let due = self.turn_at.is_some_and(|at| at <= now);
-        if due {
-            self.turn_at = None;
+        let mut due = false;
+        while self.turns.first().is_some_and(|at| *at <= now) {
+            self.turns.pop_first();
+            due = true;
         }
         due
     }

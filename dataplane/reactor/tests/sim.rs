@@ -221,6 +221,27 @@ fn pollers_may_add_and_remove_pollers_and_a_wanted_turn_comes() {
 }
 
 #[test]
+fn every_wanted_turn_comes_and_not_only_the_earliest() {
+    let mut bench = Bench::new(1);
+    let handle = bench.handle(0);
+    let start = handle.now();
+    let wanted = [1, 3, 2].map(|seconds| start + Duration::from_secs(seconds));
+    for at in wanted {
+        handle.wake_at(at);
+    }
+    let turns = Rc::new(RefCell::new(Vec::new()));
+    let (seen, clock) = (Rc::clone(&turns), handle.clone());
+    handle.add_poller(move || {
+        seen.borrow_mut().push(clock.now());
+        Progress::Idle
+    });
+    bench.run_for(Duration::from_secs(4));
+    for at in wanted {
+        assert!(turns.borrow().contains(&at), "no turn at {at:?}: {:?}", turns.borrow());
+    }
+}
+
+#[test]
 fn dropping_a_reactor_drops_what_it_ran() {
     let mut bench = Bench::new(1);
     let handle = bench.handle(0);

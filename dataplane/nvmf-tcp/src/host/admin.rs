@@ -64,7 +64,6 @@ impl AsyncQueue {
         let poller = handle.add_poller(move || {
             let mut state = polled.borrow_mut();
             let progress = state.poll(clock.now());
-            // A reactor keeps only the earliest wish for a turn: this queue's is made anew in each.
             if let Some(deadline) = state.next_deadline() {
                 clock.wake_at(deadline);
             }
