@@ -16,9 +16,9 @@ pub(super) struct Kubectl {
     kubeconfig: PathBuf,
 }
 
-/// A Volume, as far as `up` reads it.
+/// A StorageNode or Volume, as far as `up` reads it.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Volume {
+pub(super) struct Object {
     pub(super) metadata: Metadata,
     #[serde(default)]
     pub(super) status: Status,
@@ -59,12 +59,15 @@ struct List<T> {
     items: Vec<T>,
 }
 
-impl Volume {
-    /// Qualified name and address of the first path, once the volume is online.
+impl Object {
+    pub(super) fn is_online(&self) -> bool {
+        self.status.phase.as_deref() == Some("Online")
+    }
+
+    /// Qualified name and address of a volume's first path, once it is online.
     pub(super) fn served(&self) -> Option<(&str, String)> {
         let path = self.status.paths.first()?;
-        let online = self.status.phase.as_deref() == Some("Online");
-        let nqn = self.status.nqn.as_deref().filter(|_| online)?;
+        let nqn = self.status.nqn.as_deref().filter(|_| self.is_online())?;
         Some((nqn, format!("{}:{}", path.address, path.port)))
     }
 }
@@ -91,12 +94,12 @@ impl Kubectl {
         self.run(&["apply", "--filename", "-"], Some(manifest)).map(|_| ())
     }
 
-    /// All Volumes; those of others in an existing cluster too.
-    pub(super) fn volumes(&self) -> Result<Vec<Volume>> {
-        let text = self.run(&["get", "volumes.basalt.storage", "--output=json"], None)?;
-        Ok(serde_json::from_str::<List<Volume>>(&text)
-            .context("kubectl's answer is not a list of Volumes")?
-            .items)
+    /// All objects of a kind; those of others in an existing cluster too.
+    pub(super) fn objects(&self, kind: &str) -> Result<Vec<Object>> {
+        let text = self.run(&["get", kind, "--output=json"], None)?;
+        let list: List<Object> = serde_json::from_str(&text)
+            .with_context(|| format!("kubectl's answer is not a list of {kind}"))?;
+        Ok(list.items)
     }
 
     /// Whether the apiserver is ready.
@@ -136,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_served_only_when_it_is_online() {
-        let volume = |phase: &str| -> Volume {
+        let volume = |phase: &str| -> Object {
             serde_json::from_value(serde_json::json!({
                 "metadata": {"name": "data"},
                 "status": {
@@ -152,7 +155,7 @@ mod tests {
             Some(("nqn.2026-01.storage.basalt:data", "127.0.0.1:4420".to_owned()))
         );
         assert_eq!(volume("Unavailable").served(), None);
-        let fresh: Volume = serde_json::from_value(serde_json::json!({"metadata": {"name": "x"}})).unwrap();
+        let fresh: Object = serde_json::from_value(serde_json::json!({"metadata": {"name": "x"}})).unwrap();
         assert_eq!(fresh.served(), None);
     }
 }

@@ -21,7 +21,7 @@ use basalt_kube::{Binary, Layout};
 use crate::progress::Progress;
 use crate::workspace::Programs;
 use examples::Examples;
-use kubernetes::{Kubectl, Volume};
+use kubernetes::{Kubectl, Object};
 use processes::{CLUSTER, Cluster};
 use state::{Ports, State};
 use supervisor::{Plan, Process};
@@ -99,8 +99,9 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     };
     progress.say("applying crds/examples");
     kubectl.apply(&examples.manifest)?;
-    progress.say("waiting for the volumes to be online");
-    let volumes = wait::until_online(&state, &kubectl, &examples.volumes)?;
+    progress.say("waiting for nodes and volumes to be online");
+    wait::until_online(&state, &kubectl, "storagenodes.basalt.storage", &examples.nodes)?;
+    let volumes = wait::until_online(&state, &kubectl, "volumes.basalt.storage", &examples.volumes)?;
     for volume in &volumes {
         verify(&state, &programs, volume, progress)?;
     }
@@ -237,7 +238,7 @@ fn start_supervisor(state: &State, detach: bool) -> Result<Child> {
 }
 
 /// Connects to the volume as an NVMe/TCP host, writes and reads back.
-fn verify(state: &State, programs: &Programs, volume: &Volume, progress: Progress) -> Result<()> {
+fn verify(state: &State, programs: &Programs, volume: &Object, progress: Progress) -> Result<()> {
     let name = &volume.metadata.name;
     let (nqn, address) = volume.served().with_context(|| format!("Volume {name} has no path"))?;
     progress.say(&format!("writing and verifying volume {name} at {address}"));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::kubernetes::{Kubectl, Volume};
+use super::kubernetes::{Kubectl, Object};
 use super::state::State;
 use super::supervisor;
 
@@ -27,22 +27,27 @@ pub(super) fn until_ready(state: &State, kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the named volumes are online; gives them back in that order.
-pub(super) fn until_online(state: &State, kubectl: &Kubectl, names: &[String]) -> Result<Vec<Volume>> {
+/// Waits until the named StorageNodes or Volumes are online; gives them back in that order.
+pub(super) fn until_online(
+    state: &State,
+    kubectl: &Kubectl,
+    kind: &str,
+    names: &[String],
+) -> Result<Vec<Object>> {
     let started = Instant::now();
     loop {
-        let volumes = kubectl.volumes()?;
-        let wanted: Vec<Volume> = names
+        let objects = kubectl.objects(kind)?;
+        let wanted: Vec<Object> = names
             .iter()
-            .filter_map(|name| volumes.iter().find(|volume| &volume.metadata.name == name))
+            .filter_map(|name| objects.iter().find(|object| &object.metadata.name == name))
             .cloned()
             .collect();
-        if wanted.len() == names.len() && wanted.iter().all(|volume| volume.served().is_some()) {
+        if wanted.len() == names.len() && wanted.iter().all(Object::is_online) {
             return Ok(wanted);
         }
         if started.elapsed() > ONLINE_DEADLINE {
             bail!(
-                "not every volume is online after {} s\n{}\n{}{}",
+                "not all of the {kind} are online after {} s\n{}\n{}{}",
                 ONLINE_DEADLINE.as_secs(),
                 wanted.iter().map(conditions).collect::<String>(),
                 kubectl.table(&["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"]),
@@ -53,10 +58,10 @@ pub(super) fn until_online(state: &State, kubectl: &Kubectl, names: &[String]) -
     }
 }
 
-fn conditions(volume: &Volume) -> String {
-    let phase = volume.status.phase.as_deref().unwrap_or("without a status");
-    let mut text = format!("Volume {} is {phase}\n", volume.metadata.name);
-    for condition in &volume.status.conditions {
+fn conditions(object: &Object) -> String {
+    let phase = object.status.phase.as_deref().unwrap_or("without a status");
+    let mut text = format!("{} is {phase}\n", object.metadata.name);
+    for condition in &object.status.conditions {
         text.push_str(&format!(
             "  {}={} {}: {}\n",
             condition.kind, condition.status, condition.reason, condition.message
