@@ -39,13 +39,13 @@ pub(crate) fn compose(
         Mutation::DeleteVolume { name, uid } => Body::DeleteVolume { name, uid },
         Mutation::ReleaseVolume { name, uid } => Body::ReleaseVolume { name, uid },
         Mutation::AddMember { id, peer_address, api_address } => {
-            Body::PutMember(new_member(state, id, None, peer_address, api_address))
+            Body::PutMember(new_member(state, id, None, peer_address, api_address)?)
         }
         Mutation::ReplaceMember { old, new, peer_address, api_address } => {
             if !state.members().contains_key(&old) {
                 return Err(Refusal::NoSuchMember { member: old });
             }
-            Body::PutMember(new_member(state, new, Some(old), peer_address, api_address))
+            Body::PutMember(new_member(state, new, Some(old), peer_address, api_address)?)
         }
         Mutation::RemoveMember { id } => {
             if !state.members().contains_key(&id) && !state.is_retired(id) {
@@ -64,9 +64,16 @@ fn new_member(
     replaces: Option<basalt_model::MemberId>,
     peer_address: String,
     api_address: String,
-) -> Member {
+) -> Result<Member, Refusal> {
     let present = state.members().get(&id);
-    Member {
+    // Until it has a disk it does not take part, and a wrong address can be put right.
+    if present.is_some_and(|member| {
+        let same = member.peer_address == peer_address && member.api_address == api_address;
+        member.disk.is_some() && !(same && member.replaces == replaces)
+    }) {
+        return Err(Refusal::MemberExists { member: id });
+    }
+    Ok(Member {
         id,
         disk: present.and_then(|member| member.disk),
         replaces,
@@ -74,7 +81,7 @@ fn new_member(
         api_address,
         supports: present.map_or(FeatureLevel::FIRST.max(state.level()), |member| member.supports),
         version: present.map_or_else(String::new, |member| member.version.clone()),
-    }
+    })
 }
 
 fn create_volume(

@@ -127,7 +127,11 @@ impl<D: Disk> Member<D> {
         self.group
             .members()
             .iter()
-            .any(|progress| progress.member == id && progress.active && progress.matched + CAUGHT_UP >= last)
+            // Whoever has acknowledged nothing may be out of reach, however short the log is.
+            .any(|progress| {
+                let near = progress.matched > 0 && progress.matched + CAUGHT_UP >= last;
+                progress.member == id && progress.active && near
+            })
     }
 }
 

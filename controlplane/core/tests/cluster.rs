@@ -209,6 +209,55 @@ fn a_member_is_replaced_and_its_id_is_dead() {
 }
 
 #[test]
+fn a_leader_that_is_removed_in_the_middle_of_a_change_leads_no_more() {
+    let mut removed_while_leading = 0;
+    for seed in 0..24 {
+        let mut world = World::new(400 + seed, 3);
+        world.wait_settled(3);
+        let first = world.wait_leader();
+        let old = if first == 2 { 3 } else { 2 };
+        world.add(4, Start::Join { cluster: Some(cluster_id()) }, vec![1, 2, 3]);
+        let replace = Mutation::ReplaceMember {
+            old: member_id(old),
+            new: member_id(4),
+            peer_address: "peer-4:1".to_owned(),
+            api_address: "api-4:1".to_owned(),
+        };
+        world.mutate("replace", replace).unwrap();
+        // The one that goes knows of the change's first half when the leader dies.
+        world.run_until("the change", |world| !world.members[&old].membership().voters_outgoing.is_empty());
+        world.crash(first, CrashStyle::LoseAll);
+        world.run_until("another leader", |world| world.leader().is_some());
+        removed_while_leading += u32::from(world.leader() == Some(old));
+        world.start(first).unwrap();
+        world.run_until("the end of the change", |world| {
+            let ended = |id: &u64| world.members[id].membership().voters_outgoing.is_empty();
+            [first, 4].iter().all(ended) && world.leader().is_some_and(|leader| leader != old)
+        });
+        world.mutate("after", put_node("n")).unwrap();
+    }
+    assert!(removed_while_leading > 0, "no run came to what this is about");
+}
+
+#[test]
+fn the_id_of_a_member_that_takes_part_is_not_given_again() {
+    let mut world = World::new(13, 3);
+    world.wait_settled(3);
+    let add = |id: u64, peer: &str| Mutation::AddMember {
+        id: member_id(id),
+        peer_address: peer.to_owned(),
+        api_address: "elsewhere:2".to_owned(),
+    };
+    let before = world.members[&1].state().members().clone();
+    let refusal = world.mutate("again", add(3, "elsewhere:1")).unwrap_err();
+    assert_eq!(refusal, Refusal::MemberExists { member: member_id(3) });
+    assert_eq!(*world.members[&1].state().members(), before);
+    // One that has never been there can still be put right.
+    world.mutate("wrong", add(4, "wrong:1")).unwrap();
+    world.mutate("right", add(4, "right:1")).unwrap();
+}
+
+#[test]
 fn a_member_that_knows_only_a_follower_joins() {
     let mut world = World::new(12, 3);
     world.wait_settled(3);

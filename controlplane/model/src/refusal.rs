@@ -81,6 +81,12 @@ pub enum Refusal {
         /// The member.
         member: MemberId,
     },
+    /// A member that takes part says itself where it is reached.
+    #[error("member {member} takes part already; a new member needs an id that was never used")]
+    MemberExists {
+        /// The member.
+        member: MemberId,
+    },
     /// The group needs a member.
     #[error("member {member} is the last one; add another one first")]
     LastMember {
@@ -322,6 +328,7 @@ impl Refusal {
             | Refusal::LevelNotHigher { .. }
             | Refusal::MemberRetired { .. }
             | Refusal::MemberDisk { .. }
+            | Refusal::MemberExists { .. }
             | Refusal::LastMember { .. }
             | Refusal::NodeHoldsVolumes { .. }
             | Refusal::PoolHoldsVolumes { .. }

@@ -465,7 +465,20 @@ impl<D: Disk> Group<D> {
             self.senders.remove(&id);
         }
         self.node.mut_store().set_membership(state);
+        self.step_down_if_removed(&membership);
         Ok(membership)
+    }
+
+    /// The library lets a leader that a change has removed go on leading: the others would follow one that takes no proposal.
+    /// One comes to that when it is elected in the middle of the change that removes it.
+    fn step_down_if_removed(&mut self, membership: &Membership) {
+        let id = self.config.member.get();
+        let votes = membership.voters.contains(&id) || membership.voters_outgoing.contains(&id);
+        if self.node.raft.state == StateRole::Leader && !votes {
+            tracing::info!("was removed from the group and leads no more");
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, raft::INVALID_ID);
+        }
     }
 
     fn send(&mut self, message: Message) {

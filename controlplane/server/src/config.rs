@@ -56,10 +56,12 @@ pub(crate) struct Settings {
     #[arg(long, global = true, env = "BASALT_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Speak without TLS and believe what callers say they are; only on loopback
-    #[arg(long, global = true, env = "BASALT_INSECURE_PLAINTEXT", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, global = true, env = "BASALT_INSECURE_PLAINTEXT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
     insecure_plaintext: Option<bool>,
     /// Create the cluster if this member's directory is empty. Give it to one member, once
-    #[arg(long, global = true, env = "BASALT_BOOTSTRAP", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, global = true, env = "BASALT_BOOTSTRAP", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
     bootstrap: Option<bool>,
     /// text or json
     #[arg(long, global = true, env = "BASALT_LOG_FORMAT")]
