@@ -1,7 +1,7 @@
 //! Nodes, volumes, and whether it is all right.
 
 use anyhow::{Context, bail};
-use basalt_client::{Client, Mutation};
+use basalt_client::{Client, MemberInfo, MemberRole, Mutation};
 use basalt_model::{
     DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Volume, VolumeName, VolumeState,
 };
@@ -16,9 +16,11 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
     let volumes = client.volumes().all().await?.items;
     let live = nodes.iter().filter(|node| node.liveness.is_live()).count();
     let online = volumes.iter().filter(|volume| volume.state == VolumeState::Online).count();
-    let problems = nodes
+    let members = client.list_members().await?.members;
+    let problems = members
         .iter()
-        .flat_map(node_problems)
+        .filter_map(member_problem)
+        .chain(nodes.iter().flat_map(node_problems))
         .chain(volumes.iter().filter_map(volume_problem))
         .collect::<Vec<_>>();
     if format == Format::Json {
@@ -52,6 +54,19 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
         }
     }
     Ok(())
+}
+
+fn member_problem(member: &MemberInfo) -> Option<String> {
+    let id = member.id;
+    match (member.role, member.active) {
+        (MemberRole::Waiting, _) => {
+            Some(format!("member {id} is let in and has not been heard of: start it, or remove it"))
+        }
+        (_, Some(false)) => {
+            Some(format!("member {id} does not answer the leader at {}", member.peer_address))
+        }
+        _ => None,
+    }
 }
 
 /// Nodes and their pools.

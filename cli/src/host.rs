@@ -22,8 +22,8 @@ use crate::{
 
 /// The one namespace of a volume.
 const NSID: u32 = 1;
-/// What is looked at before a volume is written to.
-const LOOK_BYTES: u32 = 64 << 10;
+/// What is looked at in one go before a volume is written to.
+const LOOK_BYTES: u32 = 128 << 10;
 /// Exit code for a volume that holds data which would have been overwritten.
 const HOLDS_DATA: u8 = 3;
 
@@ -66,7 +66,7 @@ pub(crate) struct PerfArguments {
     /// How long, in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Write although the volume holds data, which is lost
+    /// Allow writes, which go to random places of the whole volume: its data is lost
     #[arg(long)]
     overwrite: bool,
 }
@@ -123,8 +123,9 @@ pub(crate) async fn target(arguments: &TargetArguments, settings: &Settings) -> 
 
 /// Measures a volume.
 pub(crate) fn perf(arguments: &PerfArguments, target: &Target, format: Format) -> anyhow::Result<ExitCode> {
-    if arguments.read_percent < 100 && !arguments.overwrite && holds_data(target, None)? {
-        return Ok(refuse_to_overwrite(target));
+    // Nobody looks at all of a large volume before a measurement.
+    if arguments.read_percent < 100 && !arguments.overwrite {
+        return Ok(refuse_to_overwrite(target, "may hold data"));
     }
     let duration = Duration::from_secs(arguments.seconds);
     let work = Work::Random { read_percent: arguments.read_percent, duration };
@@ -149,8 +150,8 @@ pub(crate) fn verify(
     format: Format,
 ) -> anyhow::Result<ExitCode> {
     let writes = !arguments.check_only;
-    if writes && !arguments.overwrite && holds_data(target, Some(arguments.seed))? {
-        return Ok(refuse_to_overwrite(target));
+    if writes && !arguments.overwrite && holds_data(target, arguments.size, arguments.seed)? {
+        return Ok(refuse_to_overwrite(target, "holds data"));
     }
     let passes: &[(Work, &'static str)] = if writes {
         &[(Work::Fill, "writing"), (Work::Check, "reading")]
@@ -197,26 +198,52 @@ fn connecting(target: &Target) -> String {
     format!("volume {} at {}", target.name, target.options.address)
 }
 
-/// Whether the start of the volume is something else than zeroes or the pattern of this seed.
-fn holds_data(target: &Target, seed: Option<u64>) -> anyhow::Result<bool> {
+/// Whether what would be written over is something else than zeroes throughout, or the pattern of this seed throughout.
+fn holds_data(target: &Target, size: u64, seed: u64) -> anyhow::Result<bool> {
     let session = Session::connect(&target.options).with_context(|| connecting(target))?;
     let namespace = session.facts().namespaces.iter().find(|namespace| namespace.nsid == NSID);
     let namespace = namespace.context("the volume has no namespace 1")?;
-    let bytes = u64::from(LOOK_BYTES.min(session.facts().transfer_bytes_max)).min(namespace.bytes());
-    let found = session.read(NSID, 0, u32::try_from(bytes >> namespace.block_shift)?)?;
+    let shift = namespace.block_shift;
+    // Whatever touches the region counts, also a block that is written in part.
+    let blocks = size.div_ceil(1 << shift).min(namespace.bytes() >> shift);
+    let step = u64::from((LOOK_BYTES.min(session.facts().transfer_bytes_max) >> shift).max(1));
+    let mut content = Content { seed, zeroes: true, pattern: true };
+    let mut at = 0;
+    while at < blocks && content.is_free() {
+        let count = step.min(blocks - at);
+        content.look(at << shift, &session.read(NSID, at, u32::try_from(count)?)?);
+        at += count;
+    }
     session.disconnect()?;
-    let mut expected = vec![0; found.len()];
-    let zeroes = found == expected;
-    let ours = seed.is_some_and(|seed| {
-        pattern(seed, 0, &mut expected);
-        found == expected
-    });
-    Ok(!zeroes && !ours)
+    Ok(!content.is_free())
 }
 
-fn refuse_to_overwrite(target: &Target) -> ExitCode {
+/// What all that was looked at can still be. A part that is zeroes and a part that is the pattern are somebody's data: they
+/// came from whoever wrote one of them over the other.
+struct Content {
+    seed: u64,
+    zeroes: bool,
+    pattern: bool,
+}
+
+impl Content {
+    fn look(&mut self, offset: u64, found: &[u8]) {
+        self.zeroes &= found.iter().all(|byte| *byte == 0);
+        if self.pattern {
+            let mut expected = vec![0; found.len()];
+            pattern(self.seed, offset, &mut expected);
+            self.pattern = found == expected;
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.zeroes || self.pattern
+    }
+}
+
+fn refuse_to_overwrite(target: &Target, why: &str) -> ExitCode {
     eprintln!(
-        "kubectl-basalt: volume {} holds data, and this would overwrite it; use --overwrite if it may be lost",
+        "kubectl-basalt: volume {} {why}, and this would overwrite it; use --overwrite if it may be lost",
         target.name
     );
     ExitCode::from(HOLDS_DATA)
@@ -288,4 +315,36 @@ fn rates(report: &LoadReport) -> (u64, u64) {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_free(chunks: &[&[u8]]) -> bool {
+        let mut content = Content { seed: 1, zeroes: true, pattern: true };
+        let mut offset = 0;
+        for chunk in chunks {
+            content.look(offset, chunk);
+            offset += chunk.len() as u64;
+        }
+        content.is_free()
+    }
+
+    #[test]
+    fn only_zeroes_or_only_the_pattern_may_be_overwritten() {
+        let zeroes = [0; 4096];
+        let (mut first, mut second) = ([0; 4096], [0; 4096]);
+        pattern(1, 0, &mut first);
+        pattern(1, 4096, &mut second);
+        let mut other = zeroes;
+        other[4095] = 1;
+        assert!(is_free(&[&zeroes, &zeroes]));
+        assert!(is_free(&[&first, &second]));
+        assert!(!is_free(&[&zeroes, &other]), "data after zeroes");
+        assert!(!is_free(&[&first, &other]), "data after the pattern");
+        assert!(!is_free(&[&first, &zeroes]), "zeroes that somebody wrote over the pattern");
+        assert!(!is_free(&[&zeroes, &second]), "the pattern after zeroes");
+        assert!(!is_free(&[&second, &first]), "the pattern of another place");
+    }
 }

@@ -13,7 +13,7 @@ mod supervisor;
 mod wait;
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 use basalt_kube::{Binary, Layout};
@@ -68,6 +68,10 @@ pub(crate) struct SuperviseArguments {
 pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     let progress = Progress::start();
     let state = State::create(arguments.state_dir.as_deref())?;
+    if let Some(file) = &arguments.kubeconfig {
+        std::fs::File::open(file)
+            .with_context(|| format!("cannot read the kubeconfig {}", file.display()))?;
+    }
     let running = supervisor::ask(&state, "status")?.is_some();
     if running && !arguments.detach {
         bail!("a cluster is running on {}; stop it with `cargo xtask down`", state.dir().display());
@@ -237,29 +241,39 @@ fn start_supervisor(state: &State, detach: bool) -> Result<Child> {
     command.spawn().context("cannot start the supervisor")
 }
 
-/// Connects to the volume as an NVMe/TCP host, writes and reads back.
+/// Connects to the volume as an NVMe/TCP host, writes and reads back. Once that has been done the volume is its user's, and is
+/// only read.
 fn verify(state: &State, programs: &Programs, volume: &Object, progress: Progress) -> Result<()> {
     let name = &volume.metadata.name;
     let (nqn, address) = volume.served().with_context(|| format!("Volume {name} has no path"))?;
-    progress.say(&format!("writing and verifying volume {name} at {address}"));
-    let output = Command::new(programs.path("kubectl-basalt"))
-        .arg("--config")
-        .arg(state.client_config())
-        .args(["verify", "--address", &address, "--nqn", nqn])
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run kubectl-basalt")?;
-    if output.status.code() == Some(HOLDS_DATA) {
-        progress.say(&format!("volume {name} holds data of yours: nothing is written to it"));
+    let host = |task: &[&str]| {
+        Command::new(programs.path("kubectl-basalt"))
+            .arg("--config")
+            .arg(state.client_config())
+            .args(task)
+            .args(["--address", &address, "--nqn", nqn])
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run kubectl-basalt")
+    };
+    let words = |output: &Output| String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if state.is_verified(nqn)? {
+        progress
+            .say(&format!("reading volume {name} at {address}; it was verified before and may hold data"));
+        let output = host(&["perf", "--seconds=1"])?;
+        if !output.status.success() {
+            bail!("volume {name} cannot be read: {}", words(&output));
+        }
         return Ok(());
     }
-    if !output.status.success() {
-        bail!(
-            "volume {name} does not hold what was written to it: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+    progress.say(&format!("writing and verifying volume {name} at {address}"));
+    let output = host(&["verify"])?;
+    if output.status.code() == Some(HOLDS_DATA) {
+        progress.say(&format!("volume {name} holds data of yours: nothing is written to it"));
+    } else if !output.status.success() {
+        bail!("volume {name} does not hold what was written to it: {}", words(&output));
     }
-    Ok(())
+    state.set_verified(nqn)
 }
 
 /// How to go on.

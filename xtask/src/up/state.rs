@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -82,6 +83,32 @@ impl State {
     /// Process ids, the plan, the supervisor's socket.
     pub(crate) fn run(&self) -> PathBuf {
         self.dir.join("run")
+    }
+
+    /// Whether a volume was written to and verified before: since then what it holds is its user's.
+    pub(crate) fn is_verified(&self, nqn: &str) -> Result<bool> {
+        let path = self.verified();
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.lines().any(|line| line == nqn)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Notes that a volume was.
+    pub(crate) fn set_verified(&self, nqn: &str) -> Result<()> {
+        let path = self.verified();
+        let mut options = fs::File::options();
+        options
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| writeln!(file, "{nqn}"))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn verified(&self) -> PathBuf {
+        self.dir.join("verified-volumes")
     }
 
     pub(crate) fn logs(&self) -> PathBuf {
