@@ -159,6 +159,8 @@ reasons! {
     DiskMissing,
     /// A disk could not be opened or read.
     DiskFailed,
+    /// A disk is not part of the pool that runs: it was named later.
+    DiskNotInUse,
     /// A disk is open in another process, or named twice.
     DiskInUse,
     /// A disk holds data that is not Basalt's.

@@ -48,6 +48,13 @@ fn problems(items: &Items, desired: &DesiredNode) -> Vec<Problem> {
     failures.map(|failure| failure.problem.clone()).collect()
 }
 
+fn not_in_use(path: &str) -> Problem {
+    let message = format!(
+        "{path} is not a disk of the pool, which runs on the disks that it began with; disks cannot be exchanged yet: name them again"
+    );
+    Problem::new(Reason::DiskNotInUse, message)
+}
+
 fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
     let item = items.pools.get(&desired.name);
     let disks = desired.disks.iter().map(|disk| {
@@ -56,7 +63,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             path: disk.path.clone(),
             health: DiskHealth::Offline,
             capacity: 0,
-            problem: None,
+            problem: item.and_then(|item| item.pool.as_ref()).map(|_| not_in_use(&disk.path)),
         })
     });
     let disks = disks.collect();

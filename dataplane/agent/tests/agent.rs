@@ -394,6 +394,25 @@ fn a_missing_disk_is_not_lost_data() {
 }
 
 #[test]
+fn a_disk_that_is_named_later_is_said_not_to_be_in_use() {
+    run(21, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        let known = DesiredVolume { provision: Provision::Expect, ..wanted(1, MIB) };
+        let mut exchanged = DesiredNode { volumes: vec![known], ..desired(2) };
+        exchanged.pools[0].id = id;
+        exchanged.pools[0].disks[0].path = "/other".into();
+        agent.apply(exchanged).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let problem = report.pools[0].disks[0].problem.as_ref().unwrap();
+        assert_eq!(problem.reason, Reason::DiskNotInUse);
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online, "what runs goes on");
+    });
+}
+
+#[test]
 fn disks_of_others_are_left_alone() {
     run(8, |handle| async move {
         let node = Node::with_disk("/disk", 64 * MIB);
