@@ -57,6 +57,8 @@ pub(crate) struct Connection<W> {
     pub(super) inlet: Inlet,
     pub(super) outlet: Outlet,
     pub(super) slots: Slots,
+    /// The first half of a fused pair whose second half has not come.
+    pub(super) open_first: Option<usize>,
     digests: Digests,
     /// Alignment of data that the host wants (HPDA).
     data_alignment: usize,
@@ -94,6 +96,7 @@ impl<W: Wire> Connection<W> {
             inlet: Inlet::new(Receiver::Controller, limits),
             outlet: Outlet::default(),
             slots,
+            open_first: None,
             digests: Digests::default(),
             data_alignment: 4,
             devices: SmallVec::new(),
@@ -237,10 +240,11 @@ impl<W: Wire> Connection<W> {
         self.sq_head = (self.sq_head + 1) % self.queue.entries();
         let sqe = self.slots[slot].sqe;
         let step = self.queue.command(context.now, &sqe);
+        self.note_adjacent();
         let in_capsule = match self.in_capsule(&sqe, data) {
             Ok(data) => data,
             Err(status) => {
-                self.reply(slot, &Reply::status(status));
+                self.refuse(slot, &step, status);
                 return None;
             }
         };
@@ -266,6 +270,19 @@ impl<W: Wire> Connection<W> {
                 } else {
                     self.ask_for(slot, block.bytes, work, context.pool);
                 }
+            }
+            Step::FuseFirst(block) => {
+                let work = Work::FusedFirst { second: None };
+                self.fused_half(context, slot, block, work, in_capsule.map(|(_, data)| data));
+            }
+            Step::FuseSecond(block) => {
+                let device = self.devices.get(block.slot.0).copied().flatten();
+                let (Some(device), Some(first)) = (device, self.open_first) else {
+                    self.refuse(slot, &step, Status::INTERNAL_PATH_ERROR);
+                    return None;
+                };
+                let work = Work::FusedSecond { first, block, device };
+                self.fused_half(context, slot, block, work, in_capsule.map(|(_, data)| data));
             }
             other => {
                 return self.after_data(context, slot, other, None);
@@ -331,7 +348,7 @@ impl<W: Wire> Connection<W> {
                 self.submit(slot, context);
             }
             // The queue asks for data once, and for block commands before they are taken up.
-            Step::Take { .. } | Step::Block(_) => {
+            Step::Take { .. } | Step::Block(_) | Step::FuseFirst(_) | Step::FuseSecond(_) => {
                 self.reply(slot, &Reply::status(Status::INTERNAL_ERROR));
             }
         }
@@ -400,7 +417,7 @@ impl<W: Wire> Connection<W> {
     }
 
     /// Asks the host for a command's data (R2T, TCP 3.3.2.1).
-    fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
+    pub(super) fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
         let held = &mut self.slots[slot];
         (held.work, held.length, held.state) = (work, length, State::NeedsBuffer);
         if !self.try_ask(slot, pool) {
@@ -435,20 +452,22 @@ impl<W: Wire> Connection<W> {
     /// All data of a command is there.
     pub(super) fn data_complete(&mut self, slot: usize, context: &mut Context<'_>) {
         self.receiving -= 1;
-        if matches!(self.slots[slot].state, State::Damaged { .. }) {
-            self.reply(slot, &Reply::status(Status::TRANSIENT_TRANSPORT));
+        if let State::Failed { status, .. } = self.slots[slot].state {
+            self.half_failed(slot, status);
             return;
         }
         self.slots[slot].state = State::Ready;
-        if let Work::Interpret = self.slots[slot].work {
-            let sqe = self.slots[slot].sqe;
-            let Payload::Buffer(buffer) = std::mem::take(&mut self.slots[slot].payload) else {
-                unreachable!("data is received into a buffer")
-            };
-            let step = self.queue.command_with_data(context.now, &sqe, &buffer);
-            self.after_data(context, slot, step, Some(&buffer));
-        } else {
-            self.submit(slot, context);
+        match self.slots[slot].work {
+            Work::Interpret => {
+                let sqe = self.slots[slot].sqe;
+                let Payload::Buffer(buffer) = std::mem::take(&mut self.slots[slot].payload) else {
+                    unreachable!("data is received into a buffer")
+                };
+                let step = self.queue.command_with_data(context.now, &sqe, &buffer);
+                self.after_data(context, slot, step, Some(&buffer));
+            }
+            Work::FusedFirst { .. } | Work::FusedSecond { .. } => self.half_ready(slot, context),
+            Work::Block(..) | Work::Unmap { .. } => self.submit(slot, context),
         }
     }
 
@@ -464,8 +483,8 @@ impl<W: Wire> Connection<W> {
         let held = &mut self.slots[slot];
         held.state = State::Ready;
         let (request, device) = match &mut held.work {
-            Work::Interpret => unreachable!("the queue interprets this command"),
-            Work::Block(block, device) => {
+            Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
+            Work::Block(block, device) | Work::FusedSecond { block, device, .. } => {
                 // Data that a digest covers must stand still: it is read into memory of our own.
                 if block.operation == Operation::Read && self.digests.data && held.payload.is_empty() {
                     let Some(buffer) = context.pool.take(block.bytes as usize) else { return false };
@@ -494,7 +513,7 @@ impl<W: Wire> Connection<W> {
             }
             Err(rejected) => {
                 let held = &mut self.slots[slot];
-                if let Work::Block(..) = held.work {
+                if let Work::Block(..) | Work::FusedSecond { .. } = held.work {
                     held.payload = rejected.0.payload;
                 }
                 false
@@ -530,14 +549,15 @@ impl<W: Wire> Connection<W> {
         }
         debug_assert_eq!(self.slots[slot].state, State::Submitted);
         match &mut self.slots[slot].work {
-            Work::Interpret => unreachable!("only block commands are submitted"),
+            Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
+            Work::FusedSecond { first, block, .. } => {
+                let (first, block) = (*first, *block);
+                self.pair_completed(first, slot, block, completion);
+            }
             Work::Block(block, _) => {
                 let operation = block.operation;
                 if completion.result == Err(IoError::NoMemory) {
-                    // The device had no buffer: wait until one is free.
-                    self.slots[slot].payload = completion.payload;
-                    self.slots[slot].state = State::Ready;
-                    self.backlog.push_back(slot);
+                    self.try_later(slot, completion.payload);
                 } else if operation == Operation::Read && completion.result.is_ok() {
                     self.send_read(slot, completion.payload);
                 } else {
@@ -553,6 +573,13 @@ impl<W: Wire> Connection<W> {
                 }
             }
         }
+    }
+
+    /// The device had no buffer: waits until one is free.
+    pub(super) fn try_later(&mut self, slot: usize, payload: Payload) {
+        let held = &mut self.slots[slot];
+        (held.payload, held.state) = (payload, State::Ready);
+        self.backlog.push_back(slot);
     }
 
     /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).

@@ -2,6 +2,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod devices;
+mod fused;
 mod options;
 mod receive;
 mod server;
