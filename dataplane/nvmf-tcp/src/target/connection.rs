@@ -16,7 +16,7 @@ use basalt_reactor::Progress;
 use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
-use super::devices::{DeviceIndex, Devices};
+use super::devices::{DeviceIndex, Devices, NotSubmitted};
 use super::options::TcpTargetOptions;
 use super::slot::{Slots, State, Work};
 use super::staging::Staging;
@@ -453,7 +453,7 @@ impl<W: Wire> Connection<W> {
     pub(super) fn data_complete(&mut self, slot: usize, context: &mut Context<'_>) {
         self.receiving -= 1;
         if let State::Failed { status, .. } = self.slots[slot].state {
-            self.half_failed(slot, status);
+            self.fail(slot, status);
             return;
         }
         self.slots[slot].state = State::Ready;
@@ -511,7 +511,11 @@ impl<W: Wire> Connection<W> {
                 self.running += 1;
                 true
             }
-            Err(rejected) => {
+            Err(NotSubmitted::Closed) => {
+                self.fail(slot, Status::INVALID_NAMESPACE.dnr());
+                true
+            }
+            Err(NotSubmitted::Full(rejected)) => {
                 let held = &mut self.slots[slot];
                 if let Work::Block(..) | Work::FusedSecond { .. } = held.work {
                     held.payload = rejected.0.payload;

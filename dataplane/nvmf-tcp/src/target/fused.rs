@@ -43,7 +43,7 @@ impl<W: Wire> Connection<W> {
             Some(data) => {
                 self.slots[slot].work = work;
                 if data.len() != block.bytes as usize {
-                    self.half_failed(slot, Status::SGL_LENGTH_INVALID.dnr());
+                    self.fail(slot, Status::SGL_LENGTH_INVALID.dnr());
                     return;
                 }
                 let buffer = context.pool.take(data.len()).map(|mut buffer| {
@@ -90,8 +90,8 @@ impl<W: Wire> Connection<W> {
         self.submit(second, context);
     }
 
-    /// A half ends with `status` and takes the other half with it; none of its data is on the way any more.
-    pub(super) fn half_failed(&mut self, slot: usize, status: Status) {
+    /// Ends a command with `status`, and the other half with it if it is one of a pair; none of its data is on the way any more.
+    pub(super) fn fail(&mut self, slot: usize, status: Status) {
         match self.slots[slot].work {
             Work::FusedFirst { second: Some(other) } | Work::FusedSecond { first: other, .. } => {
                 self.abandon(other, aborted_with(status));

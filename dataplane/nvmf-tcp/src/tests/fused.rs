@@ -295,6 +295,21 @@ fn a_namespace_whose_device_cannot_refuses_both_halves() {
 }
 
 #[test]
+fn a_namespace_that_goes_while_data_is_awaited_fails_what_waits() {
+    let nqn = Nqn::new(SUBSYSTEM).unwrap();
+    let mut session = Session::new(NONE);
+    let alone = session.asked(&half(Fuse::Normal, Io::Write, OTHER, Way::Asked));
+    let first = session.asked(&compare(Way::Asked));
+    let second = session.asked(&write(Way::Asked));
+    session.rig.target.remove_namespace(&nqn, Nsid(1)).unwrap();
+    session.io.refresh(&mut session.rig.context());
+    let gone = Status::INVALID_NAMESPACE.dnr();
+    assert_eq!(session.give(alone, 3, false), [done(OTHER, gone)]);
+    assert_eq!(session.give(second, 3, false), []);
+    assert_eq!(session.give(first, 0, false), [done(COMPARE, FAILED), done(WRITE, gone)]);
+}
+
+#[test]
 fn disconnecting_between_the_halves_frees_everything() {
     for way in [Way::Capsule, Way::Asked] {
         let mut session = Session::new(NONE);
