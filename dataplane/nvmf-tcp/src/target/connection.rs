@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use basalt_bdev::{Capabilities, Completion, IoError, Operation, Request};
+use basalt_bdev::{Capabilities, Operation};
 use basalt_clock::Instant;
 use basalt_dma::{Buffer, BufferPool, Payload};
 use basalt_nvme_wire::digest::crc32c;
@@ -11,12 +11,12 @@ use basalt_nvme_wire::pdu::{
     ReadyToTransfer, Receiver, Termination, Violation,
 };
 use basalt_nvme_wire::{Sgl, Sqe, Status};
-use basalt_nvmf_target::{Activity, Queue, Reply, Step, status_of};
+use basalt_nvmf_target::{Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
-use super::devices::{DeviceIndex, Devices, NotSubmitted};
+use super::devices::{DeviceIndex, Devices};
 use super::options::TcpTargetOptions;
 use super::slot::{Slots, State, Work};
 use super::staging::Staging;
@@ -50,7 +50,7 @@ pub(crate) enum Phase {
 pub(crate) struct Connection<W> {
     pub(super) wire: W,
     /// First part of the tags of its requests.
-    tag_base: u64,
+    pub(super) tag_base: u64,
     pub(crate) phase: Phase,
     pub(crate) queue: Queue,
     opened: Instant,
@@ -59,7 +59,7 @@ pub(crate) struct Connection<W> {
     pub(super) slots: Slots,
     /// The first half of a fused pair whose second half has not come.
     pub(super) open_first: Option<usize>,
-    digests: Digests,
+    pub(super) digests: Digests,
     /// Alignment of data that the host wants (HPDA).
     data_alignment: usize,
     /// Channels by namespace slot; none for a device that cannot be opened.
@@ -67,7 +67,7 @@ pub(crate) struct Connection<W> {
     /// Commands that wait for a buffer or a place in a device's queue, in order.
     pub(super) backlog: VecDeque<usize>,
     /// Requests with devices.
-    running: usize,
+    pub(super) running: usize,
     /// Commands whose data is on the way.
     pub(super) receiving: usize,
     /// The largest of them since there were none.
@@ -76,7 +76,7 @@ pub(crate) struct Connection<W> {
 }
 
 /// Bits of a tag that name the slot.
-const TAG_SLOT_BITS: u32 = 16;
+pub(super) const TAG_SLOT_BITS: u32 = 16;
 /// Pieces of output beyond which nothing more is received: a host that does not read gets no more service.
 const CONGESTED_PIECES: usize = 1024;
 
@@ -426,7 +426,7 @@ impl<W: Wire> Connection<W> {
     }
 
     /// False if there is no buffer now.
-    fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
+    pub(super) fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
         let held = &mut self.slots[slot];
         let Some(buffer) = pool.take(held.length as usize) else { return false };
         held.payload = Payload::Buffer(buffer);
@@ -471,123 +471,8 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// Gives a command to its device, or puts it into the backlog.
-    pub(super) fn submit(&mut self, slot: usize, context: &mut Context<'_>) {
-        if !self.try_submit(slot, context) {
-            self.backlog.push_back(slot);
-        }
-    }
-
-    fn try_submit(&mut self, slot: usize, context: &mut Context<'_>) -> bool {
-        let tag = self.tag_base | slot as u64;
-        let held = &mut self.slots[slot];
-        held.state = State::Ready;
-        let (request, device) = match &mut held.work {
-            Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
-            Work::Block(block, device) | Work::FusedSecond { block, device, .. } => {
-                // Data that a digest covers must stand still: it is read into memory of our own.
-                if block.operation == Operation::Read && self.digests.data && held.payload.is_empty() {
-                    let Some(buffer) = context.pool.take(block.bytes as usize) else { return false };
-                    held.payload = Payload::Buffer(buffer);
-                }
-                let payload = std::mem::take(&mut held.payload);
-                let (operation, lba, blocks) = (block.operation, block.lba, block.blocks);
-                (Request { tag, operation, lba, blocks, payload }, *device)
-            }
-            Work::Unmap { ranges, next, device } => {
-                let Payload::Buffer(data) = &held.payload else { unreachable!("ranges are kept") };
-                let Some(at) = (*next..ranges.count).find(|at| ranges.request(data, *at).is_some()) else {
-                    self.reply(slot, &Reply::SUCCESS);
-                    return true;
-                };
-                *next = at;
-                let Some((lba, blocks)) = ranges.request(data, at) else { unreachable!("found above") };
-                (Request::unmap(tag, lba, blocks), *device)
-            }
-        };
-        match context.devices.submit(device, request) {
-            Ok(()) => {
-                self.slots[slot].state = State::Submitted;
-                self.running += 1;
-                true
-            }
-            Err(NotSubmitted::Closed) => {
-                self.fail(slot, Status::INVALID_NAMESPACE.dnr());
-                true
-            }
-            Err(NotSubmitted::Full(rejected)) => {
-                let held = &mut self.slots[slot];
-                if let Work::Block(..) | Work::FusedSecond { .. } = held.work {
-                    held.payload = rejected.0.payload;
-                }
-                false
-            }
-        }
-    }
-
-    /// Tries again what had to wait.
-    pub(crate) fn retry(&mut self, context: &mut Context<'_>) -> Progress {
-        let mut progress = Progress::Idle;
-        for _ in 0..self.backlog.len() {
-            let Some(slot) = self.backlog.front().copied() else { break };
-            let done = match self.slots[slot].state {
-                State::NeedsBuffer => self.try_ask(slot, context.pool),
-                _ => self.try_submit(slot, context),
-            };
-            if !done {
-                break;
-            }
-            self.backlog.pop_front();
-            progress = Progress::Busy;
-        }
-        progress
-    }
-
-    /// A device finished a request.
-    pub(crate) fn completed(&mut self, completion: Completion, context: &mut Context<'_>) {
-        self.running -= 1;
-        let slot = usize::try_from(completion.tag & ((1 << TAG_SLOT_BITS) - 1)).unwrap_or(usize::MAX);
-        if self.phase == Phase::Over {
-            self.slots.release(slot);
-            return;
-        }
-        debug_assert_eq!(self.slots[slot].state, State::Submitted);
-        match &mut self.slots[slot].work {
-            Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
-            Work::FusedSecond { first, block, .. } => {
-                let (first, block) = (*first, *block);
-                self.pair_completed(first, slot, block, completion);
-            }
-            Work::Block(block, _) => {
-                let operation = block.operation;
-                if completion.result == Err(IoError::NoMemory) {
-                    self.try_later(slot, completion.payload);
-                } else if operation == Operation::Read && completion.result.is_ok() {
-                    self.send_read(slot, completion.payload);
-                } else {
-                    self.reply(slot, &Reply::status(status_of(operation, completion.result)));
-                }
-            }
-            Work::Unmap { next, .. } => {
-                *next += 1;
-                if completion.result.is_ok() {
-                    self.submit(slot, context);
-                } else {
-                    self.reply(slot, &Reply::status(status_of(Operation::Unmap, completion.result)));
-                }
-            }
-        }
-    }
-
-    /// The device had no buffer: waits until one is free.
-    pub(super) fn try_later(&mut self, slot: usize, payload: Payload) {
-        let held = &mut self.slots[slot];
-        (held.payload, held.state) = (payload, State::Ready);
-        self.backlog.push_back(slot);
-    }
-
     /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).
-    fn send_read(&mut self, slot: usize, payload: Payload) {
+    pub(super) fn send_read(&mut self, slot: usize, payload: Payload) {
         let with_response = self.queue.has_flow_control();
         self.push_data(slot, payload, with_response);
         if with_response {

@@ -5,6 +5,7 @@ pub(crate) mod devices;
 mod fused;
 mod options;
 mod receive;
+mod request;
 mod server;
 mod slot;
 pub(crate) mod staging;
