@@ -29,8 +29,9 @@ pub enum Operation {
     },
     /// Succeeds if the range holds the payload's bytes, else fails with [`IoError::Miscompare`].
     Compare,
-    /// If the range holds the first half of the payload's bytes, stores the second half, in one atomic step as far as the
-    /// device's atomic write unit and other compare-and-writes go; else fails with [`IoError::Miscompare`].
+    /// If the range holds the first half of the payload's bytes, stores the second half, else fails with
+    /// [`IoError::Miscompare`]. One step to everything else that changes the range, through any channel; a device that cannot hold
+    /// other writes off does not offer it. A power failure tears it like a write.
     CompareAndWrite {
         /// Complete only when the data is durable.
         fua: bool,

@@ -8,6 +8,7 @@ mod faulty;
 mod null;
 mod ram;
 mod recording;
+mod write_gate;
 
 pub use delay::{DelayDevice, Delays};
 pub use faulty::{Fault, Faults, FaultyDevice, OperationKind};

@@ -1,5 +1,5 @@
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
 use basalt_bdev::{
@@ -9,6 +9,8 @@ use basalt_bdev::{
 use basalt_dma::{MemoryLender, Payload, Segment, SharedMemory};
 use basalt_reactor::Handle;
 use uuid::Uuid;
+
+use crate::write_gate::{WriteGate, Writer};
 
 /// Why there is no RAM device.
 #[derive(Debug, thiserror::Error)]
@@ -32,17 +34,18 @@ pub enum RamError {
 }
 
 /// A device in memory, lost with the process. Reads without memory of their own are answered with views of it.
+///
+/// A compare-and-write of any size is one step to everything else that changes the device, on any reactor.
 #[derive(Debug)]
 pub struct RamDevice {
     medium: Arc<Medium>,
+    gate: Arc<WriteGate>,
 }
 
 #[derive(Debug)]
 struct Medium {
     info: DeviceInfo,
     memory: Arc<SharedMemory>,
-    /// Held during a compare-and-write, so that two of them on different reactors are one after the other.
-    compare_and_write: Mutex<()>,
 }
 
 impl RamDevice {
@@ -63,8 +66,8 @@ impl RamDevice {
                 | Capabilities::COMPARE_AND_WRITE
                 | Capabilities::LEND,
         );
-        let medium = Medium { info, memory: Arc::new(memory), compare_and_write: Mutex::new(()) };
-        Ok(Self { medium: Arc::new(medium) })
+        let medium = Medium { info, memory: Arc::new(memory) };
+        Ok(Self { medium: Arc::new(medium), gate: Arc::default() })
     }
 
     /// Removes the device: everything fails from now on.
@@ -83,13 +86,15 @@ impl BlockDevice for RamDevice {
             return Err(OpenError::DeviceGone);
         }
         let lender = MemoryLender::new(Arc::clone(&self.medium.memory));
-        Ok(Box::new(RamChannel { medium: Arc::clone(&self.medium), lender, done: Vec::new() }))
+        let writer = Writer::new(Arc::clone(&self.gate));
+        Ok(Box::new(RamChannel { medium: Arc::clone(&self.medium), lender, writer, done: Vec::new() }))
     }
 }
 
 struct RamChannel {
     medium: Arc<Medium>,
     lender: MemoryLender,
+    writer: Writer,
     done: Vec<Completion>,
 }
 
@@ -127,15 +132,19 @@ impl RamChannel {
                     }
                 }
             },
-            Operation::Write { .. } => write(memory, offset, request.payload.segments()),
+            Operation::Write { .. } => {
+                self.writer.write(|| write(memory, offset, request.payload.segments()));
+            }
             Operation::Flush => {}
-            Operation::Unmap | Operation::WriteZeroes { .. } => memory.zero(offset, len),
+            Operation::Unmap | Operation::WriteZeroes { .. } => {
+                self.writer.write(|| memory.zero(offset, len));
+            }
             Operation::Compare => compare(memory, offset, request.payload.segments())?,
-            Operation::CompareAndWrite { .. } => {
-                let _turn = self.medium.compare_and_write.lock().unwrap_or_else(PoisonError::into_inner);
+            Operation::CompareAndWrite { .. } => self.writer.exclusively(|| {
                 compare(memory, offset, part(&request.payload, 0, len))?;
                 write(memory, offset, part(&request.payload, len, len));
-            }
+                Ok(())
+            })?,
         }
         Ok(())
     }

@@ -76,6 +76,17 @@ impl Sqe {
         }
     }
 
+    /// Sets the fused operation bits.
+    pub const fn set_fuse(&mut self, fuse: Fuse) {
+        let bits = match fuse {
+            Fuse::Normal => 0,
+            Fuse::First => 1,
+            Fuse::Second => 2,
+            Fuse::Reserved => 3,
+        };
+        self.flags = self.flags & !3 | bits;
+    }
+
     /// Whether the data pointer is said to be an SGL.
     pub const fn uses_sgl(&self) -> bool {
         matches!(self.flags >> 6, 1 | 2)
@@ -176,6 +187,17 @@ mod tests {
         golden[48] = 7;
         golden[51] = 0x40;
         assert_eq!(sqe.as_bytes(), golden);
+    }
+
+    #[test]
+    fn fused_operation_bits_round_trip_and_leave_the_others() {
+        let mut sqe = Sqe::new(opcode::Io::Compare.code(), 1);
+        for (fuse, flags) in
+            [(Fuse::First, 0x41), (Fuse::Second, 0x42), (Fuse::Reserved, 0x43), (Fuse::Normal, 0x40)]
+        {
+            sqe.set_fuse(fuse);
+            assert_eq!((sqe.flags, sqe.fuse()), (flags, fuse));
+        }
     }
 
     proptest! {

@@ -198,6 +198,8 @@ pub const ANACAP_ALL_STATES: u8 = 0x1f;
 pub const LPA_EFFECTS: u8 = 1 << 1;
 /// LPA: extended data for Get Log Page (32-bit lengths and offsets).
 pub const LPA_EXTENDED: u8 = 1 << 2;
+/// FUSES: Compare and Write.
+pub const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
 /// ONCS: Compare.
 pub const ONCS_COMPARE: u16 = 1 << 0;
 /// ONCS: Dataset Management.

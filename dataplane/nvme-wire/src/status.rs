@@ -70,6 +70,8 @@ statuses! {
     SGL_LENGTH_INVALID = GENERIC, 0x0f;
     /// SGL Descriptor Type Invalid (11h).
     SGL_TYPE_INVALID = GENERIC, 0x11;
+    /// Atomic Write Unit Exceeded (14h).
+    ATOMIC_WRITE_UNIT_EXCEEDED = GENERIC, 0x14;
     /// SGL Offset Invalid (16h).
     SGL_OFFSET_INVALID = GENERIC, 0x16;
     /// Host Identifier Inconsistent Format (18h).

@@ -6,7 +6,7 @@ use basalt_dma::Buffer;
 use basalt_nvme_wire::fabrics::{Command as Fabrics, parse_nqn};
 use basalt_nvme_wire::feature::{FeatureId, QueueCount, event};
 use basalt_nvme_wire::identify::{
-    self, Cns, IDENTIFY_LEN, IdentifyController, IdentifyNamespace, NamespaceId,
+    self, Cns, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyNamespace, NamespaceId,
 };
 use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::register::{Capabilities, Configuration, ControllerStatus, Property};
@@ -41,6 +41,8 @@ pub struct ControllerFacts {
     pub volatile_cache: bool,
     /// Atomic write unit at power failure in blocks.
     pub atomic_blocks: u32,
+    /// Most blocks of a [`FusedPair`](crate::FusedPair); none where the controller has no fused Compare and Write.
+    pub compare_and_write_blocks: Option<u32>,
     /// Namespaces, ascending by number.
     pub namespaces: Vec<NamespaceFacts>,
 }
@@ -146,6 +148,7 @@ impl Bringup {
             io_queues: 0,
             volatile_cache: false,
             atomic_blocks: 1,
+            compare_and_write_blocks: None,
             namespaces: Vec::new(),
         };
         Self { options, step: Step::Connect, discovery, waiting: false, unknown: VecDeque::new(), facts }
@@ -279,6 +282,8 @@ impl Bringup {
         }
         self.facts.volatile_cache = page.vwc & 1 != 0;
         self.facts.atomic_blocks = u32::from(page.awupf.get()) + 1;
+        let fuses = page.fuses.get() & FUSES_COMPARE_AND_WRITE != 0;
+        self.facts.compare_and_write_blocks = fuses.then(|| u32::from(page.acwu.get()) + 1);
         Ok(())
     }
 

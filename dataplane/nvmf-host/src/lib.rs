@@ -8,10 +8,12 @@ mod bringup;
 mod command;
 mod discover;
 mod error;
+mod fused;
 mod options;
 
 pub use bringup::{Bringup, ControllerFacts, NamespaceFacts, Next};
 pub use command::{Command, Data, IoCommand, Outcome};
 pub use discover::{Discover, DiscoveredSubsystem};
 pub use error::{BringupError, QueueError};
+pub use fused::{FusedPair, Swap};
 pub use options::HostOptions;

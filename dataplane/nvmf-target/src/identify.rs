@@ -5,10 +5,10 @@ use std::sync::Arc;
 use basalt_bdev::DeviceInfo;
 use basalt_nvme_wire::identify::{
     ANACAP_ALL_STATES, CMIC_ANA, CMIC_MULTI_CONTROLLER, CTRATT_HOST_ID_128, CTRATT_TRAFFIC_KEEP_ALIVE, Cns,
-    DLFEAT_ZEROES, IDENTIFY_LEN, IdentifyController, IdentifyNamespace, IndependentNamespace, LPA_EFFECTS,
-    LPA_EXTENDED, NMIC_SHARED, NSFEAT_OPTIMAL, NSTAT_READY, NamespaceId, NvmController, ONCS_COMPARE,
-    ONCS_DATASET_MANAGEMENT, ONCS_FEATURE_SELECT, ONCS_WRITE_ZEROES, SGLS_FABRICS, VWC_ABSENT, VWC_PRESENT,
-    blank_padded, zeroed,
+    DLFEAT_ZEROES, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyNamespace,
+    IndependentNamespace, LPA_EFFECTS, LPA_EXTENDED, NMIC_SHARED, NSFEAT_OPTIMAL, NSTAT_READY, NamespaceId,
+    NvmController, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_FEATURE_SELECT, ONCS_WRITE_ZEROES,
+    SGLS_FABRICS, VWC_ABSENT, VWC_PRESENT, blank_padded, zeroed,
 };
 use basalt_nvme_wire::register::VERSION_2_0;
 use basalt_nvme_wire::{NSID_ALL, Sqe, Status, fabrics, feature};
@@ -138,6 +138,10 @@ impl Subject<'_> {
         let atomic = u16::try_from(atomic.min().unwrap_or(1).saturating_sub(1)).unwrap_or(u16::MAX);
         page.awun = U16::new(atomic);
         page.awupf = U16::new(atomic);
+        if !self.namespaces.is_empty() && self.namespaces.iter().all(|namespace| namespace.fuses()) {
+            page.fuses = U16::new(FUSES_COMPARE_AND_WRITE);
+            page.acwu = U16::new(atomic);
+        }
     }
 
     /// MDTS: the transfer limit as a power of two of 4 KiB.

@@ -6,7 +6,7 @@ use basalt_bdev::{BlockCount, Capabilities, IoError, Lba, Operation};
 use basalt_nvme_wire::dsm::{ATTRIBUTE_DEALLOCATE, Range};
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::opcode::Io;
-use basalt_nvme_wire::{Fuse, ReadWrite, Sgl, Sqe, Status};
+use basalt_nvme_wire::{ReadWrite, Sgl, Sqe, Status};
 
 use crate::namespace::Namespace;
 use crate::reply::Step;
@@ -26,7 +26,7 @@ pub struct BlockCommand {
     pub lba: Lba,
     /// Blocks.
     pub blocks: BlockCount,
-    /// Bytes that move between host and device; zero for commands without data.
+    /// Bytes that move between host and device for this command; zero for commands without data.
     pub bytes: u32,
 }
 
@@ -60,22 +60,38 @@ impl IoContext<'_> {
     pub(crate) fn command(&self, sqe: &Sqe) -> Step {
         match self.check(sqe) {
             Ok(step) => step,
-            Err(status) => Step::Complete(crate::Reply::status(status)),
+            Err(status) => Step::complete(status),
         }
+    }
+
+    /// Checks a half of a fused pair, of which the specification allows only `expected` there.
+    pub(crate) fn half(&self, sqe: &Sqe, expected: Io) -> Result<BlockCommand, Status> {
+        let Some(opcode) = Io::from_code(sqe.opcode) else { return Err(Status::INVALID_OPCODE.dnr()) };
+        if opcode != expected {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let (slot, namespace) = self.namespace(sqe.nsid.get())?;
+        if !namespace.fuses() {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let block =
+            self.transfer(sqe, slot, namespace, |fields| Operation::CompareAndWrite { fua: fields.fua })?;
+        if block.blocks > namespace.device().info().atomic_write() {
+            return Err(Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
+        }
+        Ok(block)
     }
 
     fn check(&self, sqe: &Sqe) -> Result<Step, Status> {
         let Some(opcode) = Io::from_code(sqe.opcode) else { return Err(Status::INVALID_OPCODE.dnr()) };
-        if sqe.fuse() != Fuse::Normal {
-            return Err(Status::INVALID_FIELD.dnr());
-        }
         let (slot, namespace) = self.namespace(sqe.nsid.get())?;
+        let transfer = |operation| self.transfer(sqe, slot, namespace, operation).map(Step::Block);
         match opcode {
-            Io::Read => self.transfer(sqe, slot, namespace, |_| Operation::Read),
-            Io::Write => self.transfer(sqe, slot, namespace, |fields| Operation::Write { fua: fields.fua }),
+            Io::Read => transfer(|_| Operation::Read),
+            Io::Write => transfer(|fields| Operation::Write { fua: fields.fua }),
             Io::Compare => {
                 requires(namespace, Capabilities::COMPARE)?;
-                self.transfer(sqe, slot, namespace, |_| Operation::Compare)
+                transfer(|_| Operation::Compare)
             }
             Io::Flush => Ok(Step::Block(BlockCommand {
                 slot,
@@ -113,8 +129,8 @@ impl IoContext<'_> {
         sqe: &Sqe,
         slot: NamespaceSlot,
         namespace: &Namespace,
-        operation: impl FnOnce(&ReadWrite) -> Operation,
-    ) -> Result<Step, Status> {
+        operation: fn(&ReadWrite) -> Operation,
+    ) -> Result<BlockCommand, Status> {
         let fields = ReadWrite::parse(sqe);
         let blocks = BlockCount(u64::from(fields.block_count));
         check_range(namespace, &fields, blocks)?;
@@ -127,14 +143,14 @@ impl IoContext<'_> {
             return Err(Status::SGL_LENGTH_INVALID.dnr());
         }
         let lba = Lba(fields.first_block);
-        Ok(Step::Block(BlockCommand { slot, operation: operation(&fields), lba, blocks, bytes }))
+        Ok(BlockCommand { slot, operation: operation(&fields), lba, blocks, bytes })
     }
 
     /// Dataset Management with its ranges.
     pub(crate) fn with_ranges(&self, sqe: &Sqe, data: &[u8]) -> Step {
         match self.check_ranges(sqe, data) {
             Ok(step) => step,
-            Err(status) => Step::Complete(crate::Reply::status(status)),
+            Err(status) => Step::complete(status),
         }
     }
 

@@ -12,6 +12,7 @@ mod controller;
 mod discovery;
 mod events;
 mod features;
+mod fused;
 mod identify;
 mod io;
 mod link;
@@ -24,6 +25,7 @@ mod target;
 
 pub use access::AllowedHosts;
 pub use discovery::{ListenerAddress, ListenerAddressError};
+pub use fused::{aborted_with, fused_statuses};
 pub use io::{BlockCommand, NamespaceSlot, UnmapRanges, status_of};
 pub use namespace::{Namespace, NamespaceIdentity, Nsid};
 pub use queue::{Activity, Queue};

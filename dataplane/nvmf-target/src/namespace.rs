@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use basalt_bdev::BlockDevice;
+use basalt_bdev::{BlockDevice, Capabilities};
 use basalt_nvme_wire::log::AnaState;
 
 /// A namespace identifier, 1 to [`NAMESPACES_MAX`](crate::NAMESPACES_MAX).
@@ -59,6 +59,11 @@ impl Namespace {
     /// The device below.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
+    }
+
+    /// Whether its device compares and writes in one step, so that the pair may be fused.
+    pub(crate) fn fuses(&self) -> bool {
+        self.device.info().capabilities().contains(Capabilities::COMPARE_AND_WRITE)
     }
 
     /// Its ANA group: each namespace is a group of its own, under its own number.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use basalt_clock::Instant;
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, ConnectData, DISCOVERY_NQN};
 use basalt_nvme_wire::opcode::{Admin, Io};
-use basalt_nvme_wire::{Sgl, Sqe, Status, identify};
+use basalt_nvme_wire::{Fuse, Sgl, Sqe, Status, identify};
 use basalt_nvmf_transport::{
     Association, Authentication, CommandId, ControllerId, Epoch, HostId, HostIdentity, Nqn, QueueId,
     TransportLimits,
 };
 
 use crate::controller::Controller;
+use crate::fused::Pairing;
 use crate::io::IoContext;
 use crate::link::{ControllerLink, JoinError};
 use crate::namespace::Namespace;
@@ -56,6 +57,7 @@ struct IoQueue {
     resets: u32,
     version: u64,
     namespaces: Arc<[Arc<Namespace>]>,
+    pairing: Pairing,
 }
 
 impl Drop for IoQueue {
@@ -127,7 +129,11 @@ impl Queue {
                     namespaces: &queue.namespaces,
                     transfer_bytes_max: self.limits.transfer_bytes_max,
                 };
-                context.command(sqe)
+                if sqe.fuse() == Fuse::Normal && queue.pairing.is_idle() {
+                    context.command(sqe)
+                } else {
+                    queue.pairing.command(&context, sqe)
+                }
             }
             Role::Io(_) => self.fabrics_on_io(sqe),
             Role::Admin(controller) => controller.command(now, sqe, None),
@@ -147,6 +153,32 @@ impl Queue {
             Role::Admin(controller) => controller.command(now, sqe, Some(data)),
             Role::Fresh => self.connect(now, sqe, data),
             Role::Io(_) | Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+        }
+    }
+
+    /// A command that the transport answers with `status` by itself: call instead of [`Queue::command`].
+    pub fn skip(&mut self, sqe: &Sqe, status: Status) {
+        if let Role::Io(queue) = &mut self.role {
+            queue.pairing.skip(sqe, status);
+        }
+    }
+
+    /// The first half of a fused pair ended with `status` before its second half came, for want of its data.
+    pub fn fail_first(&mut self, status: Status) {
+        if let Role::Io(queue) = &mut self.role {
+            queue.pairing.fail_first(status);
+        }
+    }
+
+    /// How the first half of a fused pair that waited ends, if the last command ended it: call after [`Queue::command`] and
+    /// [`Queue::skip`] while one waits.
+    pub fn broken_first(&mut self) -> Option<Reply> {
+        match &mut self.role {
+            Role::Io(queue) => queue.pairing.take_broken().map(Reply::status),
+            // Disconnected.
+            Role::Fresh | Role::Admin(_) | Role::Ended => {
+                Some(Reply::status(Status::ABORTED_MISSING_FUSED.dnr()))
+            }
         }
     }
 
@@ -196,6 +228,12 @@ impl Queue {
     }
 
     fn fabrics_on_io(&mut self, sqe: &Sqe) -> Step {
+        if let Role::Io(queue) = &mut self.role {
+            queue.pairing.interrupt();
+        }
+        if sqe.fuse() != Fuse::Normal {
+            return Step::refuse(Status::INVALID_FIELD);
+        }
         match fabrics::Command::parse(sqe) {
             fabrics::Command::Disconnect { format: 0 } => {
                 self.role = Role::Ended;
@@ -321,7 +359,15 @@ impl Queue {
         })?;
         let version = subsystem.version();
         let namespaces = subsystem.namespaces();
-        self.role = Role::Io(IoQueue { id: queue, subsystem, link, resets, version, namespaces });
+        self.role = Role::Io(IoQueue {
+            id: queue,
+            subsystem,
+            link,
+            resets,
+            version,
+            namespaces,
+            pairing: Pairing::default(),
+        });
         Ok(id)
     }
 }

@@ -59,6 +59,12 @@ pub enum Step {
     },
     /// Run the block command; take or give its data as its operation says.
     Block(BlockCommand),
+    /// The first half of a fused pair: take its data, then wait for the second half. If none comes, the next command makes
+    /// [`Queue::broken_first`](crate::Queue::broken_first) say how this one ends.
+    FuseFirst(BlockCommand),
+    /// The second half of the pair whose first half waits: once the data of both is there, run the block command with the first
+    /// half's data before this one's. Both complete as [`fused_statuses`](crate::fused_statuses) says.
+    FuseSecond(BlockCommand),
     /// Run one unmap after the other; the ranges are what [`Step::Take`] took.
     Unmap(UnmapRanges),
     /// Nothing now: the command stays outstanding and is completed by [`Queue::next_event`](crate::Queue::next_event).
@@ -74,6 +80,11 @@ impl Step {
     /// Completion with a status that would come again (Do Not Retry).
     pub(crate) const fn refuse(status: Status) -> Self {
         Step::Complete(Reply::status(status.dnr()))
+    }
+
+    /// Completion with `status`.
+    pub(crate) const fn complete(status: Status) -> Self {
+        Step::Complete(Reply::status(status))
     }
 
     /// Completion with success.

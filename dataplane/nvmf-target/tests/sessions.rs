@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{BlockDevice, BlockSize, IoError, Lba, Operation};
+use basalt_bdev::{BlockCount, BlockDevice, BlockSize, IoError, Lba, Operation};
 use basalt_clock::Instant;
-use basalt_device_mem::RamDevice;
+use basalt_device_mem::{NullDevice, RamDevice};
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, Command, Connect, ConnectData, DISCOVERY_NQN};
 use basalt_nvme_wire::feature::{FeatureId, event};
 use basalt_nvme_wire::identify::{IdentifyController, IdentifyNamespace, NamespaceId};
 use basalt_nvme_wire::log::{AnaState, AsyncEvent, GetLogPage, LogId};
 use basalt_nvme_wire::opcode::{Admin, Io};
-use basalt_nvme_wire::{ReadWrite, Sgl, Sqe, Status, dsm, identify};
+use basalt_nvme_wire::{Fuse, ReadWrite, Sgl, Sqe, Status, dsm, identify};
 use basalt_nvmf_target::{
     Activity, AllowedHosts, ListenerAddress, NamespaceIdentity, NamespaceSlot, Nsid, Queue, Reply, Step,
     SubsystemConfig, Target, TargetOptions, status_of,
@@ -250,6 +250,44 @@ fn io_commands_become_block_commands_or_name_what_is_wrong() {
     assert_eq!(status(Io::Read, 1, protected, 512), Status::INVALID_FIELD.dnr());
     let fused = Sqe { flags: 0x41, ..command(Io::Flush.code(), 1, 0) };
     assert_eq!(complete(queue.command(NOW, &fused)).status, Status::INVALID_FIELD.dnr());
+}
+
+#[test]
+fn fused_operations_are_told_only_while_every_namespace_can() {
+    let target = target();
+    let mut queue = admin(&target);
+    let fuses = |queue: &mut Queue| {
+        let page = give(identify_page(queue, 1, 0));
+        let page: &IdentifyController = identify::parse(&page).unwrap();
+        (page.fuses.get(), page.acwu.get(), page.awupf.get())
+    };
+    assert_eq!(fuses(&mut queue), (1, 0, 0));
+    let null = NullDevice::new("null", Uuid::nil(), BlockSize::B512, BlockCount(8)).unwrap();
+    target.add_namespace(&nqn(SUBSYSTEM), Nsid(2), IDENTITY, Arc::new(null), AnaState::Optimized).unwrap();
+    assert_eq!(fuses(&mut queue), (0, 0, 0));
+    target.remove_namespace(&nqn(SUBSYSTEM), Nsid(2)).unwrap();
+    target.remove_namespace(&nqn(SUBSYSTEM), Nsid(1)).unwrap();
+    assert_eq!(fuses(&mut queue), (0, 0, 0));
+}
+
+#[test]
+fn a_first_half_that_waits_ends_with_its_queue_and_fabrics_and_admin_commands_are_never_fused() {
+    let target = target();
+    let mut admin = admin(&target);
+    let fused = Sqe { flags: 0x41, ..command(Admin::KeepAlive.code(), 0, 0) };
+    assert_eq!(complete(admin.command(NOW, &fused)).status, Status::INVALID_FIELD.dnr());
+    let mut queue = io(&target);
+    let mut first = command(Io::Compare.code(), 1, 512);
+    first.set_fuse(Fuse::First);
+    assert!(matches!(queue.command(NOW, &first), Step::FuseFirst(_)));
+    assert_eq!(queue.broken_first(), None);
+    let mut disconnect = Command::Disconnect { format: 0 }.emit(9);
+    disconnect.set_fuse(Fuse::Second);
+    assert_eq!(complete(queue.command(NOW, &disconnect)).status, Status::INVALID_FIELD.dnr());
+    assert_eq!(queue.broken_first(), Some(Reply::status(Status::ABORTED_MISSING_FUSED.dnr())));
+    assert!(matches!(queue.command(NOW, &first), Step::FuseFirst(_)));
+    assert_eq!(complete(queue.command(NOW, &Command::Disconnect { format: 0 }.emit(9))), Reply::SUCCESS);
+    assert_eq!(queue.broken_first(), Some(Reply::status(Status::ABORTED_MISSING_FUSED.dnr())));
 }
 
 #[test]

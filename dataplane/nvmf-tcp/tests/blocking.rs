@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use basalt_bdev::{BlockDevice, BlockSize};
@@ -10,7 +11,7 @@ use basalt_device_mem::RamDevice;
 use basalt_nvme_wire::Status;
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::pdu::Digests;
-use basalt_nvmf_host::HostOptions;
+use basalt_nvmf_host::{HostOptions, Swap};
 use basalt_nvmf_target::{
     AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
 };
@@ -22,7 +23,21 @@ use basalt_reactor::{Polling, ReactorOptions, ReactorThread, start};
 use uuid::Uuid;
 
 fn serve() -> (ReactorThread, TcpHostOptions) {
+    serve_more(&target())
+}
+
+/// One more reactor with a listener of its own for the same target.
+fn serve_more(target: &Arc<Target>) -> (ReactorThread, TcpHostOptions) {
     let reactor = start("target", None, ReactorOptions::default(), |_| {}).unwrap();
+    let nqn = Nqn::new("nqn.2026-01.io.basalt:volume").unwrap();
+    let control =
+        TcpTarget::start_on(reactor.remote(), Arc::clone(target), TcpTargetOptions::default()).unwrap();
+    let address = control.listen(ListenerAddress::new("127.0.0.1:0".parse().unwrap())).unwrap();
+    let host = HostOptions::new(nqn, Nqn::new("nqn.2026-01.io.basalt:host").unwrap(), HostId([5; 16]));
+    (reactor, TcpHostOptions { address, host, digests: Digests::default() })
+}
+
+fn target() -> Arc<Target> {
     let nqn = Nqn::new("nqn.2026-01.io.basalt:volume").unwrap();
     let target = Target::new(TargetOptions::default());
     let config = SubsystemConfig {
@@ -36,10 +51,7 @@ fn serve() -> (ReactorThread, TcpHostOptions) {
         Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B4096, 8 << 20).unwrap());
     let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
     target.add_namespace(&nqn, Nsid(1), identity, device, AnaState::Optimized).unwrap();
-    let control = TcpTarget::start_on(reactor.remote(), target, TcpTargetOptions::default()).unwrap();
-    let address = control.listen(ListenerAddress::new("127.0.0.1:0".parse().unwrap())).unwrap();
-    let host = HostOptions::new(nqn, Nqn::new("nqn.2026-01.io.basalt:host").unwrap(), HostId([5; 16]));
-    (reactor, TcpHostOptions { address, host, digests: Digests::default() })
+    target
 }
 
 #[test]
@@ -89,4 +101,51 @@ fn nobody_there_is_an_error() {
     let (target, options) = serve();
     drop(target);
     assert!(matches!(Session::connect(&options), Err(BlockingError::Bringup(_))));
+}
+
+#[test]
+fn of_hosts_that_race_for_a_block_exactly_one_wins() {
+    const ROUNDS: u64 = 200;
+    let target = target();
+    let wins: Vec<u64> = thread::scope(|scope| {
+        let racers: Vec<_> = (0..2)
+            .map(|racer| {
+                let (reactor, mut options) = serve_more(&target);
+                options.host.host_id = HostId([racer; 16]);
+                scope.spawn(move || {
+                    let wins = race(&Session::connect(&options).unwrap(), racer, ROUNDS);
+                    drop(reactor);
+                    wins
+                })
+            })
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+    assert_eq!(wins.iter().sum::<u64>(), ROUNDS, "{wins:?}");
+}
+
+/// Advances a number in block 0, from whatever it is, until it is `rounds`; answers how often it was this host.
+fn race(session: &Session, racer: u8, rounds: u64) -> u64 {
+    let mut wins = 0;
+    loop {
+        let old = session.read(1, 0, 1).unwrap();
+        let number = u64::from_le_bytes(*old.first_chunk().unwrap());
+        if number == rounds {
+            return wins;
+        }
+        let mut new = vec![racer; old.len()];
+        new[..8].copy_from_slice(&(number + 1).to_le_bytes());
+        if session.compare_and_write(1, 0, &old, &new).unwrap() == Swap::Done {
+            wins += 1;
+        }
+    }
+}
+
+#[test]
+fn a_compare_and_write_that_is_refused_says_why() {
+    let (_target, options) = serve();
+    let session = Session::connect(&options).unwrap();
+    let refused = session.compare_and_write(1, 0, &[0; 8192], &[1; 8192]).unwrap_err();
+    let BlockingError::Status { status, .. } = refused else { panic!("{refused}") };
+    assert_eq!(status, Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
 }

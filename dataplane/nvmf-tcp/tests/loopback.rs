@@ -14,7 +14,9 @@ use basalt_dma::{Buffer, Payload};
 use basalt_nvme_wire::log::{AnaState, AsyncEvent};
 use basalt_nvme_wire::pdu::Digests;
 use basalt_nvme_wire::{Cqe, ReadWrite, Status, dsm};
-use basalt_nvmf_host::{BringupError, Command, Data, HostOptions, IoCommand, Outcome, QueueError};
+use basalt_nvmf_host::{
+    BringupError, Command, Data, FusedPair, HostOptions, IoCommand, Outcome, QueueError, Swap,
+};
 use basalt_nvmf_target::{
     AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
 };
@@ -196,6 +198,66 @@ fn writes_and_reads_agree_without_digests() {
 #[test]
 fn writes_and_reads_agree_with_digests() {
     writes_and_reads_agree(Digests { header: true, data: true });
+}
+
+/// A namespace of large blocks: their data does not fit a capsule.
+const LARGE: u32 = 65_536;
+
+fn fused_pairs_swap_blocks(digests: Digests) {
+    let mut world = World::new(digests);
+    let block = BlockSize::new(LARGE).unwrap();
+    let device = Arc::new(RamDevice::new("large", Uuid::nil(), block, BYTES).unwrap());
+    world.target.add_namespace(&nqn(SUBSYSTEM), Nsid(2), identity(2), device, AnaState::Optimized).unwrap();
+    let (controller, mut queues) = world.connect();
+    assert_eq!(controller.facts().compare_and_write_blocks, Some(1));
+    let handle = world.reactor.handle();
+    let queue = queues.remove(0).into_async(&handle);
+    for (nsid, len) in [(1, 512), (2, LARGE as usize)] {
+        let filled = |byte: u8| {
+            let mut buffer = Buffer::zeroed(len);
+            buffer.fill(byte);
+            Data::ToController(Payload::Buffer(buffer))
+        };
+        for (expected, new, outcome) in
+            [(0, 1, Swap::Done), (0, 2, Swap::Miscompare), (1, 3, Swap::Done), (1, 4, Swap::Miscompare)]
+        {
+            let pair = FusedPair::new(nsid, ReadWrite::new(3, 1), filled(expected), filled(new));
+            let queue = queue.clone();
+            let [compare, write] = world.run(async move { queue.run_fused(pair, None).await }).unwrap();
+            assert_eq!(FusedPair::result(status(&compare), status(&write)), Ok(outcome));
+        }
+        let read = IoCommand::Read(ReadWrite::new(3, 1)).with(nsid, Data::ToHost(Buffer::zeroed(len)));
+        let reader = queue.clone();
+        let outcome = world.run(async move { reader.run(read, None).await }).unwrap();
+        assert!(outcome.payload.to_vec().iter().all(|byte| *byte == 3));
+    }
+}
+
+#[test]
+fn fused_pairs_swap_blocks_without_digests() {
+    fused_pairs_swap_blocks(Digests::default());
+}
+
+#[test]
+fn fused_pairs_swap_blocks_with_digests() {
+    fused_pairs_swap_blocks(Digests { header: true, data: true });
+}
+
+#[test]
+fn a_pair_is_taken_whole_or_not_at_all() {
+    let mut world = World::new(Digests::default());
+    world.options.host.io_queue_entries = 4;
+    let (_controller, mut queues) = world.connect();
+    let mut queue = queues.remove(0);
+    let block = || Data::ToController(Payload::Buffer(Buffer::zeroed(512)));
+    let pair = || FusedPair::new(1, ReadWrite::new(0, 1), block(), block());
+    queue.submit_fused([1, 2], pair()).unwrap();
+    assert!(matches!(queue.submit_fused([3, 4], pair()), Err(Refused::Full(_))));
+    assert_eq!(queue.outstanding(), 2);
+    queue.submit(5, IoCommand::Flush.with(1, Data::None)).unwrap();
+    let (_queue, outcomes) = world.run(exchange(world.reactor.handle(), queue, Vec::new()));
+    assert_eq!(outcomes.iter().map(|outcome| outcome.tag).collect::<Vec<_>>(), [1, 2, 5]);
+    assert!(outcomes.iter().all(|outcome| status(outcome) == Status::SUCCESS));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use basalt_clock::Instant;
 use basalt_dma::Buffer;
-use basalt_nvmf_host::{Command, Outcome, QueueError};
+use basalt_nvmf_host::{Command, FusedPair, Outcome, QueueError};
 use basalt_reactor::{Handle, PollerId, Progress, Socket};
 
 use super::connection::{Connection, Refused};
@@ -78,13 +78,33 @@ impl AsyncQueue {
         command: Command,
         timeout: Option<Duration>,
     ) -> Result<Outcome, QueueError> {
-        let handle = &self.0.handle;
-        let deadline = timeout.map_or(Instant::FAR_FUTURE, |timeout| handle.now() + timeout);
+        let deadline = self.deadline(timeout);
         let tag = self.0.state.borrow_mut().begin(command, deadline)?;
-        if timeout.is_some() {
-            handle.wake_at(deadline);
-        }
         let _forget = Forget { state: &self.0.state, tag };
+        self.outcome(tag, deadline).await
+    }
+
+    /// Sends a fused pair and waits for both outcomes.
+    pub(crate) async fn run_fused(
+        &self,
+        pair: FusedPair,
+        timeout: Option<Duration>,
+    ) -> Result<[Outcome; 2], QueueError> {
+        let deadline = self.deadline(timeout);
+        let [compare, write] = self.0.state.borrow_mut().begin_fused(pair, deadline)?;
+        let _forget = [compare, write].map(|tag| Forget { state: &self.0.state, tag });
+        let compared = self.outcome(compare, deadline).await?;
+        Ok([compared, self.outcome(write, deadline).await?])
+    }
+
+    fn deadline(&self, timeout: Option<Duration>) -> Instant {
+        timeout.map_or(Instant::FAR_FUTURE, |timeout| self.0.handle.now() + timeout)
+    }
+
+    async fn outcome(&self, tag: u64, deadline: Instant) -> Result<Outcome, QueueError> {
+        if deadline != Instant::FAR_FUTURE {
+            self.0.handle.wake_at(deadline);
+        }
         poll_fn(|context| {
             let mut state = self.0.state.borrow_mut();
             let Some(waiting) = state.waiting.get_mut(&tag) else {
@@ -135,14 +155,20 @@ impl State {
         self.last_tag += 1;
         let tag = self.last_tag;
         let Some(connection) = &mut self.connection else { return Err(QueueError::ClosedHere) };
-        match connection.submit(tag, command) {
-            Ok(()) => {}
-            Err(Refused::Over(error)) => return Err(error),
-            // More admin commands at a time than the queue has entries: a host's own mistake, told as such.
-            Err(Refused::Full(_)) => return Err(QueueError::TimedOut),
-        }
+        connection.submit(tag, command).map_err(reason)?;
         self.waiting.insert(tag, Waiting { deadline, waker: None, outcome: None });
         Ok(tag)
+    }
+
+    fn begin_fused(&mut self, pair: FusedPair, deadline: Instant) -> Result<[u64; 2], QueueError> {
+        self.last_tag += 2;
+        let tags = [self.last_tag - 1, self.last_tag];
+        let Some(connection) = &mut self.connection else { return Err(QueueError::ClosedHere) };
+        connection.submit_fused(tags, pair).map_err(reason)?;
+        for tag in tags {
+            self.waiting.insert(tag, Waiting { deadline, waker: None, outcome: None });
+        }
+        Ok(tags)
     }
 
     /// When the first command that waits is late, if one ever is.
@@ -169,5 +195,13 @@ impl State {
             }
         }
         progress
+    }
+}
+
+fn reason<C>(refused: Refused<C>) -> QueueError {
+    match refused {
+        Refused::Over(error) => error,
+        // More commands at a time than the queue has entries: a host's own mistake, told as such.
+        Refused::Full(_) => QueueError::TimedOut,
     }
 }

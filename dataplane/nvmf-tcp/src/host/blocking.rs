@@ -6,7 +6,7 @@ use std::time::Duration;
 use basalt_dma::{Buffer, Payload};
 use basalt_nvme_wire::{ReadWrite, Status, dsm};
 use basalt_nvmf_host::{
-    BringupError, Command, ControllerFacts, Data, DiscoveredSubsystem, IoCommand, QueueError,
+    BringupError, Command, ControllerFacts, Data, DiscoveredSubsystem, FusedPair, IoCommand, QueueError, Swap,
 };
 use basalt_reactor::{Handle, Polling, PostError, ReactorOptions, ReactorThread, Remote, StartError, start};
 
@@ -197,6 +197,38 @@ impl Session {
             IoCommand::Write(ReadWrite::new(lba, blocks)).with(nsid, data)
         };
         self.run("Write", make).map(drop)
+    }
+
+    /// Replaces the blocks' content `expected` by `new`, in one step; both are as long as the same whole blocks.
+    ///
+    /// # Errors
+    /// Why it is not known what the blocks held, or why the new data was not written.
+    pub fn compare_and_write(
+        &self,
+        nsid: u32,
+        lba: u64,
+        expected: &[u8],
+        new: &[u8],
+    ) -> Result<Swap, BlockingError> {
+        let shift = self.block_shift(nsid);
+        let (expected, new) = (expected.to_vec(), new.to_vec());
+        let (report, answer) = mpsc::sync_channel(1);
+        self.order(Box::new(move |handle, connected| {
+            let queue = connected.queue.clone();
+            handle.spawn(async move {
+                let fields = ReadWrite::new(lba, u32::try_from(new.len() >> shift).unwrap_or(u32::MAX));
+                let data = |bytes: &[u8]| Data::ToController(Payload::Buffer(Buffer::copy_of(bytes)));
+                let pair = FusedPair::new(nsid, fields, data(&expected), data(&new));
+                let statuses = match queue.run_fused(pair, Some(IO_TIMEOUT)).await {
+                    Ok([compare, write]) => compare.result.and_then(|first| Ok((first, write.result?))),
+                    Err(error) => Err(error),
+                };
+                tell(&report, statuses.map(|(compare, write)| (compare.status(), write.status())));
+            });
+        }))?;
+        let (compare, write) = answer.recv().map_err(|_| BlockingError::Ended)??;
+        FusedPair::result(compare, write)
+            .map_err(|status| BlockingError::Status { command: "Compare and Write", status })
     }
 
     /// Makes completed writes durable.

@@ -9,7 +9,7 @@ use basalt_nvme_wire::pdu::{
     InitializeResponse, Kind, ReadyToTransfer, Receiver, SHORT_LEN, Termination, Violation,
 };
 use basalt_nvme_wire::{Cqe, Sgl, Sqe, Status};
-use basalt_nvmf_host::{Command, Data, Outcome, QueueError};
+use basalt_nvmf_host::{Command, Data, FusedPair, Outcome, QueueError};
 use basalt_reactor::Progress;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,11 +18,11 @@ use crate::inlet::{Body, DataLimits, Filled, Inlet, Scanned};
 use crate::outlet::Outlet;
 use crate::wire::Wire;
 
-/// A command that a queue did not take.
+/// A command, or a fused pair, that a queue did not take.
 #[derive(Debug)]
-pub enum Refused {
-    /// As many commands are outstanding as the queue has entries for; the command comes back.
-    Full(Box<Command>),
+pub enum Refused<C = Command> {
+    /// As many commands are outstanding as the queue has entries for; what was given comes back.
+    Full(Box<C>),
     /// The queue is over.
     Over(QueueError),
 }
@@ -138,6 +138,26 @@ impl<W: Wire> Connection<W> {
             return Err(Refused::Over(error));
         }
         let Some(id) = self.free.pop() else { return Err(Refused::Full(Box::new(command))) };
+        self.begin(id, tag, command);
+        Ok(())
+    }
+
+    /// Takes both halves of a pair, or none: nothing comes between them.
+    pub(crate) fn submit_fused(&mut self, tags: [u64; 2], pair: FusedPair) -> Result<(), Refused<FusedPair>> {
+        if let Phase::Over(error) = self.phase {
+            return Err(Refused::Over(error));
+        }
+        let count = self.free.len();
+        let Some([second, first]) = self.free.last_chunk().copied() else {
+            return Err(Refused::Full(Box::new(pair)));
+        };
+        self.free.truncate(count - 2);
+        self.begin(first, tags[0], pair.compare);
+        self.begin(second, tags[1], pair.write);
+        Ok(())
+    }
+
+    fn begin(&mut self, id: u16, tag: u64, command: Command) {
         let slot = &mut self.slots[usize::from(id)];
         debug_assert!(!slot.used);
         slot.used = true;
@@ -165,7 +185,6 @@ impl<W: Wire> Connection<W> {
         } else {
             self.early.push_back(id);
         }
-        Ok(())
     }
 
     fn send_command(&mut self, id: u16) {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use basalt_dma::Buffer;
-use basalt_nvmf_host::{Command, Outcome, QueueError};
+use basalt_nvmf_host::{Command, FusedPair, Outcome, QueueError};
 use basalt_reactor::{Handle, Progress, Socket};
 
 use super::admin::AsyncQueue;
@@ -36,6 +36,14 @@ impl IoQueue {
     /// [`Refused::Full`] hands the command back; [`Refused::Over`] says that the queue has ended.
     pub fn submit(&mut self, tag: u64, command: Command) -> Result<(), Refused> {
         self.connection.submit(tag, command)
+    }
+
+    /// Takes a fused pair; `tags` come back with the outcomes of its halves.
+    ///
+    /// # Errors
+    /// As [`IoQueue::submit`]; a queue of less than three entries is always full.
+    pub fn submit_fused(&mut self, tags: [u64; 2], pair: FusedPair) -> Result<(), Refused<FusedPair>> {
+        self.connection.submit_fused(tags, pair)
     }
 
     /// Sends, receives, and appends outcomes.
@@ -78,6 +86,18 @@ impl AsyncIoQueue {
     /// Why the queue is over.
     pub async fn run(&self, command: Command, timeout: Option<Duration>) -> Result<Outcome, QueueError> {
         self.0.run(command, timeout).await
+    }
+
+    /// Runs a fused pair and waits for the outcomes of both halves, as [`AsyncIoQueue::run`] does for one command.
+    ///
+    /// # Errors
+    /// Why the queue is over.
+    pub async fn run_fused(
+        &self,
+        pair: FusedPair,
+        timeout: Option<Duration>,
+    ) -> Result<[Outcome; 2], QueueError> {
+        self.0.run_fused(pair, timeout).await
     }
 
     /// Why the queue is over, if it is.

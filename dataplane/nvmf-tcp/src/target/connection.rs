@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use basalt_bdev::{Capabilities, Completion, IoError, Operation, Request};
+use basalt_bdev::{Capabilities, Operation};
 use basalt_clock::Instant;
 use basalt_dma::{Buffer, BufferPool, Payload};
 use basalt_nvme_wire::digest::crc32c;
@@ -11,7 +11,7 @@ use basalt_nvme_wire::pdu::{
     ReadyToTransfer, Receiver, Termination, Violation,
 };
 use basalt_nvme_wire::{Sgl, Sqe, Status};
-use basalt_nvmf_target::{Activity, Queue, Reply, Step, status_of};
+use basalt_nvmf_target::{Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
 use zerocopy::IntoBytes;
@@ -50,14 +50,16 @@ pub(crate) enum Phase {
 pub(crate) struct Connection<W> {
     pub(super) wire: W,
     /// First part of the tags of its requests.
-    tag_base: u64,
+    pub(super) tag_base: u64,
     pub(crate) phase: Phase,
     pub(crate) queue: Queue,
     opened: Instant,
     pub(super) inlet: Inlet,
     pub(super) outlet: Outlet,
     pub(super) slots: Slots,
-    digests: Digests,
+    /// The first half of a fused pair whose second half has not come.
+    pub(super) open_first: Option<usize>,
+    pub(super) digests: Digests,
     /// Alignment of data that the host wants (HPDA).
     data_alignment: usize,
     /// Channels by namespace slot; none for a device that cannot be opened.
@@ -65,7 +67,7 @@ pub(crate) struct Connection<W> {
     /// Commands that wait for a buffer or a place in a device's queue, in order.
     pub(super) backlog: VecDeque<usize>,
     /// Requests with devices.
-    running: usize,
+    pub(super) running: usize,
     /// Commands whose data is on the way.
     pub(super) receiving: usize,
     /// The largest of them since there were none.
@@ -74,7 +76,7 @@ pub(crate) struct Connection<W> {
 }
 
 /// Bits of a tag that name the slot.
-const TAG_SLOT_BITS: u32 = 16;
+pub(super) const TAG_SLOT_BITS: u32 = 16;
 /// Pieces of output beyond which nothing more is received: a host that does not read gets no more service.
 const CONGESTED_PIECES: usize = 1024;
 
@@ -94,6 +96,7 @@ impl<W: Wire> Connection<W> {
             inlet: Inlet::new(Receiver::Controller, limits),
             outlet: Outlet::default(),
             slots,
+            open_first: None,
             digests: Digests::default(),
             data_alignment: 4,
             devices: SmallVec::new(),
@@ -237,10 +240,11 @@ impl<W: Wire> Connection<W> {
         self.sq_head = (self.sq_head + 1) % self.queue.entries();
         let sqe = self.slots[slot].sqe;
         let step = self.queue.command(context.now, &sqe);
+        self.note_adjacent();
         let in_capsule = match self.in_capsule(&sqe, data) {
             Ok(data) => data,
             Err(status) => {
-                self.reply(slot, &Reply::status(status));
+                self.refuse(slot, &step, status);
                 return None;
             }
         };
@@ -266,6 +270,19 @@ impl<W: Wire> Connection<W> {
                 } else {
                     self.ask_for(slot, block.bytes, work, context.pool);
                 }
+            }
+            Step::FuseFirst(block) => {
+                let work = Work::FusedFirst { second: None };
+                self.fused_half(context, slot, block, work, in_capsule.map(|(_, data)| data));
+            }
+            Step::FuseSecond(block) => {
+                let device = self.devices.get(block.slot.0).copied().flatten();
+                let (Some(device), Some(first)) = (device, self.open_first) else {
+                    self.refuse(slot, &step, Status::INTERNAL_PATH_ERROR);
+                    return None;
+                };
+                let work = Work::FusedSecond { first, block, device };
+                self.fused_half(context, slot, block, work, in_capsule.map(|(_, data)| data));
             }
             other => {
                 return self.after_data(context, slot, other, None);
@@ -331,7 +348,7 @@ impl<W: Wire> Connection<W> {
                 self.submit(slot, context);
             }
             // The queue asks for data once, and for block commands before they are taken up.
-            Step::Take { .. } | Step::Block(_) => {
+            Step::Take { .. } | Step::Block(_) | Step::FuseFirst(_) | Step::FuseSecond(_) => {
                 self.reply(slot, &Reply::status(Status::INTERNAL_ERROR));
             }
         }
@@ -400,7 +417,7 @@ impl<W: Wire> Connection<W> {
     }
 
     /// Asks the host for a command's data (R2T, TCP 3.3.2.1).
-    fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
+    pub(super) fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
         let held = &mut self.slots[slot];
         (held.work, held.length, held.state) = (work, length, State::NeedsBuffer);
         if !self.try_ask(slot, pool) {
@@ -409,7 +426,7 @@ impl<W: Wire> Connection<W> {
     }
 
     /// False if there is no buffer now.
-    fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
+    pub(super) fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
         let held = &mut self.slots[slot];
         let Some(buffer) = pool.take(held.length as usize) else { return false };
         held.payload = Payload::Buffer(buffer);
@@ -435,128 +452,27 @@ impl<W: Wire> Connection<W> {
     /// All data of a command is there.
     pub(super) fn data_complete(&mut self, slot: usize, context: &mut Context<'_>) {
         self.receiving -= 1;
-        if matches!(self.slots[slot].state, State::Damaged { .. }) {
-            self.reply(slot, &Reply::status(Status::TRANSIENT_TRANSPORT));
+        if let State::Failed { status, .. } = self.slots[slot].state {
+            self.fail(slot, status);
             return;
         }
         self.slots[slot].state = State::Ready;
-        if let Work::Interpret = self.slots[slot].work {
-            let sqe = self.slots[slot].sqe;
-            let Payload::Buffer(buffer) = std::mem::take(&mut self.slots[slot].payload) else {
-                unreachable!("data is received into a buffer")
-            };
-            let step = self.queue.command_with_data(context.now, &sqe, &buffer);
-            self.after_data(context, slot, step, Some(&buffer));
-        } else {
-            self.submit(slot, context);
-        }
-    }
-
-    /// Gives a command to its device, or puts it into the backlog.
-    pub(super) fn submit(&mut self, slot: usize, context: &mut Context<'_>) {
-        if !self.try_submit(slot, context) {
-            self.backlog.push_back(slot);
-        }
-    }
-
-    fn try_submit(&mut self, slot: usize, context: &mut Context<'_>) -> bool {
-        let tag = self.tag_base | slot as u64;
-        let held = &mut self.slots[slot];
-        held.state = State::Ready;
-        let (request, device) = match &mut held.work {
-            Work::Interpret => unreachable!("the queue interprets this command"),
-            Work::Block(block, device) => {
-                // Data that a digest covers must stand still: it is read into memory of our own.
-                if block.operation == Operation::Read && self.digests.data && held.payload.is_empty() {
-                    let Some(buffer) = context.pool.take(block.bytes as usize) else { return false };
-                    held.payload = Payload::Buffer(buffer);
-                }
-                let payload = std::mem::take(&mut held.payload);
-                let (operation, lba, blocks) = (block.operation, block.lba, block.blocks);
-                (Request { tag, operation, lba, blocks, payload }, *device)
-            }
-            Work::Unmap { ranges, next, device } => {
-                let Payload::Buffer(data) = &held.payload else { unreachable!("ranges are kept") };
-                let Some(at) = (*next..ranges.count).find(|at| ranges.request(data, *at).is_some()) else {
-                    self.reply(slot, &Reply::SUCCESS);
-                    return true;
+        match self.slots[slot].work {
+            Work::Interpret => {
+                let sqe = self.slots[slot].sqe;
+                let Payload::Buffer(buffer) = std::mem::take(&mut self.slots[slot].payload) else {
+                    unreachable!("data is received into a buffer")
                 };
-                *next = at;
-                let Some((lba, blocks)) = ranges.request(data, at) else { unreachable!("found above") };
-                (Request::unmap(tag, lba, blocks), *device)
+                let step = self.queue.command_with_data(context.now, &sqe, &buffer);
+                self.after_data(context, slot, step, Some(&buffer));
             }
-        };
-        match context.devices.submit(device, request) {
-            Ok(()) => {
-                self.slots[slot].state = State::Submitted;
-                self.running += 1;
-                true
-            }
-            Err(rejected) => {
-                let held = &mut self.slots[slot];
-                if let Work::Block(..) = held.work {
-                    held.payload = rejected.0.payload;
-                }
-                false
-            }
-        }
-    }
-
-    /// Tries again what had to wait.
-    pub(crate) fn retry(&mut self, context: &mut Context<'_>) -> Progress {
-        let mut progress = Progress::Idle;
-        for _ in 0..self.backlog.len() {
-            let Some(slot) = self.backlog.front().copied() else { break };
-            let done = match self.slots[slot].state {
-                State::NeedsBuffer => self.try_ask(slot, context.pool),
-                _ => self.try_submit(slot, context),
-            };
-            if !done {
-                break;
-            }
-            self.backlog.pop_front();
-            progress = Progress::Busy;
-        }
-        progress
-    }
-
-    /// A device finished a request.
-    pub(crate) fn completed(&mut self, completion: Completion, context: &mut Context<'_>) {
-        self.running -= 1;
-        let slot = usize::try_from(completion.tag & ((1 << TAG_SLOT_BITS) - 1)).unwrap_or(usize::MAX);
-        if self.phase == Phase::Over {
-            self.slots.release(slot);
-            return;
-        }
-        debug_assert_eq!(self.slots[slot].state, State::Submitted);
-        match &mut self.slots[slot].work {
-            Work::Interpret => unreachable!("only block commands are submitted"),
-            Work::Block(block, _) => {
-                let operation = block.operation;
-                if completion.result == Err(IoError::NoMemory) {
-                    // The device had no buffer: wait until one is free.
-                    self.slots[slot].payload = completion.payload;
-                    self.slots[slot].state = State::Ready;
-                    self.backlog.push_back(slot);
-                } else if operation == Operation::Read && completion.result.is_ok() {
-                    self.send_read(slot, completion.payload);
-                } else {
-                    self.reply(slot, &Reply::status(status_of(operation, completion.result)));
-                }
-            }
-            Work::Unmap { next, .. } => {
-                *next += 1;
-                if completion.result.is_ok() {
-                    self.submit(slot, context);
-                } else {
-                    self.reply(slot, &Reply::status(status_of(Operation::Unmap, completion.result)));
-                }
-            }
+            Work::FusedFirst { .. } | Work::FusedSecond { .. } => self.half_ready(slot, context),
+            Work::Block(..) | Work::Unmap { .. } => self.submit(slot, context),
         }
     }
 
     /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).
-    fn send_read(&mut self, slot: usize, payload: Payload) {
+    pub(super) fn send_read(&mut self, slot: usize, payload: Payload) {
         let with_response = self.queue.has_flow_control();
         self.push_data(slot, payload, with_response);
         if with_response {

@@ -6,11 +6,25 @@ use basalt_bdev::{Channel, Completion, Rejected, Request};
 use basalt_nvmf_target::Namespace;
 use basalt_reactor::Handle;
 
-/// Place of a channel in [`Devices`].
+/// Place of a channel in [`Devices`], for as long as that channel is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DeviceIndex(usize);
+pub(crate) struct DeviceIndex {
+    place: usize,
+    opening: u64,
+}
+
+/// Why a channel did not take a request.
+#[derive(Debug)]
+pub(crate) enum NotSubmitted {
+    /// Its queue is full.
+    Full(Rejected),
+    /// It was closed: its namespace left while the command waited for data.
+    Closed,
+}
 
 struct Entry {
+    /// Number of its opening: a place has another channel later.
+    opening: u64,
     namespace: Arc<Namespace>,
     channel: Box<dyn Channel>,
     /// Connections that may submit.
@@ -24,21 +38,21 @@ pub(crate) struct Devices {
     handle: Handle,
     entries: Vec<Option<Entry>>,
     running: usize,
+    openings: u64,
 }
 
 impl Devices {
     pub(crate) fn new(handle: Handle) -> Self {
-        Self { handle, entries: Vec::new(), running: 0 }
+        Self { handle, entries: Vec::new(), running: 0, openings: 0 }
     }
 
     /// The channel to a namespace's device, opened if need be; `None` if it cannot be opened.
     pub(crate) fn acquire(&mut self, namespace: &Arc<Namespace>) -> Option<DeviceIndex> {
         let same = |entry: &Entry| Arc::ptr_eq(&entry.namespace, namespace);
         if let Some(index) = self.entries.iter().position(|entry| entry.as_ref().is_some_and(same)) {
-            if let Some(entry) = &mut self.entries[index] {
-                entry.users += 1;
-            }
-            return Some(DeviceIndex(index));
+            let entry = self.entries[index].as_mut()?;
+            entry.users += 1;
+            return Some(DeviceIndex { place: index, opening: entry.opening });
         }
         let channel = match namespace.device().open(&self.handle) {
             Ok(channel) => channel,
@@ -47,21 +61,23 @@ impl Devices {
                 return None;
             }
         };
-        let entry = Entry { namespace: Arc::clone(namespace), channel, users: 1, running: 0 };
+        self.openings += 1;
+        let opening = self.openings;
+        let entry = Entry { opening, namespace: Arc::clone(namespace), channel, users: 1, running: 0 };
         let index = self.entries.iter().position(Option::is_none).unwrap_or_else(|| {
             self.entries.push(None);
             self.entries.len() - 1
         });
         self.entries[index] = Some(entry);
-        Some(DeviceIndex(index))
+        Some(DeviceIndex { place: index, opening })
     }
 
     /// Ends one connection's use.
     pub(crate) fn release(&mut self, index: DeviceIndex) {
-        if let Some(entry) = &mut self.entries[index.0] {
+        if let Some(entry) = &mut self.entries[index.place] {
             entry.users -= 1;
         }
-        self.close_unused(index.0);
+        self.close_unused(index.place);
     }
 
     fn close_unused(&mut self, index: usize) {
@@ -70,9 +86,10 @@ impl Devices {
         }
     }
 
-    pub(crate) fn submit(&mut self, index: DeviceIndex, request: Request) -> Result<(), Rejected> {
-        let Some(entry) = &mut self.entries[index.0] else { unreachable!("a used channel is open") };
-        entry.channel.submit(request)?;
+    pub(crate) fn submit(&mut self, index: DeviceIndex, request: Request) -> Result<(), NotSubmitted> {
+        let open = self.entries[index.place].as_mut().filter(|entry| entry.opening == index.opening);
+        let entry = open.ok_or(NotSubmitted::Closed)?;
+        entry.channel.submit(request).map_err(NotSubmitted::Full)?;
         entry.running += 1;
         self.running += 1;
         Ok(())

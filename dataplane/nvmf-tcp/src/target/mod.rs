@@ -2,8 +2,10 @@
 
 pub(crate) mod connection;
 pub(crate) mod devices;
+mod fused;
 mod options;
 mod receive;
+mod request;
 mod server;
 mod slot;
 pub(crate) mod staging;

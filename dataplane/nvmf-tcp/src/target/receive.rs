@@ -1,10 +1,10 @@
 //! The receiving side of a target's connection.
 
 use basalt_dma::{Buffer, Payload};
-use basalt_nvme_wire::Sqe;
 use basalt_nvme_wire::pdu::{
     DataTransfer, FatalStatus, INITIALIZE_LEN, InitializeRequest, Kind, SHORT_LEN, Termination, Violation,
 };
+use basalt_nvme_wire::{Sqe, Status};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
 use zerocopy::FromBytes;
@@ -187,10 +187,9 @@ impl<W: Wire> Connection<W> {
         // More commands than the queue has entries.
         let Some(slot) = self.slots.take(&sqe) else { return Err(Violation::plain(FatalStatus::Sequence)) };
         if !scanned.data_intact {
-            self.reply(
-                slot,
-                &basalt_nvmf_target::Reply::status(basalt_nvme_wire::Status::TRANSIENT_TRANSPORT),
-            );
+            self.queue.skip(&sqe, Status::TRANSIENT_TRANSPORT);
+            self.note_adjacent();
+            self.reply(slot, &basalt_nvmf_target::Reply::status(Status::TRANSIENT_TRANSPORT));
             return Ok(None);
         }
         let start = frame.prefix_len();
@@ -208,7 +207,7 @@ impl<W: Wire> Connection<W> {
         const TAG_AT: u32 = 10;
         let slot = usize::from(transfer.transfer_tag);
         let Some(held) = self.slots.get(slot) else { return Err(Violation::field(TAG_AT)) };
-        let (State::Receiving { received } | State::Damaged { received }) = held.state else {
+        let (State::Receiving { received } | State::Failed { received, .. }) = held.state else {
             return Err(Violation::field(TAG_AT));
         };
         if held.command_id() != transfer.command_id {
@@ -235,9 +234,11 @@ impl<W: Wire> Connection<W> {
             Payload::None | Payload::Scattered(_) | Payload::Lent(_) => true,
         };
         let received = u32::try_from(body.end()).unwrap_or(u32::MAX);
-        let was_damaged = matches!(held.state, State::Damaged { .. });
-        held.state =
-            if was_damaged || !intact { State::Damaged { received } } else { State::Receiving { received } };
+        held.state = match held.state {
+            State::Failed { status, .. } => State::Failed { received, status },
+            _ if !intact => State::Failed { received, status: Status::TRANSIENT_TRANSPORT },
+            _ => State::Receiving { received },
+        };
         if received == held.length {
             self.data_complete(body.slot, context);
         }

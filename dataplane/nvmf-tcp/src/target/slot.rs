@@ -1,7 +1,7 @@
 //! The commands of one connection that are under way.
 
 use basalt_dma::Payload;
-use basalt_nvme_wire::Sqe;
+use basalt_nvme_wire::{Sqe, Status};
 use basalt_nvmf_target::{BlockCommand, UnmapRanges};
 
 use super::devices::DeviceIndex;
@@ -13,6 +13,10 @@ pub(crate) enum Work {
     Interpret,
     /// A block request.
     Block(BlockCommand, DeviceIndex),
+    /// The first half of a fused pair: its data belongs to the second half's request.
+    FusedFirst { second: Option<usize> },
+    /// The second half, with the request that both become.
+    FusedSecond { first: usize, block: BlockCommand, device: DeviceIndex },
     /// One unmap after the other.
     Unmap { ranges: UnmapRanges, next: usize, device: DeviceIndex },
 }
@@ -28,8 +32,10 @@ pub(crate) enum State {
     NeedsBuffer,
     /// Its data was asked for and `received` bytes of it came.
     Receiving { received: u32 },
-    /// Its data came damaged: it is answered once all of it is there.
-    Damaged { received: u32 },
+    /// It ends with `status`, once all of the data that was asked for is there.
+    Failed { received: u32, status: Status },
+    /// A half of a fused pair whose data is there; the other half's is not, or has the request.
+    Waiting,
     /// To be submitted.
     Ready,
     /// With the device.

@@ -4,7 +4,7 @@ use basalt_clock::{Random, SeededRandom};
 use basalt_dma::{Buffer, Payload};
 use basalt_nvme_wire::pdu::Digests;
 use basalt_nvme_wire::{ReadWrite, dsm};
-use basalt_nvmf_host::{Command, Data, IoCommand};
+use basalt_nvmf_host::{Command, Data, FusedPair, IoCommand, Swap};
 use proptest::prelude::*;
 
 use super::pipe::pipe;
@@ -49,6 +49,23 @@ fn command(random: &mut SeededRandom, oracle: &mut Oracle) -> (Command, Option<V
     }
 }
 
+/// Swaps one block, or tries to; answers what must come of it.
+fn pair(random: &mut SeededRandom, oracle: &mut Oracle) -> (FusedPair, Swap) {
+    let lba = random.below(BLOCKS);
+    let range = oracle.range(lba, 1);
+    let (mut expected, mut new) = (Buffer::copy_of(range), Buffer::zeroed(512));
+    random.fill(&mut new);
+    let outcome = if random.chance(1, 2) {
+        range.copy_from_slice(&new);
+        Swap::Done
+    } else {
+        expected[usize::try_from(random.below(512)).unwrap()] ^= 1;
+        Swap::Miscompare
+    };
+    let data = |buffer| Data::ToController(Payload::Buffer(buffer));
+    (FusedPair::new(1, ReadWrite::new(lba, 1), data(expected), data(new)), outcome)
+}
+
 fn session(seed: u64, chunk_max: u64, digests: Digests) {
     let mut rig = Rig::new();
     let (wire, end) = pipe(seed, chunk_max);
@@ -76,6 +93,15 @@ fn session(seed: u64, chunk_max: u64, digests: Digests) {
         if let Some(expected) = expected {
             assert!(outcome.payload.to_vec() == expected, "what was written is read");
         }
+        let (next, expected) = pair(&mut random, &mut oracle);
+        host.set_in_capsule_max(if random.chance(1, 2) { 0 } else { facts.in_capsule_bytes });
+        host.submit_fused([1, 2], next).unwrap();
+        while outcomes.len() < 2 {
+            host.poll(&mut staging, &mut outcomes);
+            rig.turn(&mut [&mut admin, &mut io]);
+        }
+        let [compare, write] = [0, 1].map(|at| outcomes[at].result.unwrap().status());
+        assert_eq!(FusedPair::result(compare, write), Ok(expected));
     }
 }
 

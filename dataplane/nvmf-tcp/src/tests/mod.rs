@@ -1,9 +1,11 @@
 //! Both ends over a pipe in memory: any chunking, any bytes.
 
 mod pipe;
+mod raw;
 mod rig;
 
 mod chunks;
+mod fused;
 mod garbage;
 mod time;
 mod violations;

@@ -32,7 +32,7 @@ pub(super) struct Rig {
     _reactor: Reactor,
     pub(super) target: Arc<Target>,
     pub(super) options: TcpTargetOptions,
-    pool: BufferPool,
+    pub(super) pool: BufferPool,
     devices: Devices,
     staging: Staging,
     pub(super) now: Instant,

@@ -1,11 +1,10 @@
 //! Every way in which a host can break the rules, and the complaint that it gets (TCP 3.5).
 
 use basalt_nvme_wire::digest::crc32c;
-use basalt_nvme_wire::fabrics::{CONTROLLER_ANY, Command as Fabrics, Connect, ConnectData};
+use basalt_nvme_wire::fabrics::{Command as Fabrics, Connect};
 use basalt_nvme_wire::opcode::{Admin, Io};
 use basalt_nvme_wire::pdu::{
-    DataTransfer, Digests, FLAG_LAST, FatalStatus, Frame, InitializeRequest, Kind, ReadyToTransfer,
-    Termination,
+    DataTransfer, Digests, FLAG_LAST, FatalStatus, Frame, Kind, ReadyToTransfer, Termination,
 };
 use basalt_nvme_wire::{ReadWrite, Sgl, Sqe};
 use rstest::rstest;
@@ -13,25 +12,12 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
 use super::pipe::{End, pipe};
-use super::rig::{Rig, SUBSYSTEM};
+use super::raw::{NONE, capsule, connect, initialize, turns};
+use super::rig::Rig;
 use crate::target::connection::{Connection, Phase};
 
-const NONE: Digests = Digests { header: false, data: false };
-
-fn initialize(digests: Digests) -> Vec<u8> {
-    InitializeRequest { data_alignment: 4, digests, r2t_max: 1 }.emit().to_vec()
-}
-
-fn capsule(sqe: &Sqe, data: &[u8]) -> Vec<u8> {
-    let frame = Frame::new(Kind::Command, 0, NONE, u32::try_from(data.len()).unwrap(), 4);
-    let mut bytes = frame.emit().to_vec();
-    bytes.extend_from_slice(sqe.as_bytes());
-    bytes.extend_from_slice(data);
-    bytes
-}
-
 fn keep_alive() -> Vec<u8> {
-    capsule(&Sqe::new(Admin::KeepAlive.code(), 3), &[])
+    capsule(NONE, &Sqe::new(Admin::KeepAlive.code(), 3), &[])
 }
 
 /// A connected I/O queue whose write of 64 KiB waits for its data, and the transfer that would be right.
@@ -43,52 +29,20 @@ struct Waiting {
     right: DataTransfer,
 }
 
-fn connect(
-    rig: &mut Rig,
-    admin: Option<&mut Connection<End>>,
-    connection: &mut Connection<End>,
-    host: &End,
-    id: u16,
-) {
-    let fields = Connect { format: 0, queue_id: id, queue_size: 8, attributes: 0, keep_alive_ms: 0 };
-    let mut sqe = Fabrics::Connect(fields).emit(1);
-    sqe.sgl = Sgl::InCapsule { offset: 0, length: 1024 }.emit();
-    let controller = if id == 0 { CONTROLLER_ANY } else { 1 };
-    let data = ConnectData::new([5; 16], controller, SUBSYSTEM, "nqn.2026-01.io.basalt:host").unwrap();
-    host.inject(&initialize(NONE));
-    host.inject(&capsule(&sqe, data.as_bytes()));
-    match admin {
-        None => {
-            let enable = Fabrics::PropertySet { wide: false, offset: 0x14, value: 0x0046_0001 }.emit(2);
-            host.inject(&capsule(&enable, &[]));
-            turns(rig, &mut [connection]);
-        }
-        Some(admin) => turns(rig, &mut [admin, connection]),
-    }
-    assert!(connection.queue.is_connected());
-    host.drain();
-}
-
-fn turns(rig: &mut Rig, connections: &mut [&mut Connection<End>]) {
-    for _ in 0..2000 {
-        rig.turn(connections);
-    }
-}
-
 impl Waiting {
     fn new() -> Self {
         let mut rig = Rig::new();
         let (admin_host, end) = pipe(1, 100_000);
         let mut admin = rig.accept(end, 0);
-        connect(&mut rig, None, &mut admin, &admin_host, 0);
+        connect(&mut rig, None, &mut admin, &admin_host, 0, NONE);
         let (host, end) = pipe(2, 100_000);
         let mut io = rig.accept(end, 1);
-        connect(&mut rig, Some(&mut admin), &mut io, &host, 1);
+        connect(&mut rig, Some(&mut admin), &mut io, &host, 1, NONE);
         let mut write = Sqe::new(Io::Write.code(), 0x77);
         write.nsid = U32::new(1);
         write.sgl = Sgl::Transport { length: 65_536 }.emit();
         ReadWrite::new(0, 128).emit(&mut write);
-        host.inject(&capsule(&write, &[]));
+        host.inject(&capsule(NONE, &write, &[]));
         turns(&mut rig, &mut [&mut admin, &mut io]);
         let answer = host.drain();
         let ready = ReadyToTransfer::parse(answer[..24].try_into().unwrap()).unwrap();
@@ -125,7 +79,7 @@ fn changed(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
 }
 
 fn oversized_capsule() -> Vec<u8> {
-    capsule(&Sqe::new(Admin::KeepAlive.code(), 1), &[0; 8196])
+    capsule(NONE, &Sqe::new(Admin::KeepAlive.code(), 1), &[0; 8196])
 }
 
 fn connected_to_data() -> Vec<u8> {
@@ -146,11 +100,11 @@ fn connected_to_data() -> Vec<u8> {
 #[case::digest_not_agreed(&[initialize(NONE), changed(keep_alive(), 1, 1)], FatalStatus::InvalidHeaderField, 1)]
 #[case::header_length(&[initialize(NONE), changed(keep_alive(), 2, 71)], FatalStatus::InvalidHeaderField, 2)]
 #[case::too_short(&[initialize(NONE), changed(keep_alive(), 4, 71)], FatalStatus::InvalidHeaderField, 4)]
-#[case::data_offset(&[initialize(NONE), changed(capsule(&Sqe::default(), &[0; 64]), 3, 74)], FatalStatus::InvalidHeaderField, 3)]
+#[case::data_offset(&[initialize(NONE), changed(capsule(NONE, &Sqe::default(), &[0; 64]), 3, 74)], FatalStatus::InvalidHeaderField, 3)]
 #[case::capsule_too_large(&[initialize(NONE), oversized_capsule()], FatalStatus::LimitExceeded, 0)]
 #[case::data_without_command(&[initialize(NONE), connected_to_data()], FatalStatus::InvalidHeaderField, 10)]
 #[case::more_commands_than_entries(
-    &[initialize(NONE), capsule(&asks_for_data(), &[]), capsule(&asks_for_data(), &[]), capsule(&asks_for_data(), &[])],
+    &[initialize(NONE), capsule(NONE, &asks_for_data(), &[]), capsule(NONE, &asks_for_data(), &[]), capsule(NONE, &asks_for_data(), &[])],
     FatalStatus::Sequence, 0
 )]
 fn a_violation_before_connect_is_named(
