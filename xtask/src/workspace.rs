@@ -7,8 +7,12 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-/// Folders of the tree that hold no sources.
-pub(crate) const UNTRACKED: &[&str] = &[".git", "node_modules", "target"];
+/// Whether a folder of the tree holds no sources: what is built carries the mark of a cache (Cache Directory Tagging
+/// Specification), and a folder of sources may be called `target`.
+pub(crate) fn is_untracked(folder: &Path) -> bool {
+    let named = folder.file_name().is_some_and(|name| name == ".git" || name == "node_modules");
+    named || folder.join("CACHEDIR.TAG").exists()
+}
 
 /// Root of the source tree.
 pub(crate) fn root() -> &'static Path {
@@ -62,7 +66,7 @@ fn touch(folder: &Path) -> Result<()> {
     for entry in entries {
         let entry = entry?;
         let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() && !UNTRACKED.iter().any(|name| entry.file_name() == *name) {
+        if kind.is_dir() && !is_untracked(&path) {
             touch(&path)?;
         } else if kind.is_file() {
             File::options()
@@ -136,11 +140,12 @@ mod tests {
         let (old, new, target) = (dir.path().join("old"), dir.path().join("new"), dir.path().join("target"));
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         for tree in [&old, &new] {
-            for folder in ["src", "target"] {
+            for folder in ["src", "src/target", "target"] {
                 fs::create_dir_all(tree.join(folder)).unwrap();
                 let file = File::create(tree.join(folder).join("lib.rs")).unwrap();
                 file.set_modified(long_ago).unwrap();
             }
+            File::create(tree.join("target/CACHEDIR.TAG")).unwrap();
         }
         let changed = |tree: &Path, folder: &str| {
             fs::metadata(tree.join(folder).join("lib.rs")).unwrap().modified().unwrap()
@@ -150,6 +155,7 @@ mod tests {
         let claimed = changed(&old, "src");
         assert_eq!(claimed, long_ago, "the first is not touched");
         assert!(changed(&new, "src") > long_ago);
+        assert!(changed(&new, "src/target") > long_ago, "sources that are called so");
         assert_eq!(changed(&new, "target"), long_ago);
         // Claimed already: nothing is touched.
         let claimed = changed(&new, "src");

@@ -40,12 +40,11 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     for entry in entries {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_symlink() {
             continue;
         }
         if path.is_dir() {
-            if !workspace::UNTRACKED.contains(&name) {
+            if !workspace::is_untracked(&path) {
                 collect(&path, files)?;
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
