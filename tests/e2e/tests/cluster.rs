@@ -145,7 +145,10 @@ fn host(cluster: &Cluster, object: &Value, args: &[&str]) -> Result<String, basa
     let nqn = object["status"]["nqn"].as_str().unwrap();
     let path = &object["status"]["paths"][0];
     let address = format!("{}:{}", path["address"].as_str().unwrap(), path["port"]);
-    let mut all = vec!["verify", "--size=16MiB", "--address", &address, "--nqn", nqn];
+    let mut all = vec!["verify", "--address", &address, "--nqn", nqn];
+    if !args.iter().any(|argument| argument.starts_with("--size=")) {
+        all.push("--size=16MiB");
+    }
     all.extend_from_slice(args);
     cluster.basalt(&all)
 }
