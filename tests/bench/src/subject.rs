@@ -142,6 +142,7 @@ impl Subject {
 pub(crate) struct Served {
     reactor: ReactorThread,
     address: SocketAddr,
+    subsystem: Nqn,
 }
 
 impl Served {
@@ -163,12 +164,11 @@ impl Served {
         target.add_namespace(&nqn, Nsid(1), identity, device, AnaState::Optimized)?;
         let control = TcpTarget::start_on(reactor.remote(), target, TcpTargetOptions::default())?;
         let address = control.listen(ListenerAddress::new(SocketAddr::from(([127, 0, 0, 1], 0))))?;
-        Ok(Self { reactor, address })
+        Ok(Self { reactor, address, subsystem: nqn })
     }
 
     /// It, to be measured.
     pub(crate) fn subject(&self) -> Subject {
-        let nqn = Nqn::new(SUBSYSTEM).unwrap_or_else(|_| unreachable!("a constant that was used already"));
-        Subject::new(self.address, nqn, Some(self.reactor.remote().clone()))
+        Subject::new(self.address, self.subsystem.clone(), Some(self.reactor.remote().clone()))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use crate::up::process_id::{ProcessId, parent_of};
 
 /// Watches over one command until it is dismissed.
 #[derive(Debug)]
@@ -43,11 +43,9 @@ fn kill_tree(root: u32) {
     let mut at = 0;
     while let Some(&id) = doomed.get(at) {
         at += 1;
-        let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
         let children = children(id);
-        if let Some(pid) = pid {
-            // It may have ended by itself.
-            kill_process(pid, Signal::KILL).ok();
+        if let Some(process) = ProcessId::of(id) {
+            process.kill();
         }
         doomed.extend(children);
     }
@@ -57,12 +55,6 @@ fn children(parent: u32) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     ids.filter(|id| parent_of(*id) == Some(parent)).collect()
-}
-
-/// The fourth field of `/proc/PID/stat`; the second is a name in parentheses that may hold anything.
-fn parent_of(id: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

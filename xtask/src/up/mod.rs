@@ -6,7 +6,7 @@
 
 mod examples;
 mod kubernetes;
-mod process_id;
+pub(crate) mod process_id;
 mod processes;
 mod state;
 mod supervisor;

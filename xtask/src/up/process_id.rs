@@ -17,9 +17,8 @@ pub(crate) struct ProcessId {
 impl ProcessId {
     /// The running process `pid`; none when there is none, or when it is a zombie.
     pub(crate) fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name is in parentheses and may hold anything.
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let stat = stat_after_name(pid)?;
+        let mut fields = stat.split_whitespace();
         if fields.next()? == "Z" {
             return None;
         }
@@ -64,6 +63,17 @@ impl ProcessId {
             eprintln!("cannot signal process {}: {error}", self.pid);
         }
     }
+}
+
+/// The process that started `pid`, or that took it over.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    stat_after_name(pid)?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The fields of proc(5)'s `stat` from the third on; the second is a name in parentheses that may hold anything.
+fn stat_after_name(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.to_owned())
 }
 
 #[cfg(test)]
