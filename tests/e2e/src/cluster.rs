@@ -261,7 +261,8 @@ impl Drop for Cluster {
     }
 }
 
-fn run(mut command: Command, input: &str) -> Result<Output, Error> {
+/// Runs a command to its end, with `input` on its standard input.
+pub(crate) fn run(mut command: Command, input: &str) -> Result<Output, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdin(Stdio::piped())
@@ -278,7 +279,8 @@ fn run(mut command: Command, input: &str) -> Result<Output, Error> {
     child.wait_with_output().map_err(Error::run(&program))
 }
 
-fn succeeded(program: &str, output: &Output) -> Result<String, Error> {
+/// What a command printed, or what it said when it failed.
+pub(crate) fn succeeded(program: &str, output: &Output) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::Error;
+use crate::{Error, cluster};
 
 /// What fills a file system up.
 const FILLER: &str = "filler";
@@ -74,17 +74,8 @@ impl Drop for Mount {
 }
 
 fn run(program: &str, args: &[&str], target: &Path) -> Result<(), Error> {
-    let output = Command::new(program)
-        .args(args)
-        .arg(target)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(Error::run(program))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(Error::Failed {
-        program: format!("{program} {}", args.join(" ")),
-        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
+    let mut command = Command::new(program);
+    command.args(args).arg(target);
+    let output = cluster::run(command, "")?;
+    cluster::succeeded(&format!("{program} {}", args.join(" ")), &output).map(|_| ())
 }

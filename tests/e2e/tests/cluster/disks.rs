@@ -150,8 +150,9 @@ fn members(cluster: &Cluster) -> String {
 /// All three take part, and none lags behind.
 fn is_in_step(cluster: &Cluster) -> bool {
     let members: Value = serde_json::from_str(&members(cluster)).unwrap_or_default();
-    let list = members.as_array().or_else(|| members["members"].as_array());
-    list.is_some_and(|list| list.len() == 3 && list.iter().all(|member| member["lag"] == 0))
+    members["members"]
+        .as_array()
+        .is_some_and(|list| list.len() == 3 && list.iter().all(|member| member["lag"] == 0))
 }
 
 fn copy(from: &Path, to: &Path) {
