@@ -1,7 +1,6 @@
 //! The list of steps.
 
 use std::ffi::OsString;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -15,15 +14,10 @@ pub(super) struct Step {
     /// `cargo` and `xtask` stand for the ones that are running.
     pub(super) commands: Vec<Vec<String>>,
     pub(super) environment: Vec<(&'static str, OsString)>,
-    /// How long it may take on an empty cache: a step that hangs must not cost the verdict of the others.
-    pub(super) limit: Duration,
 }
 
 /// Seeds of the simulator in one run.
 const SEEDS: &str = "--seeds=300";
-
-/// Seconds that a step may take, unless it says otherwise.
-const LIMIT_S: u64 = 15 * 60;
 
 /// In the order in which they run: the quick ones first, then what others build on.
 pub(super) fn all() -> Result<Vec<Step>> {
@@ -77,7 +71,7 @@ pub(super) fn all() -> Result<Vec<Step>> {
 fn step(name: &'static str, what: &'static str, commands: &[&str]) -> Step {
     let commands =
         commands.iter().map(|command| command.split_whitespace().map(str::to_owned).collect()).collect();
-    Step { name, what, commands, environment: Vec::new(), limit: Duration::from_secs(LIMIT_S) }
+    Step { name, what, commands, environment: Vec::new() }
 }
 
 impl Step {
