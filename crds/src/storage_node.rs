@@ -38,6 +38,8 @@ use crate::volume::Transport;
         description = "Whether the daemon is there and serves what it should"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         description = "Why it is, or is not, ready"),
+    printcolumn(name = "Synced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Synced\")].status",
+        description = "Whether the control plane has accepted the specification"),
     printcolumn(name = "Cordoned", type_ = "boolean", json_path = ".spec.unschedulable",
         description = "Whether new volumes stay away"),
     printcolumn(name = "Capacity", type_ = "string", json_path = ".status.capacity"),
@@ -52,8 +54,13 @@ use crate::volume::Transport;
 pub struct StorageNodeSpec {
     /// IP address at which hosts reach the machine.
     #[schemars(length(max = 64))]
-    #[x_kube(validation = Rule::new("isIP(self)").message(
-        "spec.address must be an IP address without a port, for example 192.0.2.7"))]
+    #[x_kube(
+        validation = Rule::new("isIP(self)").message(
+            "spec.address must be an IP address without a port, for example 192.0.2.7"),
+        validation = Rule::new("!self.matches('^(0[.]0[.]0[.]0|[0:.]+)$')").message(
+            "spec.address must be an address that hosts can reach, not a wildcard: give the machine's own, for \
+            example 192.0.2.7")
+    )]
     pub address: String,
 
     /// The cores that run reactors: how many (`2`), or which (`"0,2-5"`). Takes effect when the daemon starts.
@@ -62,7 +69,9 @@ pub struct StorageNodeSpec {
         validation = Rule::new("self != 0").message(
             "spec.cores must be at least 1, or a list of cores in quotes, for example \"0,2-5\""),
         validation = Rule::new("string(self).matches('^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*$')").message(
-            "spec.cores must be a number of cores, for example 2, or a list of cores, for example \"0,2-5\"")
+            "spec.cores must be a number of cores, for example 2, or a list of cores, for example \"0,2-5\""),
+        validation = Rule::new("!string(self).matches('[2-9][0-9]{3}|1[1-9][0-9]{2}|10[3-9][0-9]|102[4-9]')").message(
+            "spec.cores may use the numbers up to 1023: reactors take at most 1023 cores, numbered from 0")
     )]
     pub cores: CoreSet,
 
@@ -71,7 +80,12 @@ pub struct StorageNodeSpec {
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
         validation = Rule::new("self.all(a, self.exists_one(b, b.bind == a.bind))").message(
-            "spec.listeners must not bind the same address twice: give each listener a port of its own")
+            "spec.listeners must not bind the same address twice: give each listener a port of its own"),
+        validation = Rule::new("self.all(a, !a.bind.matches(r'^(0[.]0[.]0[.]0|\\[[0:.]+\\]):') || \
+            self.exists_one(b, b.bind.substring(b.bind.lastIndexOf(':') + 1) == \
+            a.bind.substring(a.bind.lastIndexOf(':') + 1)))").message(
+            "spec.listeners that bind a wildcard take their port on every address of the machine: give the other \
+            listeners another port")
     )]
     pub listeners: Vec<Listener>,
 
@@ -96,7 +110,7 @@ pub struct StorageNodeSpec {
 pub enum CoreSet {
     /// That many, wherever.
     Count(u32),
-    /// Exactly these: numbers and ranges, separated by commas.
+    /// Exactly these: numbers and ranges (from either end), separated by commas.
     List(String),
 }
 
@@ -124,7 +138,7 @@ impl JsonSchema for CoreSet {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.advertise) || \
-    !(self.bind.startsWith('0.0.0.0:') || self.bind.startsWith('[::]:'))").message(
+    !self.bind.matches(r'^(0[.]0[.]0[.]0|\\[[0:.]+\\]):')").message(
     "spec.listeners[].advertise is required where bind is a wildcard: give the address and port that hosts reach"))]
 pub struct Listener {
     /// Name of the listener, unique within the node.
@@ -162,7 +176,7 @@ pub struct Listener {
             self.replace('[', '').replace(']', '').lastIndexOf(':'))) && \
             int(self.substring(self.lastIndexOf(':') + 1)) <= 65535)").message(
             "spec.listeners[].advertise must have a valid IP address and a port from 1 to 65535"),
-        validation = Rule::new("!self.startsWith('0.0.0.0:') && !self.startsWith('[::]:')").message(
+        validation = Rule::new("!self.matches(r'^(0[.]0[.]0[.]0|\\[[0:.]+\\]):')").message(
             "spec.listeners[].advertise must be an address that hosts can reach, not a wildcard")
     )]
     pub advertise: Option<String>,
@@ -192,6 +206,8 @@ pub struct Pool {
         merge_strategy = ListMerge::Set,
         validation = Rule::new("self.all(d, d.startsWith('/') && !d.matches('/[.][.]?(/|$)'))").message(
             "spec.pools[].disks must be absolute paths without . or .., for example /dev/disk/by-id/nvme-..."),
+        validation = Rule::new("self.all(d, !d.matches('//|/$'))").message(
+            "spec.pools[].disks must be written without // and without / at the end, so that one disk has one name"),
         validation = Rule::new("self.all(d, !d.matches('^/dev/(sd|vd|xvd|hd|nvme)[a-z0-9]+$'))").message(
             "spec.pools[].disks must be names that survive a reboot: use the disk's link in /dev/disk/by-id \
             instead of /dev/sdX, /dev/vdX or /dev/nvmeXnY")

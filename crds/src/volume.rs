@@ -37,6 +37,8 @@ use crate::{Condition, Size};
         description = "Whether hosts can read and write"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         description = "Why it is, or is not, ready"),
+    printcolumn(name = "Synced", type_ = "string", json_path = ".status.conditions[?(@.type==\"Synced\")].status",
+        description = "Whether the specification is in effect"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.targetNode",
         description = "The node whose path is optimized"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.endpoint",

@@ -79,11 +79,14 @@ fn defaults_columns_and_short_names(fixture: &Fixture) {
         assert!(spec.contains(default), "wanted {default} in {spec}");
     }
     let volumes = output(fixture, &["get", "bv"]);
-    assert!(volumes.starts_with("NAME   PHASE   SIZE    READY   REASON   NODE   ADDRESS   AGE"), "{volumes}");
+    assert!(
+        volumes.starts_with("NAME   PHASE   SIZE    READY   REASON   SYNCED   NODE   ADDRESS   AGE"),
+        "{volumes}"
+    );
     let nodes = output(fixture, &["get", "bsn"]);
     assert!(
         nodes.starts_with(
-            "NAME     PHASE   READY   REASON   CORDONED   CAPACITY   USED   VOLUMES   VERSION   AGE"
+            "NAME     PHASE   READY   REASON   SYNCED   CORDONED   CAPACITY   USED   VOLUMES   VERSION   AGE"
         ),
         "{nodes}"
     );
@@ -115,9 +118,19 @@ fn wrong_nodes(fixture: &Fixture) {
         ("192.0.2.7:4420", "192.0.2.7", ["spec.listeners[0].bind", "must be an IP address and a port"]),
         ("192.0.2.7:4420", "192.0.2.7:70000", ["spec.listeners[0].bind", "from 1 to 65535"]),
         ("192.0.2.7:4420", "0.0.0.0:4420", ["spec.listeners[0]", "advertise is required"]),
+        ("192.0.2.7:4420", "[::0]:4420", ["spec.listeners[0]", "advertise is required"]),
+        ("address: 192.0.2.7", "address: 0.0.0.0", ["spec.address", "not a wildcard"]),
+        (
+            "[{name: tcp, bind: '192.0.2.7:4420'}]",
+            "[{name: a, bind: '192.0.2.7:1'}, {name: b, bind: '[::]:1', advertise: '192.0.2.7:1'}]",
+            ["spec.listeners", "take their port on every address"],
+        ),
+        ("/dev/disk/by-id/nvme-a", "/a//x", ["spec.pools[0].disks", "without //"]),
         ("/dev/disk/by-id/nvme-a", "/dev/sda", ["spec.pools[0].disks", "survive a reboot"]),
         ("/dev/disk/by-id/nvme-a", "disk.img", ["spec.pools[0].disks", "must be absolute paths"]),
         ("SPEC", ", cores: 0", ["spec.cores", "at least 1"]),
+        ("SPEC", ", cores: 9999", ["spec.cores", "up to 1023"]),
+        ("SPEC", ", cores: '0-1024'", ["spec.cores", "up to 1023"]),
         ("SPEC", ", cores: all", ["spec.cores", "a list of cores"]),
     ] {
         refused(fixture, &NODE.replace(from, to).replace("SPEC", ""), &words);

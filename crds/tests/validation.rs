@@ -153,6 +153,9 @@ fn addresses() {
     for address in ["192.0.2.7:4420", "storage-1.example.com", "", "256.0.0.1"] {
         refused::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None, "spec.address");
     }
+    for address in ["0.0.0.0", "::", "0:0:0:0:0:0:0:0", "::0"] {
+        refused::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None, "not a wildcard");
+    }
 }
 
 #[test]
@@ -173,16 +176,19 @@ fn listeners() {
     for bind in ["127.0.0.1:65536", "300.0.0.1:4420", "[2001::db8::7]:4420"] {
         refused::<StorageNode>(&with(json!({ "name": "tcp", "bind": bind })), None, "from 1 to 65535");
     }
-    refused::<StorageNode>(
-        &with(json!({ "name": "tcp", "bind": "0.0.0.0:4420" })),
-        None,
-        "advertise is required where bind is a wildcard",
-    );
-    refused::<StorageNode>(
-        &with(json!({ "name": "tcp", "bind": "0.0.0.0:4420", "advertise": "[::]:4420" })),
-        None,
-        "not a wildcard",
-    );
+    for wildcard in ["0.0.0.0:4420", "[::]:4420", "[0:0:0:0:0:0:0:0]:4420", "[::0]:4420", "[::0.0.0.0]:4420"]
+    {
+        refused::<StorageNode>(
+            &with(json!({ "name": "tcp", "bind": wildcard })),
+            None,
+            "advertise is required where bind is a wildcard",
+        );
+        refused::<StorageNode>(
+            &with(json!({ "name": "tcp", "bind": "0.0.0.0:4420", "advertise": wildcard })),
+            None,
+            "not a wildcard",
+        );
+    }
     accepted::<StorageNode>(
         &with(json!({ "name": "tcp", "bind": "[::]:4420", "advertise": "192.0.2.7:4420" })),
         None,
@@ -197,6 +203,16 @@ fn listeners() {
             json!([{ "name": "a", "bind": "127.0.0.1:4420" }, { "name": "b", "bind": "127.0.0.1:4420" }]);
     });
     refused::<StorageNode>(&twice, None, "same address twice");
+    let beside = |port: u16| {
+        node(|spec| {
+            spec["listeners"] = json!([
+                { "name": "all", "bind": "0.0.0.0:4420", "advertise": "192.0.2.7:4420" },
+                { "name": "one", "bind": format!("127.0.0.1:{port}") },
+            ]);
+        })
+    };
+    refused::<StorageNode>(&beside(4420), None, "take their port on every address");
+    accepted::<StorageNode>(&beside(4421), None);
 }
 
 #[test]
@@ -207,6 +223,9 @@ fn pools_and_disks() {
     }
     for disk in ["disk.img", "./disk.img", "/var/../etc/passwd", "/a/.", "${BASALT_STATE}/disk-0.img"] {
         refused::<StorageNode>(&with(json!([disk])), None, "must be absolute paths");
+    }
+    for disk in ["/a//x", "//x", "/a/x/"] {
+        refused::<StorageNode>(&with(json!([disk])), None, "without // and without / at the end");
     }
     for disk in ["/dev/sda", "/dev/vdb1", "/dev/nvme0n1"] {
         refused::<StorageNode>(&with(json!([disk])), None, "survive a reboot");
@@ -225,11 +244,14 @@ fn pools_and_disks() {
 
 #[test]
 fn cores() {
-    for cores in [json!(1), json!(64), json!("0"), json!("0,2-5"), json!("1-3,7")] {
+    for cores in [json!(1), json!(1023), json!("0"), json!("0,2-5"), json!("1-3,7"), json!("1023")] {
         accepted::<StorageNode>(&node(|spec| spec["cores"] = cores), None);
     }
     for cores in [json!(0), json!(-1), json!(""), json!("0-"), json!("all"), json!("1, 2")] {
         refused::<StorageNode>(&node(|spec| spec["cores"] = cores), None, "spec.cores");
+    }
+    for cores in [json!("1024"), json!("0-9999"), json!("1,1030"), json!(1024), json!(9999)] {
+        refused::<StorageNode>(&node(|spec| spec["cores"] = cores), None, "up to 1023");
     }
 }
 
