@@ -64,7 +64,7 @@ pub(crate) struct PerfArguments {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     queues: u16,
     /// How long, in seconds
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
     /// Allow writes, which go to random places of the whole volume: its data is lost
     #[arg(long)]
@@ -133,7 +133,7 @@ pub(crate) fn perf(arguments: &PerfArguments, target: &Target, format: Format) -
     load.bytes = command_bytes(arguments.block_size)?;
     (load.depth, load.queues) = (arguments.depth, arguments.queues);
     let bar = bar(format, "measuring", "{msg:>10} [{bar:40}] {elapsed}");
-    bar.set_length(arguments.seconds.max(1) * 1000);
+    bar.set_length(arguments.seconds * 1000);
     let began = std::time::Instant::now();
     let report = run(target, &load, |_| {
         bar.set_position(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));

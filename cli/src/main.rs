@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("kubectl-basalt: {error:#}");
+            eprintln!("kubectl-basalt: {}", basalt_telemetry::sentence(&*error));
             ExitCode::FAILURE
         }
     }

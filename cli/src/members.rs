@@ -1,6 +1,6 @@
 //! Members of the control plane.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use basalt_client::{Client, MemberRole, Mutation, NewMember};
 use basalt_model::MemberId;
 use clap::Subcommand;
@@ -57,6 +57,12 @@ pub(crate) async fn run(client: &Client, command: MembersCommand, format: Format
         }
         MembersCommand::Remove { id } => {
             let id = member_id(id)?;
+            // The control plane is content when a member is out already; whoever types an id wants to know.
+            let known = client.list_members().await?.members;
+            ensure!(
+                known.iter().any(|member| member.id == id),
+                "there is no member {id}; `kubectl basalt members` lists them"
+            );
             (client.remove_member(&request, id).await?, format!("member {id} is being taken out"))
         }
         MembersCommand::Replace { old, new } => {

@@ -83,7 +83,11 @@ async fn open(security: &Security, uri: &Uri) -> io::Result<MaybeTls> {
     let host = uri.host().ok_or_else(|| invalid("the address has no host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = uri.port_u16().ok_or_else(|| invalid("the address has no port"))?;
-    let stream = TcpStream::connect((host.as_str(), port)).await?;
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), port)).await?.collect();
+    for address in &addresses {
+        security.check_address(*address).map_err(io::Error::other)?;
+    }
+    let stream = TcpStream::connect(addresses.as_slice()).await?;
     stream.set_nodelay(true)?;
     match security {
         Security::Tls(credentials) => {
@@ -92,10 +96,7 @@ async fn open(security: &Security, uri: &Uri) -> io::Result<MaybeTls> {
             let stream = TlsConnector::from(credentials.client_config()).connect(name, stream).await?;
             Ok(MaybeTls::Tls(Box::new(stream)))
         }
-        Security::Plaintext(_) => {
-            security.check_address(stream.peer_addr()?).map_err(io::Error::other)?;
-            Ok(MaybeTls::Plaintext(stream))
-        }
+        Security::Plaintext(_) => Ok(MaybeTls::Plaintext(stream)),
     }
 }
 

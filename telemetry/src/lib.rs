@@ -10,8 +10,10 @@ mod exporter;
 mod exposition;
 mod logs;
 mod readiness;
+mod sentence;
 
 pub use exporter::{Collector, Exporter, ExporterConfig, ExporterError};
 pub use exposition::{Exposition, Family, HistogramFamily};
 pub use logs::{LogFormat, LogsError, init_logs};
 pub use readiness::{Gate, Readiness};
+pub use sentence::sentence;

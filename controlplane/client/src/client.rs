@@ -23,7 +23,7 @@ use tonic::{
 };
 
 use crate::{
-    ClientError, Pages, Watch,
+    ClientError, Pages, Watch, error,
     pages::Page,
     retry::{Advice, Backoff, advice},
     wire::{self, WireError},
@@ -385,7 +385,10 @@ impl Client {
             let status = match tokio::time::timeout(config.attempt_timeout, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded(format!("{endpoint} did not answer")),
+                Err(_) => Status::deadline_exceeded(format!(
+                    "no answer within {} s",
+                    config.attempt_timeout.as_secs()
+                )),
             };
             tracing::debug!(%endpoint, %status, "call failed");
             let mut hinted = false;
@@ -402,7 +405,8 @@ impl Client {
                 backoff.next_wait()
             };
             if Instant::now() + wait >= end {
-                return Err(ClientError::Unavailable { deadline: config.deadline, last: Box::new(status) });
+                let last = format!("{endpoint}: {}", error::status_words(&status));
+                return Err(ClientError::Unavailable { deadline: config.deadline, last });
             }
             tokio::time::sleep(wait).await;
         }
@@ -471,6 +475,10 @@ impl Client {
 }
 
 fn channel(endpoint: &str, security: &Security) -> Result<Channel, ClientError> {
+    // A name is looked up, and then checked, when it is dialled.
+    if let Ok(address) = endpoint.parse() {
+        security.check_address(address)?;
+    }
     let uri = format!("http://{endpoint}").parse::<tonic::codegen::http::Uri>();
     let uri = uri.map_err(|source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source })?;
     let endpoint = Endpoint::from(uri)

@@ -1,6 +1,6 @@
 //! What a caller of the client sees when something did not work.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use basalt_identity::IdentityError;
 use basalt_proto::api::{ErrorDetail, Reason};
@@ -34,13 +34,12 @@ pub enum ClientError {
         message: String,
     },
     /// No member could do it before the deadline. Whether a mutation happened is not known; the same request id is safe.
-    #[error("no member of the control plane could answer within {deadline:?}; last: {last}")]
+    #[error("no member of the control plane answered within {} s; the last one: {last}", deadline.as_secs())]
     Unavailable {
         /// How long it was tried.
         deadline: Duration,
-        /// What the last member answered, or why it was not reached.
-        #[source]
-        last: Box<Status>,
+        /// The last member that was asked, with what it answered or why it was not reached.
+        last: String,
     },
     /// A member answered something that this version does not understand.
     #[error("the control plane's answer cannot be understood")]
@@ -74,6 +73,20 @@ impl ClientError {
         };
         ClientError::Refused { reason, field: detail.field, message: status.message().to_owned() }
     }
+}
+
+/// What lies at the bottom of an error, for people: the layers of a transport say nothing more.
+pub fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// What a status says to people: a member's own words, or why it was not reached.
+pub fn status_words(status: &Status) -> String {
+    status.source().map_or_else(|| status.message().to_owned(), root_cause)
 }
 
 /// The details of an error status; empty when it has none that this version understands.

@@ -17,7 +17,7 @@ pub mod wire;
 
 pub use basalt_proto::api::Reason;
 pub use client::{Client, ClientConfig, ClusterStatus, Committed, CreateVolume, Mutation};
-pub use error::ClientError;
+pub use error::{ClientError, root_cause, status_words};
 pub use members::{MemberInfo, MemberRole, MembersInfo, NewMember};
 pub use pages::{Listing, Pages};
 pub use watch::{Event, Watch};

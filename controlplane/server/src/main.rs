@@ -19,8 +19,9 @@ mod run;
 mod sessions;
 mod watch;
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
+use basalt_telemetry::sentence;
 use clap::Parser;
 
 use crate::{config::Settings, run::Failure};
@@ -52,9 +53,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if tracing::dispatcher::has_been_set() {
-                tracing::error!(failure = %chain(&failure), "basalt-control ends");
+                tracing::error!(failure = %sentence(&failure), "basalt-control ends");
             } else {
-                eprintln!("basalt-control: {}", chain(&failure));
+                eprintln!("basalt-control: {}", sentence(&failure));
             }
             ExitCode::FAILURE
         }
@@ -73,30 +74,17 @@ fn go(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Recover) => {
             let recovered = run::recover(&config)?;
             let retired = recovered.retired.iter().map(|member| member.id.to_string()).collect::<Vec<_>>();
+            let never_again = match retired.as_slice() {
+                [] => "there was no other member".to_owned(),
+                [one] => format!("never run member {one} again"),
+                more => format!("never run members {} again", more.join(", ")),
+            };
             eprintln!(
-                "basalt-control: member {} is the only member of incarnation {} from revision {} on; never run members {} \
-                 again; start this one, then add new members with empty directories under new ids",
-                config.member,
-                recovered.incarnation,
-                recovered.revision,
-                retired.join(", ")
+                "basalt-control: member {} is the only member of incarnation {} from revision {} on; {never_again}; start \
+                 this one, then add new members with empty directories under new ids",
+                config.member, recovered.incarnation, recovered.revision,
             );
             Ok(())
         }
     }
-}
-
-/// An error with its causes, without those that it has already quoted.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -173,6 +173,6 @@ fn address(field: &'static str, text: &str) -> Result<String, Status> {
     let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
     match parts.and_then(|(_, port)| port.parse::<u16>().ok()) {
         Some(1..) => Ok(text.to_owned()),
-        Some(0) | None => Err(errors::invalid(&WireError::Range { field })),
+        Some(0) | None => Err(errors::invalid(&WireError::HostPort { field, value: text.to_owned() })),
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use basalt_client::{root_cause, status_words};
 use basalt_identity::{ASSERTED_IDENTITY_HEADER, Connector, Security};
 use basalt_model::MemberId;
 use basalt_proto::{
@@ -61,6 +62,7 @@ impl Peers {
                 messages,
                 addresses: Arc::clone(&self.addresses),
                 security: self.security.clone(),
+                away: false,
             };
             self.runtime.spawn(link.run());
             self.queues.insert(to, queue);
@@ -82,6 +84,8 @@ struct Link {
     messages: mpsc::Receiver<proto::PeerMessage>,
     addresses: Arc<ArcSwap<AddressBook>>,
     security: Security,
+    /// Whether it was said that the member cannot be reached.
+    away: bool,
 }
 
 /// Why a stream ended.
@@ -91,11 +95,11 @@ enum LinkEnd {
     NoAddress,
     #[error("its address has changed")]
     Moved,
-    #[error("it cannot be reached: {0}")]
+    #[error("it cannot be reached: {}", root_cause(.0))]
     Connect(#[from] tonic::transport::Error),
     #[error("it did not answer in time")]
     Timeout,
-    #[error("it broke the stream off: {0}")]
+    #[error("it broke the stream off: {}", status_words(.0.as_ref()))]
     Broken(#[from] Box<Status>),
     #[error("this member stops")]
     Stopping,
@@ -113,7 +117,7 @@ impl Link {
                 Err(LinkEnd::Stopping) => return,
                 Err(end) => end,
             };
-            tracing::debug!(member = %self.to, %end, "a stream to a member ended");
+            self.report(&end);
             metrics::counter!("basalt_control_peer_streams_ended_total").increment(1);
             if began.elapsed() > BACKOFF.1 {
                 backoff = BACKOFF.0;
@@ -127,9 +131,23 @@ impl Link {
         }
     }
 
+    /// Says once that a member went away, and not at every try.
+    fn report(&mut self, end: &LinkEnd) {
+        let lost = matches!(end, LinkEnd::Connect(_) | LinkEnd::Timeout | LinkEnd::Broken(_));
+        if lost && !std::mem::replace(&mut self.away, true) {
+            let address = self.address().unwrap_or_default();
+            tracing::warn!(member = %self.to, address, %end, "a member cannot be reached; will try again");
+        } else {
+            tracing::debug!(member = %self.to, %end, "a stream to a member ended");
+        }
+    }
+
     async fn stream(&mut self, first: proto::PeerMessage) -> Result<std::convert::Infallible, LinkEnd> {
         let address = self.address().ok_or(LinkEnd::NoAddress)?;
         let channel = self.connect(&address).await?;
+        if std::mem::replace(&mut self.away, false) {
+            tracing::info!(member = %self.to, %address, "a member can be reached again");
+        }
         let (out, outgoing) = mpsc::channel(1);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         if let Security::Plaintext(identity) = &self.security

@@ -5,6 +5,7 @@
 
 mod cores;
 mod device;
+mod metrics;
 mod node;
 mod reactors;
 mod serve;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("basaltd: {error:#}");
+            eprintln!("basaltd: {}", basalt_telemetry::sentence(&*error));
             ExitCode::FAILURE
         }
     }

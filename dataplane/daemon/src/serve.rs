@@ -16,10 +16,12 @@ use basalt_nvmf_target::{
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
 use basalt_nvmf_transport::{ControllerIdRange, Nqn};
 use basalt_reactor::{DiskOptions, Handle, Polling, ReactorOptions};
+use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
 use uuid::Uuid;
 
 use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
+use crate::metrics::{self, Sources};
 use crate::reactors::{Reactors, Start};
 use crate::signals;
 
@@ -56,6 +58,9 @@ pub(crate) struct Options {
     /// A host that may connect; repeat for more. On loopback anybody may if none is named
     #[arg(long = "allow-host", value_name = "NQN", value_parser = nqn, conflicts_with = "allow_any_host")]
     allowed: Vec<Nqn>,
+    /// Where to serve /metrics, /healthz and /readyz; port 0 takes a free one and logs it
+    #[arg(long, env = "BASALT_METRICS_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    metrics_listen: SocketAddr,
     /// Let every host connect
     #[arg(long)]
     allow_any_host: bool,
@@ -92,6 +97,15 @@ impl Options {
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let target = subsystem(options, options.allowed_hosts()?)?;
+    let readiness = Readiness::new();
+    let gate = readiness.gate("serving", "devices and listeners are being opened");
+    let exporter = ExporterConfig {
+        listen: options.metrics_listen,
+        process: "basaltd",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let exporter = Exporter::start(&exporter, readiness)?;
+    tracing::info!(metrics = %exporter.address(), "basaltd starts");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -104,20 +118,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let reactors = Reactors::start(start, &served, move |handle, siblings| {
         let outcome = match first.start(handle, &siblings) {
             Ok((listener, bound)) => {
+                let mut controls = vec![listener.control()];
+                controls.extend(siblings);
                 // The listener lives as long as the reactor.
                 drop(handle.spawn(async move {
                     let _listener = listener;
                     std::future::pending::<()>().await;
                 }));
-                Ok(bound)
+                Ok((bound, controls))
             }
             Err(error) => Err(error),
         };
         // Who waits for it is the caller below; it is there.
         drop(tell.send(outcome));
     })?;
-    let bound = told.recv().context("the reactor ended while it started")??;
-    let outcome = runtime.block_on(serve(options, reactors, bound));
+    let (bound, controls) = told.recv().context("the reactor ended while it started")??;
+    gate.open();
+    let sources = Sources { reactors: reactors.remotes(), controls, target: served };
+    let outcome = runtime.block_on(serve(options, reactors, bound, sources));
     // A reactor that is stuck must not keep the process.
     runtime.shutdown_background();
     outcome
@@ -153,7 +171,20 @@ impl First {
     }
 }
 
-async fn serve(options: &Options, reactors: Reactors, bound: SocketAddr) -> anyhow::Result<()> {
+async fn serve(
+    options: &Options,
+    reactors: Reactors,
+    bound: SocketAddr,
+    sources: Sources,
+) -> anyhow::Result<()> {
+    metrics::describe();
+    tokio::spawn(async move {
+        let mut ticks = metrics::ticks();
+        loop {
+            ticks.tick().await;
+            sources.gather().await;
+        }
+    });
     tracing::info!(address = %bound, nqn = %options.nqn, "serving");
     announce(bound, options.listen)?;
     let signal = signals::wait().await?;

@@ -41,8 +41,5 @@ pub enum ControlPlaneError {
     Unavailable {
         /// Why, for a person.
         message: String,
-        /// What lies underneath.
-        #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
 }

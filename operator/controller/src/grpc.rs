@@ -40,7 +40,7 @@ impl Members {
     ) -> Result<T, ControlPlaneError> {
         let failed = self.failed().clone();
         if let Some((_, message)) = failed.filter(|(when, _)| when.elapsed() < FAIL_FAST) {
-            return Err(ControlPlaneError::Unavailable { message, source: None });
+            return Err(ControlPlaneError::Unavailable { message });
         }
         let answer = call.await.map_err(translate);
         *self.failed() = match &answer {
@@ -56,7 +56,6 @@ impl ControlPlane for Members {
         let status = self.call(self.client.cluster_status()).await?;
         status.cluster.ok_or_else(|| ControlPlaneError::Unavailable {
             message: "the control plane is not bootstrapped yet".to_owned(),
-            source: None,
         })
     }
 
@@ -114,21 +113,8 @@ fn translate(error: ClientError) -> ControlPlaneError {
         Some(Reason::Unsupported) => RejectionKind::Unsupported,
         Some(Reason::Forbidden) => RejectionKind::Forbidden,
         Some(Reason::Unspecified | Reason::NoLeader | Reason::Overloaded | Reason::Storage) | None => {
-            return ControlPlaneError::Unavailable {
-                message: error.to_string(),
-                source: Some(Box::new(error)),
-            };
+            return ControlPlaneError::Unavailable { message: error.to_string() };
         }
     };
     ControlPlaneError::Rejected(Rejection { kind, message: error.to_string() })
-}
-
-/// What stands in statuses and probes: without the insides of a transport, which the log has.
-pub(crate) fn sentence(error: &ClientError) -> String {
-    match error {
-        ClientError::Unavailable { deadline, last } => {
-            format!("no member answered within {} s; the last one: {}", deadline.as_secs(), last.message())
-        }
-        other => other.to_string(),
-    }
 }

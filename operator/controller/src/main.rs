@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     match start(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("basalt-operator: {error:#}");
+            eprintln!("basalt-operator: {}", basalt_telemetry::sentence(&*error));
             ExitCode::FAILURE
         }
     }

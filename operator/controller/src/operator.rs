@@ -21,7 +21,7 @@ use crate::backoff::{Backoff, random_fraction};
 use crate::control_plane::ControlPlane;
 use crate::election::{Election, ElectionConfig};
 use crate::fence::Fence;
-use crate::grpc::{Members, sentence};
+use crate::grpc::Members;
 use crate::managed::Managed;
 use crate::meters;
 use crate::mirror::{Mirror, Touched};
@@ -240,15 +240,25 @@ async fn follow(client: ControlClient, mirror: &Mirror, triggers: &Triggers) {
 async fn probe(client: ControlClient, gate: &Gate, reachable: &watch::Sender<bool>) {
     let mut ticks = tokio::time::interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut first = true;
     loop {
         ticks.tick().await;
         let answer = client.cluster_status().await;
         meters::control_plane_connected(answer.is_ok());
-        reachable.send_if_modified(|last| std::mem::replace(last, answer.is_ok()) != answer.is_ok());
+        let changed =
+            reachable.send_if_modified(|last| std::mem::replace(last, answer.is_ok()) != answer.is_ok());
+        match &answer {
+            Err(error) if changed || first => {
+                tracing::warn!(%error, "the control plane cannot be reached; will try again");
+            }
+            Ok(_) if changed => tracing::info!("the control plane answers"),
+            Ok(_) | Err(_) => {}
+        }
+        first = false;
         match answer {
             Ok(status) if status.cluster.is_some() => gate.open(),
             Ok(_) => gate.close("it is not bootstrapped yet"),
-            Err(error) => gate.close(sentence(&error)),
+            Err(error) => gate.close(error.to_string()),
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod dashboards;
 pub mod guest;
+pub mod http;
 pub mod mounts;
 pub mod packages;
 pub mod programs;

@@ -2,20 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::Error;
+use crate::{Error, http};
 
 /// How long a start, or the first scrape of every target, may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(200);
-const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A running Prometheus on loopback; it ends with this value.
 #[derive(Debug)]
@@ -142,22 +140,14 @@ impl Prometheus {
         Ok(())
     }
 
-    /// One request by HTTP/1.0: the answer ends where the connection does.
     fn get(&self, path: &str) -> Result<Value, Error> {
-        let mut answer = String::new();
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
-            .and_then(|mut stream| {
-                stream.set_read_timeout(Some(REQUEST_DEADLINE))?;
-                write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-                stream.read_to_string(&mut answer)
-            })
-            .map_err(Error::run("prometheus"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        if head.split(' ').nth(1) != Some("200") {
-            return Err(self.failure(path, body.to_owned()));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let (status, body) = http::get(address, path).map_err(Error::run("prometheus"))?;
+        if status != 200 {
+            return Err(self.failure(path, body));
         }
         // `/-/ready` answers with a sentence.
-        Ok(serde_json::from_str(body).unwrap_or(Value::Null))
+        Ok(serde_json::from_str(&body).unwrap_or(Value::Null))
     }
 
     fn failure(&self, what: &str, message: String) -> Error {

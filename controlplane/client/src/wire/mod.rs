@@ -44,6 +44,14 @@ pub enum WireError {
         /// What is wrong with it.
         source: AddrParseError,
     },
+    /// Not a host and a port.
+    #[error("{field}: {value:?} is not host:port (as in control-1.example:7443 or [::1]:7443)")]
+    HostPort {
+        /// The field.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
     /// A value that this version does not know.
     #[error("{field} has the value {value}, which this version does not know")]
     Unknown {
@@ -76,6 +84,7 @@ impl WireError {
             | WireError::Name { field, .. }
             | WireError::Uuid { field, .. }
             | WireError::Address { field, .. }
+            | WireError::HostPort { field, .. }
             | WireError::Unknown { field, .. }
             | WireError::Range { field }
             | WireError::Duplicate { field, .. } => field,

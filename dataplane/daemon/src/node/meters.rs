@@ -12,7 +12,7 @@ use basalt_lvol::id::VolumeId;
 use basalt_reactor::SocketError;
 use basalt_telemetry::{Collector, Exposition};
 
-use super::metrics::metric_value;
+use crate::metrics::metric_value;
 
 /// Bounds of the latency buckets are these powers of two of nanoseconds: from 8 us to 9 s. At powers of two the counts are exact.
 const BUCKET_EXPONENTS: std::ops::RangeInclusive<u32> = 13..=33;

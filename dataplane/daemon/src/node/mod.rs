@@ -29,6 +29,7 @@ use self::ports::{MachineDisks, ManagementStore, ReportSender};
 use self::session::{SessionConfig, SessionEnds, SessionState};
 use self::store::{DesiredFile, IdentityFile};
 use crate::cores::CoreList;
+use crate::metrics::Sources;
 use crate::reactors::{Reactors, Start};
 use crate::signals;
 
@@ -112,7 +113,8 @@ async fn serve(
     };
     let ends = SessionEnds { desired, report: report_changes.clone(), state };
     tokio::spawn(session::run(session, identity, ends));
-    tokio::spawn(metrics::keep(reactors.remotes(), controls, target, meters, report_changes.clone()));
+    let sources = Sources { reactors: reactors.remotes(), controls, target };
+    tokio::spawn(metrics::keep(sources, meters, report_changes.clone()));
     tokio::spawn(follow_readiness(readiness.clone(), states, report_changes));
     let signal = signals::wait().await?;
     tracing::info!(signal, "basaltd stops");

@@ -100,7 +100,7 @@ impl Control {
 }
 
 fn dead() -> ControlPlaneError {
-    ControlPlaneError::Unavailable { message: "the process is dead".to_owned(), source: None }
+    ControlPlaneError::Unavailable { message: "the process is dead".to_owned() }
 }
 
 impl ControlPlane for Control {
