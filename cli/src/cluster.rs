@@ -7,6 +7,7 @@ use basalt_model::{
 };
 use serde_json::json;
 
+use crate::document;
 use crate::output::{Format, bytes, print_json, print_line, print_table, table};
 
 /// The cluster in figures, and what is not in order.
@@ -79,10 +80,11 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
         }
         None => client.nodes().all().await?.items,
     };
+    let volumes = client.volumes().all().await?.items;
     if format == Format::Json {
+        let nodes = nodes.iter().map(|node| document::node(node, &volumes)).collect::<Vec<_>>();
         return print_json(&json!({ "nodes": nodes }));
     }
-    let volumes = client.volumes().all().await?.items;
     let mut shown = table([
         "name",
         "status",
@@ -127,6 +129,7 @@ pub(crate) async fn volumes(client: &Client, name: Option<String>, format: Forma
         None => client.volumes().all().await?.items,
     };
     if format == Format::Json {
+        let volumes = volumes.iter().map(document::volume).collect::<Vec<_>>();
         return print_json(&json!({ "volumes": volumes }));
     }
     let mut shown = table(["name", "phase", "size", "node", "pool", "address", "hosts", "nqn"]);
@@ -194,7 +197,7 @@ pub(crate) fn phase(state: &VolumeState) -> &'static str {
     }
 }
 
-fn liveness(node: &Node) -> &'static str {
+pub(crate) fn liveness(node: &Node) -> &'static str {
     match node.liveness {
         Liveness::Never => "Pending",
         Liveness::Live { .. } => "Online",
@@ -202,7 +205,7 @@ fn liveness(node: &Node) -> &'static str {
     }
 }
 
-fn pool_health(health: PoolHealth) -> &'static str {
+pub(crate) fn pool_health(health: PoolHealth) -> &'static str {
     match health {
         PoolHealth::Pending => "Pending",
         PoolHealth::Online => "Online",

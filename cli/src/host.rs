@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use basalt_nvmf_host::HostOptions;
+use basalt_nvmf_host::{HostOptions, NamespaceFacts};
 use basalt_nvmf_tcp::host::{
     Load, LoadReport, Progress, TcpHostOptions, Work,
     blocking::{self, Session},
@@ -24,6 +24,8 @@ use crate::{
 const NSID: u32 = 1;
 /// What is looked at in one go before a volume is written to.
 const LOOK_BYTES: u32 = 128 << 10;
+/// What is written and read where nothing else is said.
+const VERIFY_BYTES: u64 = 64 << 20;
 /// Exit code for a volume that holds data which would have been overwritten.
 const HOLDS_DATA: u8 = 3;
 
@@ -75,9 +77,9 @@ pub(crate) struct PerfArguments {
 pub(crate) struct VerifyArguments {
     #[command(flatten)]
     pub(crate) target: TargetArguments,
-    /// How much, from the start of the volume
-    #[arg(long, default_value = "64MiB", value_parser = parse_bytes)]
-    size: u64,
+    /// How much, from the start of the volume [default: 64MiB, or all of a smaller volume]
+    #[arg(long, value_parser = parse_bytes)]
+    size: Option<u64>,
     /// Bytes of a command
     #[arg(long, default_value = "64KiB", value_parser = parse_bytes)]
     block_size: u64,
@@ -150,7 +152,11 @@ pub(crate) fn verify(
     format: Format,
 ) -> anyhow::Result<ExitCode> {
     let writes = !arguments.check_only;
-    if writes && !arguments.overwrite && holds_data(target, arguments.size, arguments.seed)? {
+    let session = Session::connect(&target.options).with_context(|| connecting(target))?;
+    let size = region(&session, target, arguments.size)?;
+    let full = writes && !arguments.overwrite && holds_data(&session, size, arguments.seed)?;
+    session.disconnect()?;
+    if full {
         return Ok(refuse_to_overwrite(target, "holds data"));
     }
     let passes: &[(Work, &'static str)] = if writes {
@@ -162,7 +168,7 @@ pub(crate) fn verify(
     for (work, doing) in passes {
         let mut load = Load::new(NSID, *work);
         load.bytes = command_bytes(arguments.block_size)?;
-        load.region = Some(arguments.size);
+        load.region = Some(size);
         load.seed = arguments.seed;
         let bar = bar(format, doing, "{msg:>10} [{bar:40}] {binary_bytes_per_sec} {percent}%");
         let report = run(target, &load, |progress| {
@@ -198,14 +204,27 @@ fn connecting(target: &Target) -> String {
     format!("volume {} at {}", target.name, target.options.address)
 }
 
-/// Whether what would be written over is something else than zeroes throughout, or the pattern of this seed throughout.
-fn holds_data(target: &Target, size: u64, seed: u64) -> anyhow::Result<bool> {
-    let session = Session::connect(&target.options).with_context(|| connecting(target))?;
+/// How much of the volume is meant.
+fn region(session: &Session, target: &Target, asked: Option<u64>) -> anyhow::Result<u64> {
+    let whole = namespace(session)?.bytes();
+    let size = asked.unwrap_or_else(|| whole.min(VERIFY_BYTES));
+    if size > whole {
+        bail!("volume {} has {}, less than --size: give at most {whole} bytes", target.name, bytes(whole));
+    }
+    Ok(size)
+}
+
+fn namespace(session: &Session) -> anyhow::Result<&NamespaceFacts> {
     let namespace = session.facts().namespaces.iter().find(|namespace| namespace.nsid == NSID);
-    let namespace = namespace.context("the volume has no namespace 1")?;
+    namespace.context("the volume has no namespace 1")
+}
+
+/// Whether what would be written over is something else than zeroes throughout, or the pattern of this seed throughout.
+fn holds_data(session: &Session, size: u64, seed: u64) -> anyhow::Result<bool> {
+    let namespace = namespace(session)?;
     let shift = namespace.block_shift;
     // Whatever touches the region counts, also a block that is written in part.
-    let blocks = size.div_ceil(1 << shift).min(namespace.bytes() >> shift);
+    let blocks = size.div_ceil(1 << shift);
     let step = u64::from((LOOK_BYTES.min(session.facts().transfer_bytes_max) >> shift).max(1));
     let mut content = Content { seed, zeroes: true, pattern: true };
     let mut at = 0;
@@ -214,7 +233,6 @@ fn holds_data(target: &Target, size: u64, seed: u64) -> anyhow::Result<bool> {
         content.look(at << shift, &session.read(NSID, at, u32::try_from(count)?)?);
         at += count;
     }
-    session.disconnect()?;
     Ok(!content.is_free())
 }
 

@@ -3,6 +3,7 @@
 //! It asks the control plane and talks to volumes; it takes no decision for them. Begin with [`Command`].
 
 mod cluster;
+mod document;
 mod host;
 mod members;
 mod output;

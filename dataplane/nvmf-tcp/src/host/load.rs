@@ -175,7 +175,10 @@ fn places(load: &Load, namespace: &NamespaceFacts) -> Result<u64, BlockingError>
     if load.bytes == 0 || !load.bytes.is_multiple_of(block) || load.depth == 0 || load.queues == 0 {
         return Err(BlockingError::Load("commands are whole blocks, depth and queues at least one"));
     }
-    let region = load.region.unwrap_or(namespace.bytes()).min(namespace.bytes());
+    let region = load.region.unwrap_or(namespace.bytes());
+    if region > namespace.bytes() {
+        return Err(BlockingError::Load("the region is larger than the namespace"));
+    }
     match region / u64::from(load.bytes) {
         0 => Err(BlockingError::Load("the region is smaller than one command")),
         places => Ok(places),
