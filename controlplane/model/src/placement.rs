@@ -29,7 +29,7 @@ pub struct Selector {
 /// Why no pool fits, by how many pools each reason rules out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "no pool has room: of {pools} pools, {not_selected} are not selected, {unschedulable} are on unschedulable nodes, \
+    "no pool can take it: of {pools} pools, {not_selected} are not selected, {unschedulable} are on unschedulable nodes, \
      {not_live} are on nodes that are not connected, {not_online} are not online, {too_small} have too little free space \
      (the largest has {largest_free} bytes free, {needed} are needed)"
 )]
@@ -50,6 +50,14 @@ pub struct NoFit {
     pub largest_free: Bytes,
     /// The space that is needed.
     pub needed: Bytes,
+}
+
+impl NoFit {
+    /// Whether pools may only not be there yet: none that could be asked is too small.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        self.too_small == 0 && (self.pools == 0 || self.not_live > 0 || self.not_online > 0)
+    }
 }
 
 /// Chooses the fitting pool with the most free space; among equals the first by name.

@@ -301,6 +301,8 @@ pub enum RefusalKind {
     Precondition,
     /// There is no room.
     Exhausted,
+    /// No pool that could be asked is in service; may be later.
+    NoPool,
 }
 
 impl Refusal {
@@ -319,6 +321,7 @@ impl Refusal {
             Refusal::RequestIdReused | Refusal::Unsupported { .. } | Refusal::OutOfRange { .. } => {
                 RefusalKind::Invalid
             }
+            Refusal::NoFit(no_fit) if no_fit.is_waiting() => RefusalKind::NoPool,
             Refusal::NoFit(_) | Refusal::PoolTooSmall { .. } | Refusal::LimitReached { .. } => {
                 RefusalKind::Exhausted
             }

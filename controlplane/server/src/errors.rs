@@ -70,6 +70,7 @@ fn refusal_status(refusal: &Refusal) -> Status {
         (_, RefusalKind::Invalid) => (Code::InvalidArgument, Reason::Invalid),
         (_, RefusalKind::Precondition) => (Code::FailedPrecondition, Reason::Precondition),
         (_, RefusalKind::Exhausted) => (Code::ResourceExhausted, Reason::Exhausted),
+        (_, RefusalKind::NoPool) => (Code::FailedPrecondition, Reason::NoPool),
     };
     let field = match refusal {
         Refusal::OutOfRange { field, .. } => field.to_string(),

@@ -110,6 +110,7 @@ fn translate(error: ClientError) -> ControlPlaneError {
         Some(Reason::Invalid | Reason::RequestIdReused) => RejectionKind::Invalid,
         Some(Reason::Precondition) => RejectionKind::Precondition,
         Some(Reason::Exhausted) => RejectionKind::Exhausted,
+        Some(Reason::NoPool) => RejectionKind::NoPool,
         Some(Reason::Unsupported) => RejectionKind::Unsupported,
         Some(Reason::Forbidden) => RejectionKind::Forbidden,
         Some(Reason::Unspecified | Reason::NoLeader | Reason::Overloaded | Reason::Storage) | None => {

@@ -98,7 +98,7 @@ fn the_end(world: &World) {
 #[tokio::test]
 async fn without_a_crash_each_thing_is_told_once() {
     let world = live(None).await;
-    assert_eq!(world.apiserver.events("a"), ["NoRoom", "Creating", "Online", "Deleting"]);
+    assert_eq!(world.apiserver.events("a"), ["WaitingForPool", "Creating", "Online", "Deleting"]);
     assert_eq!(world.apiserver.events("n-1"), ["NeverConnected", "Online", "NodeHoldsVolumes", "Deleting"]);
 }
 

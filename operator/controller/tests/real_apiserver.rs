@@ -94,10 +94,10 @@ async fn a_life_and_the_loss_of_the_apiserver() {
     work(&client, &context).await;
     let volumes = kubectl(&fixture, &["get", "bv", "data"]);
     let row: Vec<&str> = volumes.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row[..7], ["data", "Online", "1Gi", "True", "Online", "n-1", "127.0.0.1:4420"]);
+    assert_eq!(row[..8], ["data", "Online", "1Gi", "True", "Online", "True", "n-1", "127.0.0.1:4420"]);
     let nodes = kubectl(&fixture, &["get", "bsn", "n-1"]);
     let row: Vec<&str> = nodes.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row[..9], ["n-1", "Online", "True", "Online", "false", "1Ti", "0", "1", "1.0"]);
+    assert_eq!(row[..10], ["n-1", "Online", "True", "Online", "True", "false", "1Ti", "0", "1", "1.0"]);
     let described = kubectl(&fixture, &["describe", "bv", "data"]);
     assert!(described.contains("hosts can read and write") && described.contains("AnyHost"), "{described}");
 

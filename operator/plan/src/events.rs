@@ -23,8 +23,16 @@ pub enum EventKind {
 }
 
 /// Reasons with which a condition that is not `True` is nothing to worry about.
-const ON_THE_WAY: [&str; 7] =
-    ["Pending", "Creating", "Applying", "Deleting", "Released", "NeverConnected", "PoolPending"];
+const ON_THE_WAY: [&str; 8] = [
+    "Pending",
+    "Creating",
+    "Applying",
+    "Deleting",
+    "Released",
+    "NeverConnected",
+    "PoolPending",
+    "WaitingForPool",
+];
 /// Reasons that nobody is told: the first concerns the whole cluster, not this object, and a metric and readiness say it once;
 /// the second is over in a moment.
 const QUIET: [&str; 2] = ["ControlPlaneUnreachable", "Applying"];

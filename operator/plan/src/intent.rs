@@ -121,6 +121,8 @@ pub enum RejectionKind {
     Precondition,
     /// There is no room.
     Exhausted,
+    /// No pool is in service yet.
+    NoPool,
     /// Not supported yet.
     Unsupported,
     /// The operator itself may not do this.
@@ -137,6 +139,7 @@ impl RejectionKind {
             Self::Invalid => "Invalid",
             Self::Precondition => "NotPossibleNow",
             Self::Exhausted => "NoRoom",
+            Self::NoPool => "WaitingForPool",
             Self::Unsupported => "Unsupported",
             Self::Forbidden => "Forbidden",
         }

@@ -182,7 +182,9 @@ proptest! {
             if room || status.volume_id.is_some() {
                 prop_assert_eq!(status.phase, Some(VolumePhase::Online), "{}: {}", name, ready.message);
             } else {
-                prop_assert_eq!((status.phase, ready.reason.as_str()), (Some(VolumePhase::Pending), "NoRoom"));
+                let none = world.control.state.nodes().is_empty();
+                let reason = if none { "WaitingForPool" } else { "NoRoom" };
+                prop_assert_eq!((status.phase, ready.reason.as_str()), (Some(VolumePhase::Pending), reason));
             }
         }
         for (name, node) in &world.nodes {

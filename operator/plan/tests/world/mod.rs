@@ -497,6 +497,7 @@ fn rejected(refusal: &Refusal) -> Rejection {
         RefusalKind::Invalid => RejectionKind::Invalid,
         RefusalKind::Precondition => RejectionKind::Precondition,
         RefusalKind::Exhausted => RejectionKind::Exhausted,
+        RefusalKind::NoPool => RejectionKind::NoPool,
     };
     Rejection { kind, message: refusal.to_string() }
 }
