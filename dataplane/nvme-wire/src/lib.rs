@@ -20,6 +20,7 @@ pub mod log;
 pub mod opcode;
 pub mod pdu;
 pub mod register;
+pub mod reservation;
 mod sgl;
 mod status;
 
