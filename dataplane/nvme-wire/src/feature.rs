@@ -65,6 +65,8 @@ pub const SAVE: u32 = 1 << 31;
 
 /// Answer to Select "capabilities": the feature is changeable (Base figure 189, bit 2).
 pub const CAPABILITY_CHANGEABLE: u32 = 1 << 2;
+/// The same: the feature is each namespace's own (bit 1).
+pub const CAPABILITY_OF_NAMESPACE: u32 = 1 << 1;
 
 /// Asynchronous Event Configuration bits (Base figure 326), equal to the OAES bits of identify (Base figure 276).
 pub mod event {

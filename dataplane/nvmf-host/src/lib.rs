@@ -10,6 +10,7 @@ mod discover;
 mod error;
 mod fused;
 mod options;
+mod reservation;
 
 pub use bringup::{Bringup, ControllerFacts, NamespaceFacts, Next};
 pub use command::{Command, Data, IoCommand, Outcome};

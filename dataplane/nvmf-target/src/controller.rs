@@ -1,5 +1,8 @@
 //! A controller: its lifecycle and its admin commands, run on the reactor of its admin queue.
 
+mod notices;
+mod reservations;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +14,19 @@ use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::register::{
     Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, VERSION_2_0,
 };
-use basalt_nvme_wire::{Fuse, Sgl, Sqe, Status, fabrics};
+use basalt_nvme_wire::{Fuse, Sqe, Status, fabrics};
 use basalt_nvmf_transport::{CommandId, TransportLimits};
+use zerocopy::IntoBytes;
 
+use self::notices::Notices;
+use self::reservations::PendingFeature;
 use crate::events::Events;
 use crate::features::{self, Features};
 use crate::identify::{self, KEEP_ALIVE_GRANULARITY};
 use crate::link::ControllerLink;
 use crate::logs;
 use crate::namespace::{Namespace, Nsid};
-use crate::reply::{Reply, Step};
+use crate::reply::{Reply, Step, give};
 use crate::subsystem::Subsystem;
 use crate::target::Target;
 
@@ -78,6 +84,9 @@ pub(crate) struct Controller {
     ana_change_count: u64,
     /// The discovery page that a host reads in pieces.
     discovery_page: Option<Vec<u8>>,
+    notices: Notices,
+    /// Set Features commands that wait for a store.
+    pending: Vec<PendingFeature>,
 }
 
 impl Controller {
@@ -108,6 +117,8 @@ impl Controller {
             changed: BTreeSet::new(),
             ana_change_count: 1,
             discovery_page: None,
+            notices: Notices::default(),
+            pending: Vec::new(),
         };
         controller.set_keep_alive(keep_alive_ms);
         controller.look();
@@ -140,7 +151,10 @@ impl Controller {
     /// Looks for what changed since the last time and raises events.
     pub(crate) fn look(&mut self) {
         match self.kind {
-            Kind::Io => self.look_at_namespaces(),
+            Kind::Io => {
+                self.look_at_namespaces();
+                self.look_at_notices();
+            }
             Kind::Discovery => {
                 let generation = self.target.discovery_generation();
                 if generation != self.seen_discovery {
@@ -185,8 +199,11 @@ impl Controller {
         }
     }
 
-    /// The next event to report, with the request that it completes.
+    /// The next held command that ends: one that waited for a store, or a request for an event.
     pub(crate) fn next_event(&mut self) -> Option<(CommandId, Reply)> {
+        if let Some(ended) = self.next_feature() {
+            return Some(ended);
+        }
         let (command, event) = self.events.next()?;
         Some((command, Reply::result(event.emit())))
     }
@@ -299,6 +316,7 @@ impl Controller {
         self.link.reset();
         self.events.reset();
         self.features = Features::new(self.kind);
+        self.notices = Notices::default();
         self.changed.clear();
         self.lifecycle = Lifecycle::Disabled;
     }
@@ -356,7 +374,7 @@ impl Controller {
                 Some(page) if wanted.offset > 0 => page,
                 _ => self.target.discovery_page(&self.link.association.host.nqn),
             },
-            LogId::ReservationNotification => Vec::new(),
+            LogId::ReservationNotification => self.notices.page().as_bytes().to_vec(),
         }
     }
 
@@ -369,6 +387,9 @@ impl Controller {
             if event.page() == page {
                 self.events.clear(event);
             }
+        }
+        if page == LogId::ReservationNotification {
+            self.note_notice_read();
         }
     }
 
@@ -392,6 +413,8 @@ impl Controller {
             FeatureId::HostBehavior => self.set_host_behavior(data),
             // The identifier of a fabrics host is the one of its Connect (Base 5.27.1.25).
             FeatureId::HostIdentifier => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            FeatureId::ReservationNotificationMask => self.set_notice_mask(sqe),
+            FeatureId::ReservationPersistence => self.set_persistence(sqe),
             _ => self.features.set(feature, value).map(|()| {
                 self.look();
                 Step::DONE
@@ -426,8 +449,13 @@ impl Controller {
             return Ok(Step::Complete(Reply::result(value)));
         }
         if select == Select::Capabilities {
-            let changeable = feature != FeatureId::HostIdentifier;
-            let value = if changeable { feature::CAPABILITY_CHANGEABLE } else { 0 };
+            let value = match feature {
+                FeatureId::HostIdentifier => 0,
+                FeatureId::ReservationNotificationMask | FeatureId::ReservationPersistence => {
+                    feature::CAPABILITY_CHANGEABLE | feature::CAPABILITY_OF_NAMESPACE
+                }
+                _ => feature::CAPABILITY_CHANGEABLE,
+            };
             return Ok(Step::Complete(Reply::result(value)));
         }
         match feature {
@@ -441,6 +469,11 @@ impl Controller {
             // Dword 11 bit 0 (EXHID): fabrics hosts have 128-bit identifiers only.
             FeatureId::HostIdentifier if sqe.cdw11.get() & 1 == 1 => {
                 give(sqe, self.link.association.host.id.0.to_vec(), Reply::SUCCESS)
+            }
+            FeatureId::ReservationNotificationMask | FeatureId::ReservationPersistence => {
+                let value = self.reservation_feature(feature, sqe.nsid.get())?;
+                let value = if select == Select::Current { value } else { 0 };
+                Ok(Step::Complete(Reply::result(value)))
             }
             _ => Err(Status::INVALID_FIELD.dnr()),
         }
@@ -471,13 +504,4 @@ fn seen(namespace: &Arc<Namespace>) -> Seen {
         ana_changes: namespace.ana_changes(),
         uuid: namespace.identity().uuid,
     }
-}
-
-/// Gives `data` if the command's data pointer has room for it (Base 4.1.2.1: else Data SGL Length Invalid).
-fn give(sqe: &Sqe, data: Vec<u8>, reply: Reply) -> Result<Step, Status> {
-    let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
-    if (sgl.length() as usize) < data.len() {
-        return Err(Status::SGL_LENGTH_INVALID.dnr());
-    }
-    Ok(Step::Give { data, reply })
 }

@@ -114,7 +114,8 @@ pub(crate) fn supported(kind: Kind, feature: FeatureId) -> bool {
         | FeatureId::NumberOfQueues
         | FeatureId::WriteAtomicity
         | FeatureId::HostBehavior
-        | FeatureId::HostIdentifier => kind == Kind::Io,
-        FeatureId::ReservationNotificationMask | FeatureId::ReservationPersistence => false,
+        | FeatureId::HostIdentifier
+        | FeatureId::ReservationNotificationMask
+        | FeatureId::ReservationPersistence => kind == Kind::Io,
     }
 }

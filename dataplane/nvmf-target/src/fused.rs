@@ -149,17 +149,19 @@ pub fn fused_statuses(operation: Operation, result: Result<(), IoError>) -> [Sta
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Weak};
 
     use basalt_bdev::{BlockDevice, BlockSize};
     use basalt_device_mem::{NullDevice, RamDevice};
     use basalt_nvme_wire::log::AnaState;
     use basalt_nvme_wire::{ReadWrite, Sgl};
+    use basalt_nvmf_transport::HostId;
     use uuid::Uuid;
     use zerocopy::little_endian::U32;
 
     use super::*;
-    use crate::namespace::{Namespace, NamespaceIdentity, Nsid};
+    use crate::namespace::{Namespace, NamespaceIdentity, NamespaceParts, Nsid};
+    use crate::reservation::KnownRights;
 
     const MISSING: Status = Status::ABORTED_MISSING_FUSED.dnr();
     const FAILED: Status = Status::ABORTED_FAILED_FUSED.dnr();
@@ -167,7 +169,9 @@ mod tests {
 
     fn namespace(nsid: u32, device: Arc<dyn BlockDevice>, ana: AnaState) -> Arc<Namespace> {
         let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
-        Arc::new(Namespace::new(Nsid(nsid), identity, device, ana))
+        let parts =
+            NamespaceParts { nsid: Nsid(nsid), identity, device, ana, changes: Arc::default(), store: None };
+        Namespace::new(parts, Weak::new()).unwrap()
     }
 
     fn ram() -> Arc<dyn BlockDevice> {
@@ -183,6 +187,10 @@ mod tests {
             namespace(3, Arc::new(null), AnaState::Optimized),
             namespace(4, ram(), AnaState::Inaccessible),
         ]
+    }
+
+    fn rights(namespaces: &[Arc<Namespace>]) -> KnownRights {
+        KnownRights::new(HostId([1; 16]), namespaces.len())
     }
 
     fn half(fuse: Fuse, opcode: Io, nsid: u32, lba: u64, blocks: u32) -> Sqe {
@@ -205,7 +213,8 @@ mod tests {
     /// How each command that completed at once, or that waited as a first half, ended; `None` for what would run.
     fn ends(sqes: &[Sqe]) -> Vec<Option<Status>> {
         let namespaces = namespaces();
-        let context = IoContext { namespaces: &namespaces, transfer_bytes_max: 131_072 };
+        let rights = rights(&namespaces);
+        let context = IoContext { namespaces: &namespaces, rights: &rights, transfer_bytes_max: 131_072 };
         let mut pairing = Pairing::default();
         let mut ends = Vec::new();
         for sqe in sqes {
@@ -225,7 +234,8 @@ mod tests {
     #[test]
     fn adjacent_halves_become_one_request() {
         let namespaces = namespaces();
-        let context = IoContext { namespaces: &namespaces, transfer_bytes_max: 131_072 };
+        let rights = rights(&namespaces);
+        let context = IoContext { namespaces: &namespaces, rights: &rights, transfer_bytes_max: 131_072 };
         let mut pairing = Pairing::default();
         let Step::FuseFirst(first) = pairing.command(&context, &compare(2, 9)) else { panic!() };
         assert_eq!((first.lba, first.bytes), (Lba(9), 512));
@@ -295,7 +305,8 @@ mod tests {
     #[test]
     fn commands_whose_data_came_damaged_keep_their_place() {
         let namespaces = namespaces();
-        let context = IoContext { namespaces: &namespaces, transfer_bytes_max: 131_072 };
+        let rights = rights(&namespaces);
+        let context = IoContext { namespaces: &namespaces, rights: &rights, transfer_bytes_max: 131_072 };
         let mut pairing = Pairing::default();
         let damaged = Status::TRANSIENT_TRANSPORT;
         pairing.skip(&compare(1, 0), damaged);

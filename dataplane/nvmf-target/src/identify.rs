@@ -7,10 +7,11 @@ use basalt_nvme_wire::identify::{
     ANACAP_ALL_STATES, CMIC_ANA, CMIC_MULTI_CONTROLLER, CTRATT_HOST_ID_128, CTRATT_TRAFFIC_KEEP_ALIVE, Cns,
     DLFEAT_ZEROES, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyNamespace,
     IndependentNamespace, LPA_EFFECTS, LPA_EXTENDED, NMIC_SHARED, NSFEAT_OPTIMAL, NSTAT_READY, NamespaceId,
-    NvmController, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_FEATURE_SELECT, ONCS_WRITE_ZEROES,
-    SGLS_FABRICS, VWC_ABSENT, VWC_PRESENT, blank_padded, zeroed,
+    NvmController, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_FEATURE_SELECT, ONCS_RESERVATIONS,
+    ONCS_WRITE_ZEROES, SGLS_FABRICS, VWC_ABSENT, VWC_PRESENT, blank_padded, zeroed,
 };
 use basalt_nvme_wire::register::VERSION_2_0;
+use basalt_nvme_wire::reservation::{RESCAP_ALL_TYPES, RESCAP_PERSISTENT};
 use basalt_nvme_wire::{NSID_ALL, Sqe, Status, fabrics, feature};
 use basalt_nvmf_transport::{ControllerId, TransportLimits};
 use zerocopy::IntoBytes;
@@ -131,8 +132,13 @@ impl Subject<'_> {
         // 64-byte submission and 16-byte completion entries, required and at most.
         page.sqes = 0x66;
         page.cqes = 0x44;
-        page.oncs =
-            U16::new(ONCS_COMPARE | ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES | ONCS_FEATURE_SELECT);
+        page.oncs = U16::new(
+            ONCS_COMPARE
+                | ONCS_DATASET_MANAGEMENT
+                | ONCS_WRITE_ZEROES
+                | ONCS_FEATURE_SELECT
+                | ONCS_RESERVATIONS,
+        );
         page.vwc = if volatile_cache(self.namespaces) { VWC_PRESENT } else { VWC_ABSENT };
         let atomic = self.namespaces.iter().map(|namespace| namespace.device().info().atomic_write().0);
         let atomic = u16::try_from(atomic.min().unwrap_or(1).saturating_sub(1)).unwrap_or(u16::MAX);
@@ -160,6 +166,7 @@ impl Subject<'_> {
         let blocks = U64::new(info.blocks().0);
         (page.nsze, page.ncap, page.nuse) = (blocks, blocks, blocks);
         page.nmic = NMIC_SHARED;
+        page.rescap = reservation_capabilities(namespace);
         page.dlfeat = DLFEAT_ZEROES;
         page.nsattr = u8::from(info.read_only());
         page.nvmcap[..8].copy_from_slice(&info.bytes().to_le_bytes());
@@ -174,6 +181,7 @@ impl Subject<'_> {
         let Some(namespace) = self.find(nsid)? else { return Err(Status::INVALID_NAMESPACE.dnr()) };
         let mut page: IndependentNamespace = zeroed();
         page.nmic = NMIC_SHARED;
+        page.rescap = reservation_capabilities(namespace);
         page.anagrpid = U32::new(namespace.ana_group());
         page.nsattr = u8::from(namespace.device().info().read_only());
         page.nstat = NSTAT_READY;
@@ -206,6 +214,11 @@ impl Subject<'_> {
         }
         Ok(page)
     }
+}
+
+fn reservation_capabilities(namespace: &Namespace) -> u8 {
+    let persistent = if namespace.reservations().can_persist() { RESCAP_PERSISTENT } else { 0 };
+    RESCAP_ALL_TYPES | persistent
 }
 
 fn empty() -> Result<Vec<u8>, Status> {

@@ -7,9 +7,11 @@ use basalt_nvme_wire::dsm::{ATTRIBUTE_DEALLOCATE, Range};
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::opcode::Io;
 use basalt_nvme_wire::{ReadWrite, Sgl, Sqe, Status};
+use basalt_nvmf_transport::HostId;
 
 use crate::namespace::Namespace;
-use crate::reply::Step;
+use crate::reply::{Reply, Step, give};
+use crate::reservation::{self, Access, KnownRights, Pending};
 
 /// Place of a namespace in the table that [`Queue::namespaces`](crate::Queue::namespaces) shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +54,7 @@ impl UnmapRanges {
 #[derive(Debug)]
 pub(crate) struct IoContext<'a> {
     pub(crate) namespaces: &'a [Arc<Namespace>],
+    pub(crate) rights: &'a KnownRights,
     pub(crate) transfer_bytes_max: u32,
 }
 
@@ -70,7 +73,7 @@ impl IoContext<'_> {
         if opcode != expected {
             return Err(Status::INVALID_FIELD.dnr());
         }
-        let (slot, namespace) = self.namespace(sqe.nsid.get())?;
+        let (slot, namespace) = self.namespace(sqe.nsid.get(), Access::of(opcode))?;
         if !namespace.fuses() {
             return Err(Status::INVALID_FIELD.dnr());
         }
@@ -84,7 +87,7 @@ impl IoContext<'_> {
 
     fn check(&self, sqe: &Sqe) -> Result<Step, Status> {
         let Some(opcode) = Io::from_code(sqe.opcode) else { return Err(Status::INVALID_OPCODE.dnr()) };
-        let (slot, namespace) = self.namespace(sqe.nsid.get())?;
+        let (slot, namespace) = self.namespace(sqe.nsid.get(), Access::of(opcode))?;
         let transfer = |operation| self.transfer(sqe, slot, namespace, operation).map(Step::Block);
         match opcode {
             Io::Read => transfer(|_| Operation::Read),
@@ -102,25 +105,61 @@ impl IoContext<'_> {
             })),
             Io::WriteZeroes => write_zeroes(sqe, slot, namespace),
             Io::DatasetManagement => dataset_management(sqe),
-            Io::WriteUncorrectable
-            | Io::Verify
-            | Io::ReservationRegister
-            | Io::ReservationReport
-            | Io::ReservationAcquire
-            | Io::ReservationRelease => Err(Status::INVALID_OPCODE.dnr()),
+            Io::ReservationRegister | Io::ReservationAcquire | Io::ReservationRelease => {
+                reservation::begin(opcode, sqe)
+            }
+            Io::ReservationReport => self.report(sqe, namespace),
+            Io::WriteUncorrectable | Io::Verify => Err(Status::INVALID_OPCODE.dnr()),
         }
     }
 
-    /// The namespace of a command, if it exists and its ANA state lets I/O through (Base 8.1.3).
-    fn namespace(&self, nsid: u32) -> Result<(NamespaceSlot, &Namespace), Status> {
+    /// The namespace of a command, if it exists and lets the host's command through.
+    fn namespace(&self, nsid: u32, access: Access) -> Result<(NamespaceSlot, &Namespace), Status> {
         let place = self.namespaces.binary_search_by_key(&nsid, |namespace| namespace.nsid().0);
         let Ok(index) = place else { return Err(Status::INVALID_NAMESPACE.dnr()) };
         let namespace = &self.namespaces[index];
-        match namespace.ana() {
-            AnaState::Optimized | AnaState::NonOptimized => Ok((NamespaceSlot(index), namespace)),
-            AnaState::Inaccessible => Err(Status::ANA_INACCESSIBLE),
-            AnaState::PersistentLoss => Err(Status::ANA_PERSISTENT_LOSS),
-            AnaState::Change => Err(Status::ANA_TRANSITION),
+        if !namespace.gate().look().is_open() {
+            self.look_closer(index, namespace, access)?;
+        }
+        Ok((NamespaceSlot(index), namespace))
+    }
+
+    /// Whether a command that was let in before may still run, as its data came only now.
+    pub(crate) fn may_run(&self, namespace: &Namespace, operation: Operation) -> Result<(), Status> {
+        if namespace.gate().look().is_open() {
+            return Ok(());
+        }
+        let access = Access::of_operation(operation);
+        let listed = self.namespaces.iter().position(|listed| std::ptr::eq(&raw const **listed, namespace));
+        match listed {
+            Some(index) => self.look_closer(index, namespace, access),
+            None => self.rights.check_unlisted(namespace, access),
+        }
+    }
+
+    /// The ANA state (Base 8.1.3), then the reservation.
+    #[cold]
+    fn look_closer(&self, index: usize, namespace: &Namespace, access: Access) -> Result<(), Status> {
+        let gauge = namespace.gate().look();
+        match gauge.ana() {
+            AnaState::Optimized | AnaState::NonOptimized => {}
+            AnaState::Inaccessible => return Err(Status::ANA_INACCESSIBLE),
+            AnaState::PersistentLoss => return Err(Status::ANA_PERSISTENT_LOSS),
+            AnaState::Change => return Err(Status::ANA_TRANSITION),
+        }
+        if gauge.is_held() { self.rights.check(index, namespace, access) } else { Ok(()) }
+    }
+
+    fn report(&self, sqe: &Sqe, namespace: &Namespace) -> Result<Step, Status> {
+        let data = reservation::report(&namespace.reservations().state(), sqe, self.transfer_bytes_max)?;
+        give(sqe, data, Reply::SUCCESS)
+    }
+
+    /// A reservation command whose data is there.
+    pub(crate) fn reserve(&self, host: HostId, pending: &mut Pending, sqe: &Sqe, data: &[u8]) -> Step {
+        match self.namespace(sqe.nsid.get(), Access::Free) {
+            Ok((_, namespace)) => pending.command(host, namespace, sqe, data),
+            Err(status) => Step::complete(status),
         }
     }
 
@@ -155,7 +194,7 @@ impl IoContext<'_> {
     }
 
     fn check_ranges(&self, sqe: &Sqe, data: &[u8]) -> Result<Step, Status> {
-        let (slot, namespace) = self.namespace(sqe.nsid.get())?;
+        let (slot, namespace) = self.namespace(sqe.nsid.get(), Access::Writes)?;
         let count = range_count(sqe);
         let Some(ranges) = Range::list(data, count) else { return Err(Status::SGL_LENGTH_INVALID.dnr()) };
         let blocks = namespace.device().info().blocks().0;

@@ -1,18 +1,20 @@
 //! The target's half of NVMe-oF as a state machine: subsystems, controllers, namespaces, ANA, discovery.
 //!
 //! Commands go in, a [`Step`] comes out: complete this, give this data, take that data first, run this block command.
-//! Owns who may connect, what is identified, logged and configured, and which block commands are valid. Never touches a
+//! Owns who may connect, what is identified, logged and configured, who reserved what, and which block commands are valid. Never touches a
 //! socket, a clock or a device's data: a transport does, per connection, with one [`Queue`].
 //!
 //! [`Target`] and [`Subsystem`] are shared between reactors (their locks are taken when something is configured or
 //! connects, never per command); a [`Queue`] lives on one reactor. Begin reading at [`Queue::command`].
 
 mod access;
+mod changes;
 mod controller;
 mod discovery;
 mod events;
 mod features;
 mod fused;
+mod gate;
 mod identify;
 mod io;
 mod link;
@@ -20,6 +22,7 @@ mod logs;
 mod namespace;
 mod queue;
 mod reply;
+mod reservation;
 mod subsystem;
 mod target;
 
@@ -30,5 +33,6 @@ pub use io::{BlockCommand, NamespaceSlot, UnmapRanges, status_of};
 pub use namespace::{Namespace, NamespaceIdentity, Nsid};
 pub use queue::{Activity, Queue};
 pub use reply::{Reply, Step};
+pub use reservation::{AbortOrder, ImageError, ReservationState, ReservationStore, Saved, StoreError};
 pub use subsystem::{NAMESPACES_MAX, Subsystem, SubsystemConfig, SubsystemError};
 pub use target::{Target, TargetError, TargetOptions};

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use basalt_nvme_wire::reservation::Notice;
 use basalt_nvmf_transport::{Association, ControllerId, QueueId};
+
+use crate::namespace::Nsid;
 
 /// The shared part of a controller: its admin queue owns the rest.
 #[derive(Debug)]
@@ -20,7 +23,20 @@ pub(crate) struct ControllerLink {
     /// An I/O queue saw a command since the admin queue last looked (Base 3.9.4.1, traffic based keep alive).
     traffic: AtomicBool,
     queues: Mutex<IoQueues>,
+    /// Reservation notices that the admin queue has not taken.
+    notices: Mutex<NoticeInbox>,
 }
+
+/// Notices that wait for the admin queue to look.
+#[derive(Debug, Default)]
+pub(crate) struct NoticeInbox {
+    pub(crate) notices: Vec<(Nsid, Notice)>,
+    /// Those beyond the limit.
+    pub(crate) lost: u64,
+}
+
+/// Notices that wait; later ones are only counted.
+const NOTICES_MAX: usize = 255;
 
 #[derive(Debug)]
 struct IoQueues {
@@ -50,7 +66,23 @@ impl ControllerLink {
             resets: AtomicU32::new(0),
             traffic: AtomicBool::new(false),
             queues: Mutex::new(IoQueues { granted: queues_max, connected: BTreeSet::new() }),
+            notices: Mutex::default(),
         }
+    }
+
+    /// Leaves a notice for the admin queue.
+    pub(crate) fn notify(&self, nsid: Nsid, notice: Notice) {
+        let mut inbox = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.notices.len() < NOTICES_MAX {
+            inbox.notices.push((nsid, notice));
+        } else {
+            inbox.lost += 1;
+        }
+    }
+
+    /// Notices since the last call.
+    pub(crate) fn take_notices(&self) -> NoticeInbox {
+        std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn queues(&self) -> MutexGuard<'_, IoQueues> {

@@ -27,9 +27,9 @@ pub(crate) fn supported(kind: Kind, page: LogId) -> bool {
         | LogId::ChangedNamespaces
         | LogId::CommandEffects
         | LogId::Ana
-        | LogId::FeatureEffects => kind == Kind::Io,
+        | LogId::FeatureEffects
+        | LogId::ReservationNotification => kind == Kind::Io,
         LogId::Discovery => kind == Kind::Discovery,
-        LogId::ReservationNotification => false,
     }
 }
 
@@ -80,14 +80,15 @@ pub(crate) fn command_effects() -> Vec<u8> {
     }
     for command in Io::ALL {
         let effect = match command {
-            Io::Flush | Io::Read | Io::Compare => EFFECT_SUPPORTED,
-            Io::Write | Io::WriteZeroes | Io::DatasetManagement => EFFECT_SUPPORTED | EFFECT_CONTENT_CHANGE,
-            Io::WriteUncorrectable
-            | Io::Verify
+            Io::Flush
+            | Io::Read
+            | Io::Compare
             | Io::ReservationRegister
             | Io::ReservationReport
             | Io::ReservationAcquire
-            | Io::ReservationRelease => 0,
+            | Io::ReservationRelease => EFFECT_SUPPORTED,
+            Io::Write | Io::WriteZeroes | Io::DatasetManagement => EFFECT_SUPPORTED | EFFECT_CONTENT_CHANGE,
+            Io::WriteUncorrectable | Io::Verify => 0,
         };
         page.io[usize::from(command.code())] = U32::new(effect);
     }

@@ -1,11 +1,16 @@
 //! A namespace: a block device under a number, with identifiers that stay.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use basalt_bdev::{BlockDevice, Capabilities};
 use basalt_nvme_wire::log::AnaState;
+
+use crate::changes::Changes;
+use crate::gate::Gate;
+use crate::reservation::{ReservationStore, Reservations, StoreError};
+use crate::subsystem::Subsystem;
 
 /// A namespace identifier, 1 to [`NAMESPACES_MAX`](crate::NAMESPACES_MAX).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,19 +36,37 @@ pub struct Namespace {
     nsid: Nsid,
     identity: NamespaceIdentity,
     device: Arc<dyn BlockDevice>,
-    ana_state: AtomicU8,
+    gate: Gate,
     ana_changes: AtomicU64,
+    reservations: Reservations,
+}
+
+/// What a namespace is made of.
+pub(crate) struct NamespaceParts {
+    pub(crate) nsid: Nsid,
+    pub(crate) identity: NamespaceIdentity,
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) ana: AnaState,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) store: Option<Arc<dyn ReservationStore>>,
 }
 
 impl Namespace {
-    /// A namespace; `ana` is its state until [`Namespace::set_ana`].
-    pub(crate) fn new(
-        nsid: Nsid,
-        identity: NamespaceIdentity,
-        device: Arc<dyn BlockDevice>,
-        ana: AnaState,
-    ) -> Self {
-        Self { nsid, identity, device, ana_state: AtomicU8::new(ana as u8), ana_changes: AtomicU64::new(1) }
+    /// A namespace of `subsystem`, with the reservation that its store has.
+    pub(crate) fn new(parts: NamespaceParts, subsystem: Weak<Subsystem>) -> Result<Arc<Self>, StoreError> {
+        let NamespaceParts { nsid, identity, device, ana, changes, store } = parts;
+        let saved = store.as_ref().map(|store| store.load(identity.uuid)).transpose()?;
+        let state = saved.flatten().unwrap_or_default();
+        let gate = Gate::new(ana);
+        gate.set_held(state.restricts());
+        Ok(Arc::new_cyclic(|namespace| Self {
+            nsid,
+            identity,
+            device,
+            gate,
+            ana_changes: AtomicU64::new(1),
+            reservations: Reservations::new(namespace.clone(), subsystem, changes, store, state),
+        }))
     }
 
     /// Its number.
@@ -66,6 +89,16 @@ impl Namespace {
         self.device.info().capabilities().contains(Capabilities::COMPARE_AND_WRITE)
     }
 
+    /// What lets I/O through.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Its reservation.
+    pub(crate) fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
     /// Its ANA group: each namespace is a group of its own, under its own number.
     pub fn ana_group(&self) -> u32 {
         self.nsid.0
@@ -73,7 +106,7 @@ impl Namespace {
 
     /// Its access state on this node's paths.
     pub fn ana(&self) -> AnaState {
-        AnaState::parse(self.ana_state.load(Ordering::Acquire)).unwrap_or(AnaState::Inaccessible)
+        self.gate.look().ana()
     }
 
     /// How often the state was set; a part of the ANA log page.
@@ -83,7 +116,7 @@ impl Namespace {
 
     /// Sets the state; answers whether it changed.
     pub(crate) fn set_ana(&self, state: AnaState) -> bool {
-        let changed = self.ana_state.swap(state as u8, Ordering::AcqRel) != state as u8;
+        let changed = self.gate.set_ana(state);
         if changed {
             self.ana_changes.fetch_add(1, Ordering::AcqRel);
         }

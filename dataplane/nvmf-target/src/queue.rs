@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use basalt_bdev::Operation;
 use basalt_clock::Instant;
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, ConnectData, DISCOVERY_NQN};
 use basalt_nvme_wire::opcode::{Admin, Io};
@@ -17,6 +18,7 @@ use crate::io::IoContext;
 use crate::link::{ControllerLink, JoinError};
 use crate::namespace::Namespace;
 use crate::reply::{Reply, Step};
+use crate::reservation::{AbortOrder, Fence, KnownRights, Pending};
 use crate::subsystem::{AdmitError, Subsystem};
 use crate::target::Target;
 
@@ -57,7 +59,16 @@ struct IoQueue {
     resets: u32,
     version: u64,
     namespaces: Arc<[Arc<Namespace>]>,
+    rights: KnownRights,
     pairing: Pairing,
+    reservations: Pending,
+}
+
+impl IoQueue {
+    fn context(&self, limits: TransportLimits) -> IoContext<'_> {
+        let transfer_bytes_max = limits.transfer_bytes_max;
+        IoContext { namespaces: &self.namespaces, rights: &self.rights, transfer_bytes_max }
+    }
 }
 
 impl Drop for IoQueue {
@@ -73,13 +84,21 @@ pub struct Queue {
     limits: TransportLimits,
     role: Role,
     shape: Shape,
+    /// Of an I/O queue, also when it was disconnected: its commands may still be with devices.
+    fence: Option<Arc<Fence>>,
 }
 
 impl Queue {
     /// The queue of a fresh connection.
     pub fn new(target: Arc<Target>, limits: TransportLimits) -> Self {
         // Until Connect there is one command.
-        Self { target, limits, role: Role::Fresh, shape: Shape { entries: 2, flow_control: true } }
+        Self {
+            target,
+            limits,
+            role: Role::Fresh,
+            shape: Shape { entries: 2, flow_control: true },
+            fence: None,
+        }
     }
 
     /// Entries of the queue as Connect said; commands beyond are a violation by the host.
@@ -127,6 +146,7 @@ impl Queue {
                 queue.link.note_traffic();
                 let context = IoContext {
                     namespaces: &queue.namespaces,
+                    rights: &queue.rights,
                     transfer_bytes_max: self.limits.transfer_bytes_max,
                 };
                 if sqe.fuse() == Fuse::Normal && queue.pairing.is_idle() {
@@ -145,15 +165,38 @@ impl Queue {
     /// What to do with a command whose data was taken as [`Step::Take`] said.
     pub fn command_with_data(&mut self, now: Instant, sqe: &Sqe, data: &[u8]) -> Step {
         match &mut self.role {
-            Role::Io(queue) if sqe.opcode == Io::DatasetManagement.code() => IoContext {
-                namespaces: &queue.namespaces,
-                transfer_bytes_max: self.limits.transfer_bytes_max,
+            Role::Io(queue) if sqe.opcode == Io::DatasetManagement.code() => {
+                queue.context(self.limits).with_ranges(sqe, data)
             }
-            .with_ranges(sqe, data),
+            Role::Io(queue) => {
+                let context = IoContext {
+                    namespaces: &queue.namespaces,
+                    rights: &queue.rights,
+                    transfer_bytes_max: self.limits.transfer_bytes_max,
+                };
+                context.reserve(queue.link.association.host.id, &mut queue.reservations, sqe, data)
+            }
             Role::Admin(controller) => controller.command(now, sqe, Some(data)),
             Role::Fresh => self.connect(now, sqe, data),
-            Role::Io(_) | Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+            Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
         }
+    }
+
+    /// Whether a block command that waited for its data may run now: a reservation or an access state may keep it out since.
+    ///
+    /// # Errors
+    /// How it ends.
+    pub fn may_run(&self, namespace: &Namespace, operation: Operation) -> Result<(), Status> {
+        match &self.role {
+            Role::Io(queue) => queue.context(self.limits).may_run(namespace, operation),
+            Role::Fresh | Role::Admin(_) | Role::Ended => Ok(()),
+        }
+    }
+
+    /// Orders to end what is under way on a namespace, since the last call: call when [`Target::version`] grew. To
+    /// be dropped once nothing that began before can reach the namespace any more.
+    pub fn take_abort_orders(&mut self) -> Vec<AbortOrder> {
+        self.fence.as_ref().map_or_else(Vec::new, |fence| fence.take())
     }
 
     /// A command that the transport answers with `status` by itself: call instead of [`Queue::command`].
@@ -182,11 +225,13 @@ impl Queue {
         }
     }
 
-    /// Completes the next event request, if an event waits: call after commands and after [`Queue::refresh`].
+    /// Completes the next held command that has come to its end, by an event or by a store: call after commands and after
+    /// [`Queue::refresh`].
     pub fn next_event(&mut self) -> Option<(CommandId, Reply)> {
         match &mut self.role {
             Role::Admin(controller) => controller.next_event(),
-            Role::Fresh | Role::Io(_) | Role::Ended => None,
+            Role::Io(queue) => queue.reservations.next(),
+            Role::Fresh | Role::Ended => None,
         }
     }
 
@@ -212,6 +257,7 @@ impl Queue {
                     return Activity::Unchanged;
                 }
                 queue.namespaces = namespaces;
+                queue.rights = KnownRights::new(queue.link.association.host.id, queue.namespaces.len());
                 Activity::Namespaces
             }
         }
@@ -359,6 +405,9 @@ impl Queue {
         })?;
         let version = subsystem.version();
         let namespaces = subsystem.namespaces();
+        let host = link.association.host.id;
+        self.fence = Some(subsystem.add_fence(host));
+        let rights = KnownRights::new(host, namespaces.len());
         self.role = Role::Io(IoQueue {
             id: queue,
             subsystem,
@@ -366,7 +415,9 @@ impl Queue {
             resets,
             version,
             namespaces,
+            rights,
             pairing: Pairing::default(),
+            reservations: Pending::default(),
         });
         Ok(id)
     }

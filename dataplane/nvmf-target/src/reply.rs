@@ -1,6 +1,6 @@
 //! What a command leads to.
 
-use basalt_nvme_wire::{Cqe, Status};
+use basalt_nvme_wire::{Cqe, Sgl, Sqe, Status};
 use basalt_nvmf_transport::CommandId;
 use zerocopy::little_endian::U32;
 
@@ -89,4 +89,13 @@ impl Step {
 
     /// Completion with success.
     pub(crate) const DONE: Self = Step::Complete(Reply::SUCCESS);
+}
+
+/// Gives `data` if the command's data pointer has room for it (Base 4.1.2.1: else Data SGL Length Invalid).
+pub(crate) fn give(sqe: &Sqe, data: Vec<u8>, reply: Reply) -> Result<Step, Status> {
+    let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
+    if (sgl.length() as usize) < data.len() {
+        return Err(Status::SGL_LENGTH_INVALID.dnr());
+    }
+    Ok(Step::Give { data, reply })
 }

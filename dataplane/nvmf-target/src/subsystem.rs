@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use basalt_bdev::BlockDevice;
 use basalt_nvme_wire::log::AnaState;
-use basalt_nvmf_transport::{Association, ControllerId, ControllerIdRange, HostIdentity, Nqn};
+use basalt_nvme_wire::reservation::Notice;
+use basalt_nvmf_transport::{Association, ControllerId, ControllerIdRange, HostId, HostIdentity, Nqn};
 
 use crate::access::AllowedHosts;
 use crate::link::ControllerLink;
-use crate::namespace::{Namespace, NamespaceIdentity, Nsid};
+use crate::namespace::{Namespace, NamespaceParts, Nsid};
+use crate::reservation::{Fence, StoreError};
 
 /// Namespaces of a subsystem and its highest NSID; adding one beyond is refused. Bounds the ANA log page.
 pub const NAMESPACES_MAX: u32 = 256;
@@ -47,6 +48,14 @@ pub enum SubsystemError {
     /// There is no such namespace.
     #[error("there is no namespace {0}")]
     NoNamespace(Nsid),
+    /// Its reservation cannot be read, so nobody knows whom it keeps out.
+    #[error("the reservation of namespace {nsid}: {source}")]
+    Reservation {
+        /// Which.
+        nsid: Nsid,
+        /// Why.
+        source: StoreError,
+    },
 }
 
 /// Why a host may not connect.
@@ -64,6 +73,8 @@ pub struct Subsystem {
     /// Grows with every change that a queue must notice.
     version: AtomicU64,
     state: Mutex<State>,
+    /// I/O queues; those that are gone are dropped when one is added.
+    fences: Mutex<Vec<Weak<Fence>>>,
 }
 
 struct State {
@@ -78,7 +89,7 @@ impl Subsystem {
         let last_controller = config.controller_ids.last();
         let state =
             State { allowed, namespaces: Arc::from([]), controllers: BTreeMap::new(), last_controller };
-        Self { config, version: AtomicU64::new(1), state: Mutex::new(state) }
+        Self { config, version: AtomicU64::new(1), state: Mutex::new(state), fences: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -115,12 +126,10 @@ impl Subsystem {
     }
 
     pub(crate) fn add_namespace(
-        &self,
-        nsid: Nsid,
-        identity: NamespaceIdentity,
-        device: Arc<dyn BlockDevice>,
-        ana: AnaState,
+        self: &Arc<Self>,
+        parts: NamespaceParts,
     ) -> Result<Arc<Namespace>, SubsystemError> {
+        let nsid = parts.nsid;
         if nsid.0 == 0 || nsid.0 > NAMESPACES_MAX {
             return Err(SubsystemError::Nsid(nsid));
         }
@@ -128,7 +137,8 @@ impl Subsystem {
         let Err(place) = state.namespaces.binary_search_by_key(&nsid, |namespace| namespace.nsid()) else {
             return Err(SubsystemError::NamespaceExists(nsid));
         };
-        let added = Arc::new(Namespace::new(nsid, identity, device, ana));
+        let added = Namespace::new(parts, Arc::downgrade(self));
+        let added = added.map_err(|source| SubsystemError::Reservation { nsid, source })?;
         let mut namespaces = state.namespaces.to_vec();
         namespaces.insert(place, Arc::clone(&added));
         state.namespaces = namespaces.into();
@@ -214,6 +224,32 @@ impl Subsystem {
 
     pub(crate) fn controller(&self, id: ControllerId) -> Option<Arc<ControllerLink>> {
         self.state().controllers.get(&id).cloned()
+    }
+
+    /// Tells the controllers of `host` what happened to the reservation of a namespace.
+    pub(crate) fn notify(&self, host: HostId, nsid: Nsid, notice: Notice) {
+        let state = self.state();
+        for link in state.controllers.values().filter(|link| link.association.host.id == host) {
+            link.notify(nsid, notice);
+        }
+    }
+
+    /// Where an I/O queue of `host` is given orders.
+    pub(crate) fn add_fence(&self, host: HostId) -> Arc<Fence> {
+        let fence = Arc::new(Fence::new(host));
+        let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        fences.retain(|fence| fence.strong_count() > 0);
+        fences.push(Arc::downgrade(&fence));
+        fence
+    }
+
+    /// The I/O queues of `hosts`.
+    pub(crate) fn fences(&self, hosts: &[HostId]) -> Vec<Arc<Fence>> {
+        if hosts.is_empty() {
+            return Vec::new();
+        }
+        let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        fences.iter().filter_map(Weak::upgrade).filter(|fence| hosts.contains(&fence.host)).collect()
     }
 
     pub(crate) fn dismiss(&self, id: ControllerId) {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basalt_bdev::BlockDevice;
@@ -11,8 +10,10 @@ use basalt_nvme_wire::log::AnaState;
 use basalt_nvmf_transport::{ControllerIdRange, Nqn};
 
 use crate::access::AllowedHosts;
+use crate::changes::Changes;
 use crate::discovery::ListenerAddress;
-use crate::namespace::{Namespace, NamespaceIdentity, Nsid};
+use crate::namespace::{Namespace, NamespaceIdentity, NamespaceParts, Nsid};
+use crate::reservation::ReservationStore;
 use crate::subsystem::{Subsystem, SubsystemConfig, SubsystemError};
 
 /// Settings of a target.
@@ -52,17 +53,13 @@ pub enum TargetError {
     },
 }
 
-/// Called after every change, on the thread that made it: wakes reactors so that their queues look.
-type Waker = Box<dyn Fn() + Send + Sync>;
-
 /// All subsystems of a process. Shared between reactors and the control thread; every method is safe to call from any.
 ///
 /// Changes show at once to commands that begin after them; controllers are told by asynchronous events.
 pub struct Target {
     options: TargetOptions,
-    version: AtomicU64,
+    changes: Arc<Changes>,
     state: Mutex<State>,
-    wakers: Mutex<Vec<Waker>>,
     discovery: Arc<Subsystem>,
 }
 
@@ -72,6 +69,8 @@ struct State {
     listeners: Vec<ListenerAddress>,
     /// Generation counter of the discovery log page.
     discovery_generation: u64,
+    /// Keeps reservations of namespaces that are added.
+    reservations: Option<Arc<dyn ReservationStore>>,
 }
 
 impl Target {
@@ -88,9 +87,8 @@ impl Target {
         };
         Arc::new(Self {
             options,
-            version: AtomicU64::new(1),
+            changes: Arc::default(),
             state: Mutex::default(),
-            wakers: Mutex::default(),
             discovery: Arc::new(Subsystem::new(config, AllowedHosts::Any)),
         })
     }
@@ -102,12 +100,17 @@ impl Target {
 
     /// A number that grows with every change: a transport that sees it grow calls [`Queue::refresh`](crate::Queue::refresh).
     pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+        self.changes.version()
+    }
+
+    /// Has reservations of namespaces that are added from now on kept in `store`; without one they end with the process.
+    pub fn keep_reservations(&self, store: Arc<dyn ReservationStore>) {
+        self.state().reservations = Some(store);
     }
 
     /// Has `wake` called after every change, to wake a reactor that sleeps.
     pub fn on_change(&self, wake: impl Fn() + Send + Sync + 'static) {
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(wake));
+        self.changes.on_change(Box::new(wake));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -115,10 +118,7 @@ impl Target {
     }
 
     fn changed(&self) {
-        self.version.fetch_add(1, Ordering::AcqRel);
-        for wake in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            wake();
-        }
+        self.changes.note();
     }
 
     fn changed_discovery(&self) {
@@ -196,7 +196,15 @@ impl Target {
         device: Arc<dyn BlockDevice>,
         ana: AnaState,
     ) -> Result<Arc<Namespace>, TargetError> {
-        let added = self.existing(nqn)?.add_namespace(nsid, identity, device, ana);
+        let parts = NamespaceParts {
+            nsid,
+            identity,
+            device,
+            ana,
+            changes: Arc::clone(&self.changes),
+            store: self.state().reservations.clone(),
+        };
+        let added = self.existing(nqn)?.add_namespace(parts);
         let added = added.map_err(|source| TargetError::Subsystem { nqn: nqn.clone(), source })?;
         self.changed();
         Ok(added)

@@ -2,117 +2,25 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
+mod support;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use basalt_bdev::{BlockDevice, BlockSize};
+use basalt_bdev::BlockSize;
 use basalt_clock::{Random, SeededRandom};
 use basalt_device_mem::RamDevice;
 use basalt_dma::{Buffer, Payload};
 use basalt_nvme_wire::log::{AnaState, AsyncEvent};
 use basalt_nvme_wire::pdu::Digests;
-use basalt_nvme_wire::{Cqe, ReadWrite, Status, dsm};
-use basalt_nvmf_host::{
-    BringupError, Command, Data, FusedPair, HostOptions, IoCommand, Outcome, QueueError, Swap,
-};
-use basalt_nvmf_target::{
-    AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
-};
-use basalt_nvmf_tcp::host::{Controller, IoQueue, Refused, TcpHostOptions, connect, discover};
-use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
-use basalt_nvmf_transport::{ControllerIdRange, HostId, Nqn};
-use basalt_reactor::real::RealDriver;
-use basalt_reactor::{Handle, Reactor, ReactorOptions};
+use basalt_nvme_wire::{ReadWrite, Status, dsm};
+use basalt_nvmf_host::{BringupError, Command, Data, FusedPair, IoCommand, QueueError, Swap};
+use basalt_nvmf_target::{AllowedHosts, Nsid};
+use basalt_nvmf_tcp::host::{IoQueue, Refused, connect, discover};
 use uuid::Uuid;
 
-const SUBSYSTEM: &str = "nqn.2026-01.io.basalt:volume";
-const HOST: &str = "nqn.2026-01.io.basalt:host";
-const BYTES: u64 = 4 << 20;
-
-fn nqn(text: &str) -> Nqn {
-    Nqn::new(text).unwrap()
-}
-
-struct World {
-    reactor: Reactor,
-    target: Arc<Target>,
-    served: TcpTarget,
-    options: TcpHostOptions,
-}
-
-fn ram(bytes: u64) -> Arc<dyn BlockDevice> {
-    Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, bytes).unwrap())
-}
-
-fn identity(number: u8) -> NamespaceIdentity {
-    NamespaceIdentity { uuid: [number; 16], nguid: [number; 16] }
-}
-
-impl World {
-    fn new(digests: Digests) -> Self {
-        let reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
-        let target = Target::new(TargetOptions::default());
-        let config = SubsystemConfig {
-            nqn: nqn(SUBSYSTEM),
-            serial: "BSLT0001".to_owned(),
-            model: "Basalt volume".to_owned(),
-            controller_ids: ControllerIdRange::ALL,
-        };
-        target.add_subsystem(config, AllowedHosts::Any).unwrap();
-        target.add_namespace(&nqn(SUBSYSTEM), Nsid(1), identity(1), ram(BYTES), AnaState::Optimized).unwrap();
-        let served = TcpTarget::start(&reactor.handle(), Arc::clone(&target), TcpTargetOptions::default());
-        let address = served.listen(ListenerAddress::new("127.0.0.1:0".parse().unwrap())).unwrap();
-        let host = HostOptions::new(nqn(SUBSYSTEM), nqn(HOST), HostId([5; 16]));
-        let options = TcpHostOptions { address, host, digests };
-        Self { reactor, target, served, options }
-    }
-
-    /// Turns until `future` is done.
-    fn run<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
-        let mut task = self.reactor.handle().spawn(future);
-        let limit = Instant::now() + Duration::from_secs(20);
-        loop {
-            self.reactor.turn();
-            if let Some(output) = task.take_output() {
-                return output;
-            }
-            assert!(Instant::now() < limit, "the exchange does not end");
-        }
-    }
-
-    fn connect(&mut self) -> (Controller, Vec<IoQueue>) {
-        let (handle, options) = (self.reactor.handle(), self.options.clone());
-        self.run(async move { connect(&handle, &options).await }).unwrap()
-    }
-}
-
-/// Runs commands on one queue, as many at a time as it takes.
-async fn exchange(handle: Handle, mut queue: IoQueue, commands: Vec<Command>) -> (IoQueue, Vec<Outcome>) {
-    let mut waiting: VecDeque<(u64, Command)> = (0..).zip(commands).collect();
-    let mut outcomes = Vec::new();
-    while !waiting.is_empty() || queue.outstanding() > 0 {
-        while let Some((tag, command)) = waiting.pop_front() {
-            match queue.submit(tag, command) {
-                Ok(()) => {}
-                Err(Refused::Full(command)) => {
-                    waiting.push_front((tag, *command));
-                    break;
-                }
-                Err(other) => panic!("{other:?}"),
-            }
-        }
-        queue.poll(&mut outcomes);
-        handle.yield_now().await;
-    }
-    outcomes.sort_by_key(|outcome| outcome.tag);
-    (queue, outcomes)
-}
-
-fn status(outcome: &Outcome) -> Status {
-    outcome.result.as_ref().map(Cqe::status).unwrap()
-}
+use support::*;
 
 fn pattern(random: &mut SeededRandom, len: usize) -> Buffer {
     let mut buffer = Buffer::zeroed(len);

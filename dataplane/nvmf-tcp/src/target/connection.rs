@@ -11,7 +11,7 @@ use basalt_nvme_wire::pdu::{
     ReadyToTransfer, Receiver, Termination, Violation,
 };
 use basalt_nvme_wire::{Sgl, Sqe, Status};
-use basalt_nvmf_target::{Activity, Queue, Reply, Step};
+use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
 use zerocopy::IntoBytes;
@@ -73,6 +73,8 @@ pub(crate) struct Connection<W> {
     /// The largest of them since there were none.
     pub(super) largest_expected: u32,
     sq_head: u32,
+    /// Orders to end commands that devices still have.
+    pub(super) abort_orders: Vec<AbortOrder>,
 }
 
 /// Bits of a tag that name the slot.
@@ -105,6 +107,7 @@ impl<W: Wire> Connection<W> {
             receiving: 0,
             largest_expected: 0,
             sq_head: 0,
+            abort_orders: Vec::new(),
         }
     }
 
@@ -159,6 +162,7 @@ impl<W: Wire> Connection<W> {
 
     /// Looks at clock and configuration: deadlines, keep alive, namespaces that came or went.
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
+        self.obey_abort_orders(context.devices);
         match self.phase {
             Phase::Over => return,
             Phase::Terminating { deadline } if context.now >= deadline => self.phase = Phase::Over,
@@ -177,6 +181,7 @@ impl<W: Wire> Connection<W> {
 
     /// Looks at the configuration, which changed.
     pub(crate) fn refresh(&mut self, context: &mut Context<'_>) {
+        self.obey_abort_orders(context.devices);
         if matches!(self.phase, Phase::Initializing | Phase::Running) {
             let activity = self.queue.refresh();
             self.apply(activity, context);
@@ -467,7 +472,11 @@ impl<W: Wire> Connection<W> {
                 self.after_data(context, slot, step, Some(&buffer));
             }
             Work::FusedFirst { .. } | Work::FusedSecond { .. } => self.half_ready(slot, context),
-            Work::Block(..) | Work::Unmap { .. } => self.submit(slot, context),
+            Work::Block(..) | Work::Unmap { .. } => {
+                if self.may_run(slot, context) {
+                    self.submit(slot, context);
+                }
+            }
         }
     }
 

@@ -95,6 +95,20 @@ impl Devices {
         Ok(())
     }
 
+    /// The namespace of a channel that is open.
+    pub(crate) fn namespace(&self, index: DeviceIndex) -> Option<&Arc<Namespace>> {
+        let entry = self.entries[index.place].as_ref();
+        entry.filter(|entry| entry.opening == index.opening).map(|entry| &entry.namespace)
+    }
+
+    /// Asks a device to give a request back early.
+    pub(crate) fn abort(&mut self, index: DeviceIndex, tag: u64) {
+        let open = self.entries[index.place].as_mut().filter(|entry| entry.opening == index.opening);
+        if let Some(entry) = open {
+            entry.channel.abort(tag);
+        }
+    }
+
     /// Requests under way on all channels.
     pub(crate) fn running(&self) -> usize {
         self.running

@@ -87,7 +87,9 @@ impl<W: Wire> Connection<W> {
         let written = std::mem::take(&mut self.slots[second].payload);
         let buffers = [compared, written].into_iter().filter_map(Payload::into_buffer);
         self.slots[second].payload = Payload::Scattered(buffers.collect());
-        self.submit(second, context);
+        if self.may_run(second, context) {
+            self.submit(second, context);
+        }
     }
 
     /// Ends a command with `status`, and the other half with it if it is one of a pair; none of its data is on the way any more.
@@ -105,18 +107,18 @@ impl<W: Wire> Connection<W> {
         self.reply(slot, &Reply::status(status));
     }
 
-    /// Ends a half that was not submitted with `status`, unless it failed by itself; at once or when its data has come.
-    fn abandon(&mut self, slot: usize, status: Status) {
+    /// Ends a command that was not submitted with `status`, unless it failed by itself; at once or when its data has come.
+    pub(super) fn abandon(&mut self, slot: usize, status: Status) {
         let held = &mut self.slots[slot];
         held.work = Work::Interpret;
         match held.state {
             State::Receiving { received } => held.state = State::Failed { received, status },
             State::Failed { .. } => {}
-            State::NeedsBuffer => {
+            State::NeedsBuffer | State::Ready => {
                 self.backlog.retain(|waiting| *waiting != slot);
                 self.reply(slot, &Reply::status(status));
             }
-            State::Free | State::Held | State::Waiting | State::Ready | State::Submitted => {
+            State::Free | State::Held | State::Waiting | State::Submitted => {
                 self.reply(slot, &Reply::status(status));
             }
         }

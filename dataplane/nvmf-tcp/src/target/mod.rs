@@ -1,5 +1,6 @@
 //! The target's end: listeners, connections and devices of one reactor.
 
+mod abort;
 pub(crate) mod connection;
 pub(crate) mod devices;
 mod fused;

@@ -73,7 +73,7 @@ impl<W: Wire> Connection<W> {
             let Some(slot) = self.backlog.front().copied() else { break };
             let done = match self.slots[slot].state {
                 State::NeedsBuffer => self.try_ask(slot, context.pool),
-                _ => self.try_submit(slot, context),
+                _ => !self.may_run(slot, context) || self.try_submit(slot, context),
             };
             if !done {
                 break;
@@ -93,6 +93,11 @@ impl<W: Wire> Connection<W> {
             return;
         }
         debug_assert_eq!(self.slots[slot].state, State::Submitted);
+        if self.slots[slot].aborted {
+            self.fail(slot, Status::ABORTED_PREEMPT);
+            self.settle_abort_orders(context.devices);
+            return;
+        }
         match &mut self.slots[slot].work {
             Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
             Work::FusedSecond { first, block, .. } => {

@@ -51,6 +51,8 @@ pub(crate) struct Slot {
     /// Bytes of data from the host, or to it.
     pub(crate) length: u32,
     pub(crate) payload: Payload,
+    /// A device has it, and its host was preempted meanwhile.
+    pub(crate) aborted: bool,
 }
 
 impl Slot {
@@ -61,6 +63,7 @@ impl Slot {
             work: Work::Interpret,
             length: 0,
             payload: Payload::None,
+            aborted: false,
         }
     }
 
@@ -104,7 +107,17 @@ impl Slots {
         slot.state = State::Free;
         slot.work = Work::Interpret;
         slot.payload = Payload::None;
+        slot.aborted = false;
         self.free.push(index);
+    }
+
+    /// Places that there are, used or not.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&Slot> {

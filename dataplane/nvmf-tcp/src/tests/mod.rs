@@ -7,5 +7,6 @@ mod rig;
 mod chunks;
 mod fused;
 mod garbage;
+mod reservations;
 mod time;
 mod violations;

@@ -27,8 +27,28 @@ pub(super) fn capsule(digests: Digests, sqe: &Sqe, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Connects queue `id`: the admin queue first and without `admin`.
+/// Which host connects, and to which controller with its I/O queues.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Who {
+    pub(super) host_id: u8,
+    pub(super) controller: u16,
+}
+
+/// Connects queue `id` of the only host: the admin queue first and without `admin`.
 pub(super) fn connect(
+    rig: &mut Rig,
+    admin: Option<&mut Connection<End>>,
+    connection: &mut Connection<End>,
+    host: &End,
+    id: u16,
+    digests: Digests,
+) {
+    connect_as(Who { host_id: 5, controller: 1 }, rig, admin, connection, host, id, digests);
+}
+
+/// The same for one of several hosts.
+pub(super) fn connect_as(
+    who: Who,
     rig: &mut Rig,
     admin: Option<&mut Connection<End>>,
     connection: &mut Connection<End>,
@@ -39,8 +59,9 @@ pub(super) fn connect(
     let fields = Connect { format: 0, queue_id: id, queue_size: 8, attributes: 0, keep_alive_ms: 0 };
     let mut sqe = Fabrics::Connect(fields).emit(1);
     sqe.sgl = Sgl::InCapsule { offset: 0, length: 1024 }.emit();
-    let controller = if id == 0 { CONTROLLER_ANY } else { 1 };
-    let data = ConnectData::new([5; 16], controller, SUBSYSTEM, "nqn.2026-01.io.basalt:host").unwrap();
+    let controller = if id == 0 { CONTROLLER_ANY } else { who.controller };
+    let data =
+        ConnectData::new([who.host_id; 16], controller, SUBSYSTEM, "nqn.2026-01.io.basalt:host").unwrap();
     host.inject(&initialize(digests));
     host.inject(&capsule(digests, &sqe, data.as_bytes()));
     match admin {

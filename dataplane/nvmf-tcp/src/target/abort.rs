@@ -1,0 +1,89 @@
+//! Commands of a preempted host: ended before the command that preempted it is answered.
+
+use basalt_nvme_wire::Status;
+use basalt_nvmf_target::{AbortOrder, aborted_with};
+
+use super::connection::{Connection, Context};
+use super::devices::{DeviceIndex, Devices};
+use super::slot::{State, Work};
+use crate::wire::Wire;
+
+impl<W: Wire> Connection<W> {
+    /// Does what orders say that came with the last look at the queue.
+    pub(super) fn obey_abort_orders(&mut self, devices: &mut Devices) {
+        for order in self.queue.take_abort_orders() {
+            self.abort_all(&order, devices);
+            self.abort_orders.push(order);
+        }
+        self.settle_abort_orders(devices);
+    }
+
+    /// Ends what is not with a device at once; what is comes back soon, or when it is done.
+    fn abort_all(&mut self, order: &AbortOrder, devices: &mut Devices) {
+        let concerned = |device: DeviceIndex| devices.namespace(device).is_some_and(|n| order.concerns(n));
+        let mut submitted = Vec::new();
+        for slot in 0..self.slots.len() {
+            let device = match self.slots[slot].work {
+                Work::Block(_, device) | Work::FusedSecond { device, .. } | Work::Unmap { device, .. } => {
+                    device
+                }
+                // Ends with its second half.
+                Work::Interpret | Work::FusedFirst { .. } => continue,
+            };
+            if !concerned(device) {
+                continue;
+            }
+            match self.slots[slot].state {
+                State::Submitted => {
+                    self.slots[slot].aborted = true;
+                    submitted.push((device, self.tag_base | slot as u64));
+                }
+                State::Failed { .. } | State::Free | State::Held => {}
+                State::NeedsBuffer | State::Receiving { .. } | State::Waiting | State::Ready => {
+                    if let Work::FusedSecond { first, .. } = self.slots[slot].work {
+                        self.abandon(first, aborted_with(Status::ABORTED_PREEMPT));
+                    }
+                    self.abandon(slot, Status::ABORTED_PREEMPT);
+                }
+            }
+        }
+        for (device, tag) in submitted {
+            devices.abort(device, tag);
+        }
+    }
+
+    /// Fulfils the orders whose commands have all come back from devices.
+    pub(super) fn settle_abort_orders(&mut self, devices: &Devices) {
+        let (slots, orders) = (&self.slots, &mut self.abort_orders);
+        orders.retain(|order| {
+            slots.iter().any(|slot| {
+                let device = match slot.work {
+                    Work::Block(_, device)
+                    | Work::FusedSecond { device, .. }
+                    | Work::Unmap { device, .. } => device,
+                    Work::Interpret | Work::FusedFirst { .. } => return false,
+                };
+                let with_device = slot.aborted && slot.state == State::Submitted;
+                with_device && devices.namespace(device).is_some_and(|namespace| order.concerns(namespace))
+            })
+        });
+    }
+
+    /// Whether a command may still run whose data has come, or that had to wait; ends it otherwise.
+    pub(super) fn may_run(&mut self, slot: usize, context: &Context<'_>) -> bool {
+        let (operation, device) = match self.slots[slot].work {
+            Work::Block(block, device) | Work::FusedSecond { block, device, .. } => (block.operation, device),
+            Work::Unmap { device, .. } => (basalt_bdev::Operation::Unmap, device),
+            Work::Interpret | Work::FusedFirst { .. } => return true,
+        };
+        // The device says so if the namespace is gone.
+        let Some(namespace) = context.devices.namespace(device) else { return true };
+        match self.queue.may_run(namespace, operation) {
+            Ok(()) => true,
+            Err(status) => {
+                self.fail(slot, status);
+                false
+            }
+        }
+    }
+}
