@@ -8,6 +8,7 @@ mod device;
 mod metrics;
 mod node;
 mod reactors;
+mod reservation_files;
 mod serve;
 mod signals;
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
 use crate::metrics::{self, Sources};
 use crate::reactors::{Reactors, Start};
+use crate::reservation_files::ReservationFiles;
 use crate::signals;
 
 /// How a reactor spends its idle time.
@@ -64,6 +66,9 @@ pub(crate) struct Options {
     /// Let every host connect
     #[arg(long)]
     allow_any_host: bool,
+    /// Folder for what is kept through a loss of power: reservations of hosts that ask for it. Without it they end with the daemon
+    #[arg(long, env = "BASALT_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
 }
 
 fn nqn(text: &str) -> Result<Nqn, basalt_nvmf_transport::NqnError> {
@@ -219,6 +224,9 @@ fn subsystem(options: &Options, allowed: AllowedHosts) -> anyhow::Result<Arc<Tar
         controller_ids: ControllerIdRange::ALL,
     };
     target.add_subsystem(config, allowed)?;
+    if let Some(state) = &options.state {
+        target.keep_reservations(Arc::new(ReservationFiles::open(state)?));
+    }
     Ok(target)
 }
 

@@ -11,6 +11,10 @@ use basalt_device_mem::RamDevice;
 use basalt_nvme_wire::Status;
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::pdu::Digests;
+use basalt_nvme_wire::reservation::{
+    Acquire, AcquireAction, ParsedReport, PersistenceChange, Register, RegisterAction, Release,
+    ReleaseAction, ReservationKey, ReservationType,
+};
 use basalt_nvmf_host::{HostOptions, Swap};
 use basalt_nvmf_target::{
     AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
@@ -139,6 +143,63 @@ fn race(session: &Session, racer: u8, rounds: u64) -> u64 {
             wins += 1;
         }
     }
+}
+
+#[test]
+fn nothing_of_a_preempted_host_is_written_after_preempt_and_abort() {
+    let (register, acquire) = (RegisterAction::Register, AcquireAction::Acquire);
+    let target = target();
+    let hosts = [1u8, 2].map(|number| {
+        let (reactor, mut options) = serve_more(&target);
+        options.host.host_id = HostId([number; 16]);
+        let session = Session::connect(&options).unwrap();
+        let (current, new) = (ReservationKey(0), ReservationKey(number.into()));
+        let persistence = PersistenceChange::Keep;
+        let fields = Register { action: register, ignore_key: false, persistence, current, new };
+        session.register(1, fields).unwrap();
+        (reactor, session)
+    });
+    let [(_first, victim), (_second, other)] = &hosts;
+    let take = |session: &Session, action, own, preempted| {
+        let (current, preempted) = (ReservationKey(own), ReservationKey(preempted));
+        let kind = ReservationType::WriteExclusive;
+        session.acquire(1, Acquire { action, ignore_key: false, kind, current, preempted })
+    };
+    take(victim, acquire, 1, 0).unwrap();
+    let report = other.report(1, 4).unwrap();
+    assert_eq!(ParsedReport::parse(&report).unwrap().registrants.len(), 2);
+    thread::scope(|scope| {
+        // More than a capsule carries, so that data is asked for.
+        let writes = scope.spawn(|| {
+            let mut number = 0u32;
+            loop {
+                number += 1;
+                let data = number.to_le_bytes().repeat(4096);
+                if let Err(error) = victim.write(1, 0, &data) {
+                    return (number, error);
+                }
+            }
+        });
+        while other.read(1, 0, 1).unwrap()[0] < 3 {
+            thread::yield_now();
+        }
+        take(other, AcquireAction::PreemptAndAbort, 2, 1).unwrap();
+        let after = other.read(1, 0, 4).unwrap();
+        let (number, error) = writes.join().unwrap();
+        let BlockingError::Status { status, .. } = error else { panic!("{error}") };
+        assert!(matches!(status.bare(), Status::ABORTED_PREEMPT | Status::RESERVATION_CONFLICT), "{status}");
+        assert_eq!(other.read(1, 0, 4).unwrap(), after, "written after the preemption was answered");
+        let last = u32::from_le_bytes(*after.first_chunk().unwrap());
+        assert!(last == number - 1 || (last == number && status.bare() == Status::ABORTED_PREEMPT));
+    });
+    let release = Release {
+        action: ReleaseAction::Release,
+        ignore_key: false,
+        kind: ReservationType::WriteExclusive.code(),
+        current: ReservationKey(2),
+    };
+    other.release(1, release).unwrap();
+    victim.write(1, 0, &[9; 4096]).unwrap();
 }
 
 #[test]

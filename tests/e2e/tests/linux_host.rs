@@ -26,6 +26,7 @@ fn a_volume_of_a_single_daemon_survives_its_sigkill() {
         format!("--listen=127.0.0.1:{port}"),
         format!("--nqn={NQN}"),
         format!("--device=file,path={}", disk.display()),
+        format!("--state={}", dir.path().join("state").display()),
     ];
     let target = RefCell::new(Serve::start(&arguments, &dir.path().join("basaltd.log")).unwrap());
     let outcome = Guest::new(&image)

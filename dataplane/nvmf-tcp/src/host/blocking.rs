@@ -4,6 +4,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use basalt_dma::{Buffer, Payload};
+use basalt_nvme_wire::reservation::{Acquire, Register, Release};
 use basalt_nvme_wire::{ReadWrite, Status, dsm};
 use basalt_nvmf_host::{
     BringupError, Command, ControllerFacts, Data, DiscoveredSubsystem, FusedPair, IoCommand, QueueError, Swap,
@@ -255,6 +256,40 @@ impl Session {
     pub fn deallocate(&self, nsid: u32, lba: u64, blocks: u32) -> Result<(), BlockingError> {
         let make = move || Command::deallocate(nsid, &[dsm::Range::new(lba, blocks)]);
         self.run("Dataset Management", make).map(drop)
+    }
+
+    /// Registers this host with a namespace, or ends or changes its registration.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub fn register(&self, nsid: u32, register: Register) -> Result<(), BlockingError> {
+        self.run("Reservation Register", move || Command::register(nsid, &register)).map(drop)
+    }
+
+    /// Takes a namespace's reservation, or preempts.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub fn acquire(&self, nsid: u32, acquire: Acquire) -> Result<(), BlockingError> {
+        self.run("Reservation Acquire", move || Command::acquire(nsid, &acquire)).map(drop)
+    }
+
+    /// Gives a namespace's reservation up, or clears it.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub fn release(&self, nsid: u32, release: Release) -> Result<(), BlockingError> {
+        self.run("Reservation Release", move || Command::release(nsid, &release)).map(drop)
+    }
+
+    /// The report of a namespace's reservation, with up to `registrants` registrants: see
+    /// [`ParsedReport`](basalt_nvme_wire::reservation::ParsedReport).
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn report(&self, nsid: u32, registrants: u16) -> Result<Vec<u8>, BlockingError> {
+        let bytes = 64 * (1 + u32::from(registrants));
+        self.run("Reservation Report", move || Command::report(nsid, bytes))
     }
 
     /// Tells the controller that the host goes, and disconnects.
