@@ -28,7 +28,13 @@ impl NullDevice {
     /// If the system has no memory for the zeroes that reads show.
     pub fn new(name: &str, uuid: Uuid, block_size: BlockSize, blocks: BlockCount) -> io::Result<Self> {
         let info = DeviceInfo::new(name, uuid, block_size, blocks)
-            .with_capabilities(Capabilities::UNMAP | Capabilities::WRITE_ZEROES | Capabilities::LEND)
+            .with_capabilities(
+                Capabilities::UNMAP
+                    | Capabilities::WRITE_ZEROES
+                    | Capabilities::COMPARE
+                    | Capabilities::COMPARE_AND_WRITE
+                    | Capabilities::LEND,
+            )
             .with_max_transfer(block_size.blocks_in(MAX_TRANSFER_BYTES as u64));
         Ok(Self { info: Arc::new(info), zeroes: Arc::new(SharedMemory::zeroed(MAX_TRANSFER_BYTES)?) })
     }
@@ -55,10 +61,26 @@ struct NullChannel {
 }
 
 impl NullChannel {
+    /// Everything is zero, before and after.
+    fn compare(&self, request: &Request) -> Result<(), IoError> {
+        let bytes = self.info.block_size().bytes_of(request.blocks);
+        let mut left = usize::try_from(bytes).map_err(|_| IoError::TooLarge)?;
+        for segment in request.payload.segments() {
+            let compared = segment.truncate(left);
+            if !self.lender.memory().equals(0, &compared) {
+                return Err(IoError::Miscompare);
+            }
+            left -= compared.len();
+        }
+        Ok(())
+    }
+
     fn execute(&self, request: &mut Request) -> Result<(), IoError> {
         provider::check(&self.info, request)?;
-        if request.operation != Operation::Read {
-            return Ok(());
+        match request.operation {
+            Operation::Read => {}
+            Operation::Compare | Operation::CompareAndWrite { .. } => return self.compare(request),
+            _ => return Ok(()),
         }
         match &mut request.payload {
             payload @ Payload::None => {

@@ -8,6 +8,7 @@ use basalt_reactor::{DiskError, DiskLock, DiskOptions, Handle};
 use uuid::Uuid;
 
 use crate::channel::UringChannel;
+use crate::swap_gate::{Member, SwapGate};
 
 /// Why a disk does not become a device.
 #[derive(Debug, thiserror::Error)]
@@ -55,12 +56,13 @@ pub struct UringOptions {
     pub disk: DiskOptions,
 }
 
-/// A file or kernel block device.
+/// A file or kernel block device. Its compare-and-writes are one step to everything else that changes it through this device.
 #[derive(Debug)]
 pub struct UringDevice {
     path: PathBuf,
     options: DiskOptions,
     info: Arc<DeviceInfo>,
+    gate: Arc<SwapGate>,
     _lock: DiskLock,
 }
 
@@ -90,10 +92,12 @@ impl UringDevice {
             .with_volatile_write_cache(found.volatile_cache)
             .with_read_only(found.read_only)
             .with_optimal_io(optimal.max(BlockCount(1)))
-            .with_capabilities(unmap | Capabilities::WRITE_ZEROES);
+            .with_capabilities(
+                unmap | Capabilities::WRITE_ZEROES | Capabilities::COMPARE | Capabilities::COMPARE_AND_WRITE,
+            );
         // The other reactors open what is there now.
         let options = DiskOptions { create_with_length: None, ..options.disk };
-        Ok(Self { path: path.to_owned(), options, info: Arc::new(info), _lock: lock })
+        Ok(Self { path: path.to_owned(), options, info: Arc::new(info), gate: Arc::default(), _lock: lock })
     }
 
     /// The disk's path.
@@ -131,6 +135,7 @@ impl BlockDevice for UringDevice {
             return Err(OpenError::DeviceGone);
         }
         let disk = handle.open_disk(&self.path, &self.options)?;
-        Ok(Box::new(UringChannel::new(handle.clone(), disk, Arc::clone(&self.info))))
+        let member = Member::new(Arc::clone(&self.gate));
+        Ok(Box::new(UringChannel::new(handle.clone(), disk, Arc::clone(&self.info), member)))
     }
 }

@@ -6,5 +6,6 @@
 
 mod channel;
 mod device;
+mod swap_gate;
 
 pub use device::{UringDevice, UringError, UringOptions};

@@ -366,7 +366,7 @@ impl Controller {
             LogId::Health => logs::health(),
             LogId::FirmwareSlot => logs::firmware(),
             LogId::ChangedNamespaces => logs::changed_namespaces(&self.changed),
-            LogId::CommandEffects => logs::command_effects(),
+            LogId::CommandEffects => logs::command_effects(&self.subsystem.namespaces()),
             LogId::Ana => logs::ana(&self.subsystem.namespaces(), wanted.specific, self.ana_change_count),
             LogId::FeatureEffects => logs::feature_effects(self.kind),
             // A host reads the page in pieces and compares the generation: the pieces are of one page.

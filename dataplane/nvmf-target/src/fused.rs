@@ -152,7 +152,7 @@ mod tests {
     use std::sync::{Arc, Weak};
 
     use basalt_bdev::{BlockDevice, BlockSize};
-    use basalt_device_mem::{NullDevice, RamDevice};
+    use basalt_device_mem::{PlainDevice, RamDevice};
     use basalt_nvme_wire::log::AnaState;
     use basalt_nvme_wire::{ReadWrite, Sgl};
     use basalt_nvmf_transport::HostId;
@@ -180,11 +180,10 @@ mod tests {
 
     /// 1 and 2 can, 3 cannot, 4 cannot be reached.
     fn namespaces() -> Vec<Arc<Namespace>> {
-        let null = NullDevice::new("null", Uuid::nil(), BlockSize::B512, BlockCount(8)).unwrap();
         vec![
             namespace(1, ram(), AnaState::Optimized),
             namespace(2, ram(), AnaState::Optimized),
-            namespace(3, Arc::new(null), AnaState::Optimized),
+            namespace(3, Arc::new(PlainDevice::new(ram())), AnaState::Optimized),
             namespace(4, ram(), AnaState::Inaccessible),
         ]
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use basalt_bdev::DeviceInfo;
+use basalt_bdev::{Capabilities, DeviceInfo};
 use basalt_nvme_wire::identify::{
     ANACAP_ALL_STATES, CMIC_ANA, CMIC_MULTI_CONTROLLER, CTRATT_HOST_ID_128, CTRATT_TRAFFIC_KEEP_ALIVE, Cns,
     DLFEAT_ZEROES, FUSES_COMPARE_AND_WRITE, IDENTIFY_LEN, IdentifyController, IdentifyNamespace,
@@ -132,12 +132,12 @@ impl Subject<'_> {
         // 64-byte submission and 16-byte completion entries, required and at most.
         page.sqes = 0x66;
         page.cqes = 0x44;
+        let always = ONCS_DATASET_MANAGEMENT | ONCS_FEATURE_SELECT | ONCS_RESERVATIONS;
+        let claims = |capability, bit| if all_can(self.namespaces, capability) { bit } else { 0 };
         page.oncs = U16::new(
-            ONCS_COMPARE
-                | ONCS_DATASET_MANAGEMENT
-                | ONCS_WRITE_ZEROES
-                | ONCS_FEATURE_SELECT
-                | ONCS_RESERVATIONS,
+            always
+                | claims(Capabilities::COMPARE, ONCS_COMPARE)
+                | claims(Capabilities::WRITE_ZEROES, ONCS_WRITE_ZEROES),
         );
         page.vwc = if volatile_cache(self.namespaces) { VWC_PRESENT } else { VWC_ABSENT };
         let atomic = self.namespaces.iter().map(|namespace| namespace.device().info().atomic_write().0);
@@ -229,6 +229,11 @@ fn empty() -> Result<Vec<u8>, Status> {
 pub(crate) fn volatile_cache(namespaces: &[Arc<Namespace>]) -> bool {
     namespaces.is_empty()
         || namespaces.iter().any(|namespace| namespace.device().info().volatile_write_cache())
+}
+
+/// Whether every namespace's device can do something; true also while there is none yet, as hosts ask once.
+pub(crate) fn all_can(namespaces: &[Arc<Namespace>], capability: Capabilities) -> bool {
+    namespaces.iter().all(|namespace| namespace.device().info().capabilities().contains(capability))
 }
 
 /// Preferred granularities, 0's based (NVM 5.8.2).

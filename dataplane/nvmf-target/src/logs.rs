@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use basalt_bdev::Capabilities;
 use basalt_nvme_wire::feature::FeatureId;
 use basalt_nvme_wire::log::{
     ANA_GROUPS_ONLY, AnaGroup, AnaHeader, CHANGED_NAMESPACES_LEN, CHANGED_NAMESPACES_MAX, CommandEffects,
@@ -16,6 +17,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::controller::Kind;
 use crate::features;
+use crate::identify::all_can;
 use crate::namespace::{Namespace, Nsid};
 
 /// Pages that a controller has.
@@ -72,14 +74,16 @@ pub(crate) fn firmware() -> Vec<u8> {
     page
 }
 
-/// Commands Supported and Effects.
-pub(crate) fn command_effects() -> Vec<u8> {
+/// Commands Supported and Effects; optional commands as identify tells them.
+pub(crate) fn command_effects(namespaces: &[Arc<Namespace>]) -> Vec<u8> {
     let mut page: CommandEffects = identify::zeroed();
     for command in Admin::ALL {
         page.admin[usize::from(command.code())] = U32::new(EFFECT_SUPPORTED);
     }
     for command in Io::ALL {
         let effect = match command {
+            Io::Compare if !all_can(namespaces, Capabilities::COMPARE) => 0,
+            Io::WriteZeroes if !all_can(namespaces, Capabilities::WRITE_ZEROES) => 0,
             Io::Flush
             | Io::Read
             | Io::Compare

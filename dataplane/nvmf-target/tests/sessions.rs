@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{BlockCount, BlockDevice, BlockSize, IoError, Lba, Operation};
+use basalt_bdev::{BlockDevice, BlockSize, IoError, Lba, Operation};
 use basalt_clock::Instant;
-use basalt_device_mem::{NullDevice, RamDevice};
+use basalt_device_mem::{PlainDevice, RamDevice};
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, Command, Connect, ConnectData, DISCOVERY_NQN};
 use basalt_nvme_wire::feature::{FeatureId, event};
-use basalt_nvme_wire::identify::{IdentifyController, IdentifyNamespace, NamespaceId};
+use basalt_nvme_wire::identify::{
+    IdentifyController, IdentifyNamespace, NamespaceId, ONCS_COMPARE, ONCS_WRITE_ZEROES,
+};
 use basalt_nvme_wire::log::{AnaState, AsyncEvent, GetLogPage, LogId};
 use basalt_nvme_wire::opcode::{Admin, Io};
 use basalt_nvme_wire::{Fuse, ReadWrite, Sgl, Sqe, Status, dsm, identify};
@@ -253,7 +255,7 @@ fn io_commands_become_block_commands_or_name_what_is_wrong() {
 }
 
 #[test]
-fn fused_operations_are_told_only_while_every_namespace_can() {
+fn what_is_optional_is_told_only_while_every_namespace_can() {
     let target = target();
     let mut queue = admin(&target);
     let fuses = |queue: &mut Queue| {
@@ -261,10 +263,20 @@ fn fused_operations_are_told_only_while_every_namespace_can() {
         let page: &IdentifyController = identify::parse(&page).unwrap();
         (page.fuses.get(), page.acwu.get(), page.awupf.get())
     };
+    let optional = |queue: &mut Queue| {
+        let page = give(identify_page(queue, 1, 0));
+        let oncs = identify::parse::<IdentifyController>(&page).unwrap().oncs.get();
+        let effects = give(log(queue, LogId::CommandEffects, 0, 4096));
+        let supported = |opcode: Io| effects[1024 + usize::from(opcode.code()) * 4] & 1 == 1;
+        assert_eq!(supported(Io::Compare), oncs & ONCS_COMPARE != 0, "the log says the same");
+        assert_eq!(supported(Io::WriteZeroes), oncs & ONCS_WRITE_ZEROES != 0, "the log says the same");
+        (oncs & ONCS_COMPARE != 0, oncs & ONCS_WRITE_ZEROES != 0)
+    };
     assert_eq!(fuses(&mut queue), (1, 0, 0));
-    let null = NullDevice::new("null", Uuid::nil(), BlockSize::B512, BlockCount(8)).unwrap();
-    target.add_namespace(&nqn(SUBSYSTEM), Nsid(2), IDENTITY, Arc::new(null), AnaState::Optimized).unwrap();
-    assert_eq!(fuses(&mut queue), (0, 0, 0));
+    assert_eq!(optional(&mut queue), (true, true));
+    let plain = Arc::new(PlainDevice::new(ram(1 << 20)));
+    target.add_namespace(&nqn(SUBSYSTEM), Nsid(2), IDENTITY, plain, AnaState::Optimized).unwrap();
+    assert_eq!((fuses(&mut queue), optional(&mut queue)), ((0, 0, 0), (false, false)));
     target.remove_namespace(&nqn(SUBSYSTEM), Nsid(2)).unwrap();
     target.remove_namespace(&nqn(SUBSYSTEM), Nsid(1)).unwrap();
     assert_eq!(fuses(&mut queue), (0, 0, 0));

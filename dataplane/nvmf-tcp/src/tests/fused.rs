@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use basalt_bdev::{BlockCount, BlockSize};
-use basalt_device_mem::NullDevice;
+use basalt_device_mem::{NullDevice, PlainDevice};
 use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::opcode::Io;
@@ -283,9 +283,10 @@ fn capsules_that_hold_less_than_they_say_fail_the_pair() {
 fn a_namespace_whose_device_cannot_refuses_both_halves() {
     let mut session = Session::new(NONE);
     let null = NullDevice::new("null", Uuid::nil(), BlockSize::B512, BlockCount(64)).unwrap();
+    let plain = Arc::new(PlainDevice::new(Arc::new(null)));
     let identity = NamespaceIdentity { uuid: [2; 16], nguid: [2; 16] };
     let nqn = Nqn::new(SUBSYSTEM).unwrap();
-    session.rig.target.add_namespace(&nqn, Nsid(2), identity, Arc::new(null), AnaState::Optimized).unwrap();
+    session.rig.target.add_namespace(&nqn, Nsid(2), identity, plain, AnaState::Optimized).unwrap();
     session.io.refresh(&mut session.rig.context());
     for mut sqe in [compare(Way::Capsule), write(Way::Capsule)] {
         sqe.nsid = U32::new(2);
