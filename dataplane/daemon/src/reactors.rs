@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use basalt_nvmf_target::Target;
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
-use basalt_reactor::{Handle, PostError, ReactorOptions, ReactorThread, Remote, StartError};
+use basalt_reactor::{Handle, PostError, ReactorOptions, ReactorThread, Remote, StartError, keep_off};
 
 use crate::cores::CoreList;
 
@@ -33,6 +33,23 @@ pub(crate) struct Start<'a> {
     pub(crate) pin: bool,
     /// Settings of each.
     pub(crate) options: ReactorOptions,
+}
+
+impl Start<'_> {
+    /// Keeps this thread, and the threads that it starts, away from the reactors: to be called before any other thread is there.
+    pub(crate) fn keep_management_off(&self) {
+        if !self.pin {
+            return;
+        }
+        match keep_off(self.cores.cores()) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                cores = %self.cores,
+                "reactors take every core of this process: management runs on them too and costs latency"
+            ),
+            Err(error) => tracing::warn!(%error, "management cannot be kept off the cores of reactors"),
+        }
+    }
 }
 
 impl Reactors {

@@ -102,6 +102,8 @@ impl Options {
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let target = subsystem(options, options.allowed_hosts()?)?;
+    let start = Start { cores: &options.cores, pin: !options.no_pin, options: options.reactor_options() };
+    start.keep_management_off();
     let readiness = Readiness::new();
     let gate = readiness.gate("serving", "devices and listeners are being opened");
     let exporter = ExporterConfig {
@@ -119,7 +121,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let first =
         First { specs: options.devices.clone(), nqn: options.nqn.clone(), listen: options.listen, target };
     let served = Arc::clone(&first.target);
-    let start = Start { cores: &options.cores, pin: !options.no_pin, options: options.reactor_options() };
     let reactors = Reactors::start(start, &served, move |handle, siblings| {
         let outcome = match first.start(handle, &siblings) {
             Ok((listener, bound)) => {

@@ -109,6 +109,33 @@ fn prepare(core: Option<usize>, options: &ReactorOptions) -> Result<Reactor, Sta
     Ok(Reactor::new(Box::new(driver), options))
 }
 
+/// Keeps the calling thread, and every thread that it starts from now on, off `cores`; reactors pin themselves elsewhere. False, and
+/// nothing is changed, where this process has no other core.
+///
+/// # Errors
+/// What the system says.
+pub fn keep_off(cores: &[usize]) -> io::Result<bool> {
+    let capacity = 8 * size_of::<libc::cpu_set_t>();
+    // SAFETY: a zeroed set is a valid empty one and outlives the call.
+    let mut allowed = unsafe { std::mem::zeroed::<libc::cpu_set_t>() };
+    // SAFETY: the set is valid for writes of its size.
+    let asked = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed) };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for core in cores.iter().filter(|core| **core < capacity) {
+        // SAFETY: `core` is within the set's bits.
+        unsafe { libc::CPU_CLR(*core, &mut allowed) }
+    }
+    // SAFETY: the set is valid.
+    if unsafe { libc::CPU_COUNT(&allowed) } == 0 {
+        return Ok(false);
+    }
+    // SAFETY: the set is valid for its size and outlives the call.
+    let set = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const allowed) };
+    if set == 0 { Ok(true) } else { Err(io::Error::last_os_error()) }
+}
+
 fn pin(core: usize) -> io::Result<()> {
     let capacity = 8 * size_of::<libc::cpu_set_t>();
     if core >= capacity {
@@ -121,4 +148,30 @@ fn pin(core: usize) -> io::Result<()> {
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn management_stays_off_the_cores_of_reactors() {
+        let cores = || thread::available_parallelism().unwrap().get();
+        // A thread of its own: affinity is inherited by what it starts.
+        thread::spawn(move || {
+            let before = cores();
+            let all: Vec<usize> = (0..8 * size_of::<libc::cpu_set_t>()).collect();
+            assert!(!keep_off(&all).unwrap(), "no core would be left");
+            assert_eq!(cores(), before);
+            if before > 1 {
+                assert!(keep_off(&[0]).unwrap());
+                assert_eq!(cores(), before - 1);
+                let reactor = start("pinned", Some(0), ReactorOptions::default(), |_| {}).unwrap();
+                reactor.join().unwrap();
+                assert_eq!(thread::spawn(cores).join().unwrap(), before - 1);
+            }
+        })
+        .join()
+        .unwrap();
+    }
 }

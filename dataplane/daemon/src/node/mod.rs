@@ -43,6 +43,10 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     basalt_identity::install_provider();
     let security = security(&config)?;
     let identity = IdentityFile::open(&config.data_dir)?;
+    let first = CoreList::first(1)?;
+    let cores = config.cores.as_ref().or(identity.cores()).unwrap_or(&first).clone();
+    let start = Start { cores: &cores, pin: config.pin, options: ReactorOptions::default() };
+    start.keep_management_off();
     let readiness = Readiness::new();
     let exporter_config = ExporterConfig {
         listen: config.metrics_listen,
@@ -59,7 +63,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the management threads")?;
-    let outcome = runtime.block_on(serve(&config, security, identity, &readiness, meters));
+    let outcome = runtime.block_on(serve(&config, start, security, identity, &readiness, meters));
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
@@ -87,6 +91,7 @@ fn security(config: &Config) -> anyhow::Result<Security> {
 
 async fn serve(
     config: &Config,
+    start: Start<'_>,
     security: Security,
     identity: IdentityFile,
     readiness: &Readiness,
@@ -101,7 +106,7 @@ async fn serve(
     let (reports, report_changes) = watch::channel(None);
     let target = Target::new(TargetOptions::default());
     let ends = AgentEnds { file, desired: desired_changes, reports, meters: Arc::clone(&meters) };
-    let (reactors, started) = start_reactors(config, &identity, &target, ends)?;
+    let (reactors, started) = start_reactors(start, &target, ends)?;
     let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
     let (state, states) = watch::channel(SessionState::Disconnected("not tried yet".to_owned()));
@@ -136,14 +141,10 @@ struct AgentEnds {
 
 /// Starts one reactor per core, with the agent on the first; then come the targets' controls, the first reactor's first.
 fn start_reactors(
-    config: &Config,
-    identity: &IdentityFile,
+    start: Start<'_>,
     target: &Arc<Target>,
     ends: AgentEnds,
 ) -> anyhow::Result<(Reactors, Started)> {
-    let first = CoreList::first(1)?;
-    let cores = config.cores.as_ref().or(identity.cores()).unwrap_or(&first);
-    let start = Start { cores, pin: config.pin, options: ReactorOptions::default() };
     let management = tokio::runtime::Handle::current();
     let (tell, started) = oneshot::channel();
     let served = Arc::clone(target);
