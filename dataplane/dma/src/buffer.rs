@@ -1,12 +1,13 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::slice;
 
 use crate::block::Block;
 use crate::lent::Lent;
 use crate::pool::give_back;
+use crate::slab::RegionId;
 
 /// A piece of memory that one request owns: starts on a page, has a fixed capacity and an adjustable length.
 ///
@@ -27,7 +28,7 @@ impl Buffer {
     /// If `len` is above 2 GiB.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        let mut buffer = Self::whole(Rc::new(Block::zeroed(len, Weak::new())));
+        let mut buffer = Self::whole(Rc::new(Block::zeroed(len)));
         buffer.set_len(len);
         buffer
     }
@@ -87,6 +88,12 @@ impl Buffer {
     /// First byte, for descriptors through which the kernel or a device writes.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start().as_ptr()
+    }
+
+    /// The region of its pool that the memory lies in; none for memory of its own.
+    #[must_use]
+    pub fn region(&self) -> Option<RegionId> {
+        self.place.as_ref().and_then(|(block, _)| block.region())
     }
 
     fn start(&self) -> NonNull<u8> {

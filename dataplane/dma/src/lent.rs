@@ -7,6 +7,7 @@ use std::rc::Rc;
 use crate::block::Block;
 use crate::buffer::Buffer;
 use crate::pool::give_back;
+use crate::slab::RegionId;
 
 /// The right to lend views of memory that a device owns: made once per channel, so that lending costs no allocation.
 #[derive(Clone)]
@@ -74,6 +75,12 @@ impl Lent {
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
         self.start.as_ptr()
+    }
+
+    /// The region of a pool that the memory lies in; none for a device's.
+    #[must_use]
+    pub fn region(&self) -> Option<RegionId> {
+        self.block.region()
     }
 
     /// Copies the view's bytes from `offset` on into all of `target`.

@@ -13,6 +13,7 @@ mod payload;
 mod pool;
 mod segment;
 mod shared;
+mod slab;
 
 pub use buffer::Buffer;
 pub use lent::{Lender, Lent};
@@ -20,6 +21,7 @@ pub use payload::Payload;
 pub use pool::{BufferPool, MAX_CLASS_BYTES, MIN_CLASS_BYTES, PoolStats};
 pub use segment::Segment;
 pub use shared::{MemoryLender, SharedMemory};
+pub use slab::{REGIONS_MAX, RegionChange, RegionId};
 
 /// Alignment of every buffer's start in bytes: a page, which satisfies O_DIRECT on every device.
 pub const ALIGNMENT: usize = 4096;

@@ -3,6 +3,7 @@ use std::slice;
 use crate::buffer::Buffer;
 use crate::lent::Lent;
 use crate::segment::Segment;
+use crate::slab::RegionId;
 
 /// The memory that a request takes along and its completion brings back.
 #[derive(Debug, Default)]
@@ -34,6 +35,16 @@ impl Payload {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The region of a pool that holds all of it, if it is in one piece.
+    #[must_use]
+    pub fn region(&self) -> Option<RegionId> {
+        match self {
+            Self::Buffer(buffer) => buffer.region(),
+            Self::Lent(view) => view.region(),
+            Self::None | Self::Scattered(_) => None,
+        }
     }
 
     /// The parts in order, as sources of bytes.

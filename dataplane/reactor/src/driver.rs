@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use basalt_clock::Instant;
-use basalt_dma::{Payload, Segment};
+use basalt_dma::{Payload, RegionChange, Segment};
 
 /// Whether something happened, so that it is worth looking again at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,6 +317,12 @@ pub trait Driver {
 
     /// Starts what was submitted, appends finished disk operations to `completions` and notes which sockets became ready.
     fn poll(&mut self, completions: &mut Vec<DiskCompletion>) -> Progress;
+
+    /// Tells which pieces of the reactor's buffers came and went: what is known to the machine beforehand is used faster.
+    fn memory_changed(&mut self, changes: &[RegionChange]) {
+        // Nothing to prepare.
+        let _: &[RegionChange] = changes;
+    }
 
     /// Appends the sockets to which something happened since the last call, each at least once: data or room came, the peer
     /// ended, a connection was made or failed.

@@ -119,6 +119,9 @@ impl Reactor {
         local.now.set(now);
         let mut progress = {
             let mut driver = local.driver.borrow_mut();
+            if local.buffers.regions_changed() {
+                driver.memory_changed(&local.buffers.take_region_changes());
+            }
             let progress = driver.poll(&mut self.reaped);
             driver.take_ready(&mut self.ready);
             progress

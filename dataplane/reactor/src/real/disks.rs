@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use basalt_dma::Payload;
+use basalt_dma::{Payload, RegionChange};
 
 use super::engine::{Engine, Finished, Kind, Transfer};
 use super::epoll::EventFd;
@@ -109,6 +109,7 @@ impl Disks {
         let id = DiskId { index, generation: slot.generation.wrapping_add(1) };
         match open::open(path, options, id) {
             Ok((file, info)) => {
+                self.engine.know_file(index, file.as_raw_fd());
                 slot.generation = id.generation;
                 slot.open = Some((file, info.clone()));
                 slot.closing = false;
@@ -136,9 +137,14 @@ impl Disks {
         let slot = &mut self.slots[index as usize];
         if slot.closing && slot.in_flight == 0 {
             slot.closing = false;
+            self.engine.forget_file(index);
             slot.open = None;
             self.free_slots.push(index);
         }
+    }
+
+    pub(super) fn memory_changed(&mut self, changes: &[RegionChange]) {
+        self.engine.memory_changed(changes);
     }
 
     pub(super) fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
@@ -199,6 +205,8 @@ impl Disks {
         let parts = operation.parts.len().min(PARTS_MAX);
         let transfer = Transfer {
             fd: file.as_raw_fd(),
+            disk: request.disk.index,
+            region: if operation.zeroing == Zeroing::Write { None } else { request.payload.region() },
             kind: operation.kind,
             offset: request.offset.0 + operation.done,
             length: request.length - operation.done,

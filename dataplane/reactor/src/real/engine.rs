@@ -1,6 +1,8 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use basalt_dma::{RegionChange, RegionId};
+
 use super::epoll::{Epoll, EventFd};
 use super::threads::ThreadEngine;
 use super::uring::UringEngine;
@@ -18,6 +20,10 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transfer {
     pub(super) fd: RawFd,
+    /// Place of the file in the table of disks.
+    pub(super) disk: u32,
+    /// Region of the one part, if it lies in one.
+    pub(super) region: Option<RegionId>,
     pub(super) kind: Kind,
     pub(super) offset: u64,
     /// Bytes, for what moves none.
@@ -59,6 +65,30 @@ impl Engine {
         match self {
             Self::Uring(_) => "io_uring",
             Self::Threads(_) => "threads",
+        }
+    }
+
+    /// Makes a file known under its place in the table of disks, until `forget_file`.
+    pub(super) fn know_file(&mut self, disk: u32, fd: RawFd) {
+        match self {
+            Self::Uring(engine) => engine.know_file(disk, fd),
+            Self::Threads(_) => {}
+        }
+    }
+
+    /// The file is about to be closed; nothing of it is under way.
+    pub(super) fn forget_file(&mut self, disk: u32) {
+        match self {
+            Self::Uring(engine) => engine.forget_file(disk),
+            Self::Threads(_) => {}
+        }
+    }
+
+    /// Pieces of the reactor's memory came or went.
+    pub(super) fn memory_changed(&mut self, changes: &[RegionChange]) {
+        match self {
+            Self::Uring(engine) => engine.memory_changed(changes),
+            Self::Threads(_) => {}
         }
     }
 

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use basalt_clock::{Instant, Random, SeededRandom};
-use basalt_dma::Segment;
+use basalt_dma::{RegionChange, Segment};
 
 use crate::driver::{
     DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOptions, DiskRequest, Driver, ListenerId,
@@ -121,6 +121,10 @@ impl Driver for RealDriver {
         let events =
             if self.sockets.begin_turn() { self.take_events(epoll::Wait::No) } else { Progress::Idle };
         events.or(self.disks.poll(completions))
+    }
+
+    fn memory_changed(&mut self, changes: &[RegionChange]) {
+        self.disks.memory_changed(changes);
     }
 
     fn take_ready(&mut self, ready: &mut Vec<SocketId>) {
