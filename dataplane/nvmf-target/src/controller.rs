@@ -115,7 +115,7 @@ impl Controller {
             last_sign_of_life: now,
             seen: BTreeMap::new(),
             changed: BTreeSet::new(),
-            ana_change_count: 1,
+            ana_change_count: 0,
             discovery_page: None,
             notices: Notices::default(),
             pending: Vec::new(),
@@ -173,7 +173,7 @@ impl Controller {
         }
         let before = std::mem::replace(&mut self.seen, now);
         let numbers: BTreeSet<Nsid> = before.keys().chain(self.seen.keys()).copied().collect();
-        let mut ana_changed = false;
+        let (mut ana_changed, mut content_changed) = (false, false);
         let mut attributes_changed = false;
         for nsid in numbers {
             let (old, new) = (before.get(&nsid), self.seen.get(&nsid));
@@ -182,10 +182,14 @@ impl Controller {
                 self.changed.insert(nsid);
                 attributes_changed = true;
             }
-            ana_changed |= old.map(|seen| seen.ana_changes) != new.map(|seen| seen.ana_changes);
+            // Groups that come and go with their namespaces are told by those (Base 5.2.1, ANA Change).
+            ana_changed |= old.zip(new).is_some_and(|(old, new)| old.ana_changes != new.ana_changes);
+            content_changed |= old.map(|seen| seen.ana_changes) != new.map(|seen| seen.ana_changes);
+        }
+        if content_changed {
+            self.ana_change_count += 1;
         }
         if ana_changed {
-            self.ana_change_count += 1;
             self.raise(AsyncEvent::AnaChange, feature::event::ANA_CHANGE);
         }
         if attributes_changed {

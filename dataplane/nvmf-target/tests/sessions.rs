@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{BlockDevice, BlockSize, IoError, Lba, Operation};
+use basalt_bdev::{BlockCount, BlockDevice, BlockSize, IoError, Lba, Operation};
 use basalt_clock::Instant;
 use basalt_device_mem::{PlainDevice, RamDevice};
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, Command, Connect, ConnectData, DISCOVERY_NQN};
@@ -13,7 +13,7 @@ use basalt_nvme_wire::identify::{
     IdentifyController, IdentifyNamespace, NamespaceId, ONCS_COMPARE, ONCS_WRITE_ZEROES,
 };
 use basalt_nvme_wire::log::{AnaState, AsyncEvent, GetLogPage, LogId};
-use basalt_nvme_wire::opcode::{Admin, Io};
+use basalt_nvme_wire::opcode::{Admin, Fabrics, Io};
 use basalt_nvme_wire::{Fuse, ReadWrite, Sgl, Sqe, Status, dsm, identify};
 use basalt_nvmf_target::{
     Activity, AllowedHosts, ListenerAddress, NamespaceIdentity, NamespaceSlot, Nsid, Queue, Reply, Step,
@@ -348,6 +348,34 @@ fn every_unknown_command_is_answered() {
         let mut sqe = command(Admin::GetFeatures.code(), 0, 0);
         sqe.cdw10 = U32::new(u32::from(feature));
         assert!(matches!(admin.command(NOW, &sqe), Step::Complete(_)));
+        sqe.opcode = Admin::SetFeatures.code();
+        match admin.command(NOW, &sqe) {
+            Step::Take { length } => assert_eq!((feature, length), (FeatureId::HostBehavior.code(), 512)),
+            step => {
+                let status = complete(step).status;
+                assert!(status.do_not_retry() || status.is_success(), "feature {feature:#x}: {status}");
+            }
+        }
+    }
+    for cns in 0..=0xff {
+        match identify_page(&mut admin, cns, 1) {
+            Step::Give { data, .. } => assert_eq!(data.len(), 4096),
+            step => assert_eq!(complete(step).status, Status::INVALID_FIELD.dnr(), "CNS {cns:#x}"),
+        }
+    }
+    for kind in 0..=u8::MAX {
+        for queue in [&mut admin, &mut queue] {
+            // A disconnection would end the queue.
+            if kind != Fabrics::Disconnect.code() {
+                assert!(matches!(queue.command(NOW, &Command::Other(kind).emit(9)), Step::Complete(_)));
+            }
+        }
+    }
+    for offset in (0..0x1000).step_by(4) {
+        for wide in [false, true] {
+            let reply = complete(admin.command(NOW, &Command::PropertyGet { wide, offset }.emit(9)));
+            assert!(reply.status.is_success() || reply.status == Status::INVALID_FIELD.dnr());
+        }
     }
 }
 
@@ -380,20 +408,50 @@ fn changes_are_reported_once_until_their_log_is_read() {
     target.add_namespace(&nqn(SUBSYSTEM), Nsid(4), IDENTITY, ram(8192), AnaState::NonOptimized).unwrap();
     assert!(target.version() > version);
     queue.refresh();
-    let mut events: Vec<u32> =
-        std::iter::from_fn(|| queue.next_event()).map(|(_, reply)| reply.dw0).collect();
-    events.sort_unstable();
-    assert_eq!(events, [AsyncEvent::NamespaceAttributeChanged.emit(), AsyncEvent::AnaChange.emit()]);
+    let events: Vec<u32> = std::iter::from_fn(|| queue.next_event()).map(|(_, reply)| reply.dw0).collect();
+    assert_eq!(events, [AsyncEvent::NamespaceAttributeChanged.emit()], "its ANA group comes with it");
     assert_eq!(give(log(&mut queue, LogId::ChangedNamespaces, 0, 4096))[..8], [4, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(give(log(&mut queue, LogId::ChangedNamespaces, 0, 4096))[..4], [0; 4], "reading clears it");
+    target.set_ana(&nqn(SUBSYSTEM), Nsid(4), AnaState::Change).unwrap();
+    queue.refresh();
+    assert_eq!(queue.next_event().map(|(_, reply)| reply.dw0), Some(AsyncEvent::AnaChange.emit()));
     target.set_ana(&nqn(SUBSYSTEM), Nsid(4), AnaState::Inaccessible).unwrap();
     queue.refresh();
     assert_eq!(queue.next_event(), None, "the ANA log was not read yet");
     let ana = give(log(&mut queue, LogId::Ana, 0, 16 + 2 * 36));
-    assert_eq!((ana[8], ana[16], ana[16 + 16], ana[52], ana[52 + 16], ana[52 + 32]), (2, 1, 1, 4, 3, 4));
+    assert_eq!((ana[0], ana[8]), (4, 2), "one change for each of the three, from one on");
+    assert_eq!((ana[16], ana[16 + 16], ana[52], ana[52 + 16], ana[52 + 32]), (1, 1, 4, 3, 4));
     target.set_ana(&nqn(SUBSYSTEM), Nsid(4), AnaState::Optimized).unwrap();
     queue.refresh();
     assert_eq!(queue.next_event().map(|(_, reply)| reply.dw0), Some(AsyncEvent::AnaChange.emit()));
+}
+
+#[test]
+fn a_namespace_that_grows_or_goes_is_reported() {
+    let target = target();
+    let plain = Arc::new(PlainDevice::new(ram(8192)));
+    let grows = Arc::clone(&plain);
+    target.add_namespace(&nqn(SUBSYSTEM), Nsid(9), IDENTITY, grows, AnaState::Optimized).unwrap();
+    let mut queue = admin(&target);
+    set_feature(&mut queue, FeatureId::AsyncEventConfig, event::NAMESPACE_ATTRIBUTE);
+    queue.command(NOW, &command(Admin::AsyncEventRequest.code(), 0, 0));
+    queue.command(NOW, &command(Admin::AsyncEventRequest.code(), 0, 0));
+    plain.info().set_blocks(BlockCount(32));
+    target.note_resize();
+    queue.refresh();
+    let event = AsyncEvent::NamespaceAttributeChanged.emit();
+    assert_eq!(queue.next_event().map(|(_, reply)| reply.dw0), Some(event));
+    let page = give(identify_page(&mut queue, 0, 9));
+    assert_eq!(identify::parse::<IdentifyNamespace>(&page).unwrap().nsze.get(), 32);
+    target.remove_namespace(&nqn(SUBSYSTEM), Nsid(1)).unwrap();
+    queue.refresh();
+    assert_eq!(queue.next_event(), None, "one event until the list is read");
+    let changed = give(log(&mut queue, LogId::ChangedNamespaces, 0, 4096));
+    assert_eq!(changed[..12], [1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(give(identify_page(&mut queue, 2, 0))[..8], [9, 0, 0, 0, 0, 0, 0, 0]);
+    target.add_namespace(&nqn(SUBSYSTEM), Nsid(1), IDENTITY, ram(8192), AnaState::Optimized).unwrap();
+    queue.refresh();
+    assert_eq!(queue.next_event().map(|(_, reply)| reply.dw0), Some(event));
 }
 
 #[test]
