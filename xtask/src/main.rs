@@ -10,6 +10,7 @@
 
 mod bench;
 mod codegen;
+mod fuzz;
 mod progress;
 mod simulate;
 mod test;
@@ -45,6 +46,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Run simulator seeds
     Simulate(simulate::Arguments),
+    /// Fuzz parsers, state machines and NVMe/TCP sessions until something is found
+    Fuzz(fuzz::Arguments),
     /// Check that programs, once built, hold no planted bugs
     #[command(hide = true)]
     CheckPlanted,
@@ -80,6 +83,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::run(),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Simulate(arguments) => simulate::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::CheckPlanted => simulate::check_absence(),
         Task::Programs => workspace::Programs::build().map(|_| ()),
         Task::Fixture => up::fixture(),

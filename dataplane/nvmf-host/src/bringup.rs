@@ -277,8 +277,9 @@ impl Bringup {
             self.facts.in_capsule_bytes = capsule.saturating_mul(16);
         }
         if page.mdts > 0 {
-            let limit = 4096u32.checked_shl(u32::from(page.mdts)).unwrap_or(u32::MAX);
-            self.facts.transfer_bytes_max = limit.min(TRANSFER_BYTES_DEFAULT);
+            // A power of two of pages; large ones do not fit, and are no limit.
+            let pages = 1u32.checked_shl(u32::from(page.mdts)).unwrap_or(u32::MAX);
+            self.facts.transfer_bytes_max = pages.saturating_mul(4096).min(TRANSFER_BYTES_DEFAULT);
         }
         self.facts.volatile_cache = page.vwc & 1 != 0;
         self.facts.atomic_blocks = u32::from(page.awupf.get()) + 1;

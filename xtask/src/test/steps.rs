@@ -43,6 +43,11 @@ pub(super) fn all() -> Result<Vec<Step>> {
             &["cargo test --workspace --locked --no-fail-fast"],
         ),
         step("simulate", "300 seeds of the simulator", &[&format!("{simulator} -- run {SEEDS}")]),
+        step(
+            "fuzz",
+            "corpora and mutated inputs of everything that reads foreign bytes",
+            &["cargo run --quiet --locked --profile sim --package basalt-fuzz -- run"],
+        ),
         step("planted", "every planted bug is found", &[&planted])
             .with(&[("RUSTFLAGS", "--cfg basalt_planted".into())]),
         step(

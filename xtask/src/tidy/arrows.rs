@@ -46,6 +46,21 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "fuzz",
+        &[
+            "bdev",
+            "clock",
+            "device-mem",
+            "dma",
+            "nvme-wire",
+            "nvmf-host",
+            "nvmf-target",
+            "nvmf-tcp",
+            "nvmf-transport",
+            "reactor",
+        ],
+    ),
+    (
         "daemon",
         &[
             "agent",
