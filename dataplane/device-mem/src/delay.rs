@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{BlockDevice, Channel, Completion, DeviceInfo, OpenError, Operation, Rejected, Request};
+use basalt_bdev::{
+    BlockDevice, Channel, Completion, DeviceInfo, IoError, OpenError, Operation, Rejected, Request,
+};
 use basalt_clock::Instant;
 use basalt_reactor::Handle;
 
@@ -47,6 +49,7 @@ impl BlockDevice for DelayDevice {
             held: BTreeMap::new(),
             held_count: 0,
             collected: Vec::new(),
+            aborted: Vec::new(),
         }))
     }
 }
@@ -67,6 +70,8 @@ struct DelayChannel {
     held: BTreeMap<(Instant, u64), Completion>,
     held_count: u64,
     collected: Vec<Completion>,
+    /// Told as aborted with the next poll.
+    aborted: Vec<Completion>,
 }
 
 /// Completions that are held back; beyond it nothing more is submitted.
@@ -117,7 +122,8 @@ impl Channel for DelayChannel {
             self.held.insert((self.pending[place].due, self.held_count), completion);
         }
         let now = self.handle.now();
-        let mut count = 0;
+        let mut count = self.aborted.len();
+        completions.append(&mut self.aborted);
         while let Some(first) = self.held.first_entry() {
             if first.key().0 > now {
                 self.handle.wake_at(first.key().0);
@@ -127,5 +133,20 @@ impl Channel for DelayChannel {
             count += 1;
         }
         count
+    }
+
+    /// What is only held back ends at once; the rest as soon as the device below lets it.
+    fn abort(&mut self, tag: u64) {
+        let held = self.held.extract_if(.., |_, completion| completion.tag == tag);
+        self.aborted
+            .extend(held.map(|(_, completion)| Completion { result: Err(IoError::Aborted), ..completion }));
+        let now = self.handle.now();
+        for (place, pending) in self.pending.iter_mut().enumerate() {
+            if pending.tag == tag && !self.free.contains(&place) {
+                pending.due = now;
+                self.inner.abort(place as u64);
+            }
+        }
+        self.handle.wake_at(now);
     }
 }

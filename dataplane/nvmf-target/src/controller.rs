@@ -15,11 +15,12 @@ use basalt_nvme_wire::register::{
     Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, VERSION_2_0,
 };
 use basalt_nvme_wire::{Fuse, Sqe, Status, fabrics};
-use basalt_nvmf_transport::{CommandId, TransportLimits};
+use basalt_nvmf_transport::{CommandId, QueueId, TransportLimits};
 use zerocopy::IntoBytes;
 
 use self::notices::Notices;
 use self::reservations::PendingFeature;
+use crate::abort::{AbortOrder, AbortTicket};
 use crate::events::Events;
 use crate::features::{self, Features};
 use crate::identify::{self, KEEP_ALIVE_GRANULARITY};
@@ -87,6 +88,8 @@ pub(crate) struct Controller {
     notices: Notices,
     /// Set Features commands that wait for a store.
     pending: Vec<PendingFeature>,
+    /// Abort commands that wait for the queue that they are about.
+    aborts: Vec<(CommandId, Arc<AbortTicket>)>,
 }
 
 impl Controller {
@@ -119,6 +122,7 @@ impl Controller {
             discovery_page: None,
             notices: Notices::default(),
             pending: Vec::new(),
+            aborts: Vec::new(),
         };
         controller.set_keep_alive(keep_alive_ms);
         controller.look();
@@ -205,7 +209,7 @@ impl Controller {
 
     /// The next held command that ends: one that waited for a store, or a request for an event.
     pub(crate) fn next_event(&mut self) -> Option<(CommandId, Reply)> {
-        if let Some(ended) = self.next_feature() {
+        if let Some(ended) = self.next_feature().or_else(|| self.next_abort()) {
             return Some(ended);
         }
         let (command, event) = self.events.next()?;
@@ -240,7 +244,7 @@ impl Controller {
                 let held = self.events.request(CommandId(sqe.command_id.get()));
                 held.map(|()| Step::Hold).ok_or(Status::AER_LIMIT_EXCEEDED.dnr())
             }
-            Admin::Abort => Ok(self.abort(sqe)),
+            Admin::Abort => self.abort(sqe),
         }
     }
 
@@ -483,17 +487,40 @@ impl Controller {
         }
     }
 
-    /// Abort (Base 5.1): takes back an event request; other commands run to their end, which dword 0 bit 0 says.
-    fn abort(&mut self, sqe: &Sqe) -> Step {
+    /// Abort (Base 5.1): takes back an event request; the queue of an I/O command is asked to end it. Dword 0 bit 0 says that the
+    /// command runs, or ran, to its end.
+    fn abort(&mut self, sqe: &Sqe) -> Result<Step, Status> {
         let dword = sqe.cdw10.get().to_le_bytes();
         let queue = u16::from_le_bytes([dword[0], dword[1]]);
         let command = CommandId(u16::from_le_bytes([dword[2], dword[3]]));
         if queue == 0 && self.events.cancel(command) {
-            return Step::AbortHeld { command };
+            return Ok(Step::AbortHeld { command });
         }
-        Step::Complete(Reply::result(1))
+        let Some(fence) = self.subsystem.fence(self.link.id, QueueId(queue)) else {
+            return Ok(Step::Complete(Reply::result(NOT_ABORTED)));
+        };
+        if self.aborts.len() > usize::from(identify::ABORT_LIMIT) {
+            return Err(Status::ABORT_LIMIT_EXCEEDED.dnr());
+        }
+        let ticket = Arc::<AbortTicket>::default();
+        fence.give(AbortOrder::one(command, &ticket, self.target.changes()));
+        self.aborts.push((CommandId(sqe.command_id.get()), ticket));
+        self.target.changes().note();
+        Ok(Step::Hold)
+    }
+
+    fn next_abort(&mut self) -> Option<(CommandId, Reply)> {
+        let ended = |(place, (_, ticket)): (usize, &(CommandId, Arc<AbortTicket>))| {
+            ticket.outcome().map(|aborted| (place, aborted))
+        };
+        let (place, aborted) = self.aborts.iter().enumerate().find_map(ended)?;
+        let (command, _) = self.aborts.remove(place);
+        Some((command, Reply::result(if aborted { 0 } else { NOT_ABORTED })))
     }
 }
+
+/// Dword 0 of an Abort that came too late, or for what is not there.
+const NOT_ABORTED: u32 = 1;
 
 impl Drop for Controller {
     fn drop(&mut self) {

@@ -23,7 +23,7 @@ use crate::namespace::Namespace;
 use crate::subsystem::{NAMESPACES_MAX, SubsystemConfig};
 
 /// Aborts that a host may have outstanding, 0's based (ACL).
-const ABORT_LIMIT: u8 = 3;
+pub(crate) const ABORT_LIMIT: u8 = 3;
 /// Keep alive granularity in units of 100 ms.
 pub(crate) const KEEP_ALIVE_GRANULARITY: u16 = 10;
 /// Longest time in seconds that an ANA change takes (ANATT); Linux drops the path when it takes longer.

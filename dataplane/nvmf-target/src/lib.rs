@@ -7,6 +7,7 @@
 //! [`Target`] and [`Subsystem`] are shared between reactors (their locks are taken when something is configured or
 //! connects, never per command); a [`Queue`] lives on one reactor. Begin reading at [`Queue::command`].
 
+mod abort;
 mod access;
 mod changes;
 mod controller;
@@ -26,6 +27,7 @@ mod reservation;
 mod subsystem;
 mod target;
 
+pub use abort::AbortOrder;
 pub use access::AllowedHosts;
 pub use discovery::{ListenerAddress, ListenerAddressError};
 pub use fused::{aborted_with, fused_statuses};
@@ -33,6 +35,6 @@ pub use io::{BlockCommand, NamespaceSlot, UnmapRanges, status_of};
 pub use namespace::{Namespace, NamespaceIdentity, Nsid};
 pub use queue::{Activity, Queue};
 pub use reply::{Reply, Step};
-pub use reservation::{AbortOrder, ImageError, ReservationState, ReservationStore, Saved, StoreError};
+pub use reservation::{ImageError, ReservationState, ReservationStore, Saved, StoreError};
 pub use subsystem::{NAMESPACES_MAX, Subsystem, SubsystemConfig, SubsystemError};
 pub use target::{Target, TargetError, TargetOptions};

@@ -12,13 +12,14 @@ use basalt_nvmf_transport::{
     TransportLimits,
 };
 
+use crate::abort::{AbortOrder, Fence};
 use crate::controller::Controller;
 use crate::fused::Pairing;
 use crate::io::IoContext;
 use crate::link::{ControllerLink, JoinError};
 use crate::namespace::Namespace;
 use crate::reply::{Reply, Step};
-use crate::reservation::{AbortOrder, Fence, KnownRights, Pending};
+use crate::reservation::{KnownRights, Pending};
 use crate::subsystem::{AdmitError, Subsystem};
 use crate::target::Target;
 
@@ -193,8 +194,8 @@ impl Queue {
         }
     }
 
-    /// Orders to end what is under way on a namespace, since the last call: call when [`Target::version`] grew. To
-    /// be dropped once nothing that began before can reach the namespace any more.
+    /// Orders to end what is under way, one command or all of a namespace, since the last call: call when [`Target::version`] grew. To
+    /// be dropped once nothing of it can reach the namespace any more.
     pub fn take_abort_orders(&mut self) -> Vec<AbortOrder> {
         self.fence.as_ref().map_or_else(Vec::new, |fence| fence.take())
     }
@@ -406,7 +407,7 @@ impl Queue {
         let version = subsystem.version();
         let namespaces = subsystem.namespaces();
         let host = link.association.host.id;
-        self.fence = Some(subsystem.add_fence(host));
+        self.fence = Some(subsystem.add_fence(Fence::new(host, id, queue)));
         let rights = KnownRights::new(host, namespaces.len());
         self.role = Role::Io(IoQueue {
             id: queue,

@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::reservation::Notice;
-use basalt_nvmf_transport::{Association, ControllerId, ControllerIdRange, HostId, HostIdentity, Nqn};
+use basalt_nvmf_transport::{
+    Association, ControllerId, ControllerIdRange, HostId, HostIdentity, Nqn, QueueId,
+};
 
+use crate::abort::Fence;
 use crate::access::AllowedHosts;
 use crate::link::ControllerLink;
 use crate::namespace::{Namespace, NamespaceParts, Nsid};
-use crate::reservation::{Fence, StoreError};
+use crate::reservation::StoreError;
 
 /// Namespaces of a subsystem and its highest NSID; adding one beyond is refused. Bounds the ANA log page.
 pub const NAMESPACES_MAX: u32 = 256;
@@ -234,9 +237,9 @@ impl Subsystem {
         }
     }
 
-    /// Where an I/O queue of `host` is given orders.
-    pub(crate) fn add_fence(&self, host: HostId) -> Arc<Fence> {
-        let fence = Arc::new(Fence::new(host));
+    /// Remembers where an I/O queue is given orders.
+    pub(crate) fn add_fence(&self, fence: Fence) -> Arc<Fence> {
+        let fence = Arc::new(fence);
         let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
         fences.retain(|fence| fence.strong_count() > 0);
         fences.push(Arc::downgrade(&fence));
@@ -250,6 +253,13 @@ impl Subsystem {
         }
         let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
         fences.iter().filter_map(Weak::upgrade).filter(|fence| hosts.contains(&fence.host)).collect()
+    }
+
+    /// An I/O queue of a controller, unless it is gone.
+    pub(crate) fn fence(&self, controller: ControllerId, queue: QueueId) -> Option<Arc<Fence>> {
+        let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        // After a reset a queue of the same number can be there while the old one still drains: the newer one is meant.
+        fences.iter().rev().filter_map(Weak::upgrade).find(|fence| fence.is_of(controller, queue))
     }
 
     pub(crate) fn dismiss(&self, id: ControllerId) {

@@ -117,6 +117,10 @@ impl Target {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
     fn changed(&self) {
         self.changes.note();
     }

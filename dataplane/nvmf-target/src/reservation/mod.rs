@@ -1,9 +1,8 @@
 //! Reservations (Base 7.2 to 7.5, 8.19; docs/reservations.md).
 //!
 //! [`state`] is pure: who may do what, and what a command changes. [`shared`] makes it one namespace's, shared between
-//! reactors and kept by a [`ReservationStore`]. [`abort`] is how commands of preempted hosts end.
+//! reactors and kept by a [`ReservationStore`]. How commands of preempted hosts end is in [`crate::abort`].
 
-mod abort;
 mod image;
 mod queue;
 mod report;
@@ -13,8 +12,6 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use abort::AbortOrder;
-pub(crate) use abort::Fence;
 pub use image::ImageError;
 pub(crate) use queue::{Access, KnownRights, Pending, begin};
 pub(crate) use report::report;

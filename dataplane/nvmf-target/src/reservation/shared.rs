@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use basalt_nvme_wire::Status;
 use basalt_nvmf_transport::HostId;
 
-use super::abort::{AbortOrder, Drain};
 use super::state::{Change, Command, ReservationState, Rights};
 use super::store::{ReservationStore, StoreError};
+use crate::abort::{AbortOrder, Drain};
 use crate::changes::Changes;
 use crate::namespace::Namespace;
 use crate::subsystem::Subsystem;
@@ -32,7 +32,7 @@ impl Ticket {
         this.status().or_else(abandoned)
     }
 
-    pub(super) fn finish(&self, status: Status) {
+    pub(crate) fn finish(&self, status: Status) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 }
@@ -190,7 +190,7 @@ impl Reservations {
         } else {
             let drain = Arc::new(Drain::new(ticket, &self.changes));
             for fence in &fences {
-                fence.give(AbortOrder::new(namespace.identity().uuid, &drain));
+                fence.give(AbortOrder::namespace(namespace.identity().uuid, &drain));
             }
         }
         if !change.notices.is_empty() || !fences.is_empty() {

@@ -1,7 +1,8 @@
-//! Commands of a preempted host: ended before the command that preempted it is answered.
+//! Commands that end before their time: what Abort names, and all of a preempted host, before the command that wants it is answered.
 
 use basalt_nvme_wire::Status;
 use basalt_nvmf_target::{AbortOrder, aborted_with};
+use basalt_nvmf_transport::CommandId;
 
 use super::connection::{Connection, Context};
 use super::devices::{DeviceIndex, Devices};
@@ -12,10 +13,52 @@ impl<W: Wire> Connection<W> {
     /// Does what orders say that came with the last look at the queue.
     pub(super) fn obey_abort_orders(&mut self, devices: &mut Devices) {
         for order in self.queue.take_abort_orders() {
+            if let Some(command) = order.command() {
+                self.abort_one(command, order, devices);
+                continue;
+            }
             self.abort_all(&order, devices);
             self.abort_orders.push(order);
         }
         self.settle_abort_orders(devices);
+    }
+
+    /// Ends one command if nothing of it is done; asks the device that has it.
+    fn abort_one(&mut self, command: CommandId, mut order: AbortOrder, devices: &mut Devices) {
+        let Some(slot) = self.slots.find(command.0) else { return };
+        let device = match self.slots[slot].work {
+            Work::Block(_, device) | Work::Unmap { device, .. } => Some(device),
+            Work::Interpret => None,
+            // A pair is one: neither half ends without the other.
+            Work::FusedFirst { .. } | Work::FusedSecond { .. } => return,
+        };
+        match (self.slots[slot].state, device) {
+            (State::Submitted, Some(device)) => {
+                self.asked_aborts.push((slot, order));
+                devices.abort(device, self.tag_base | slot as u64);
+            }
+            (State::NeedsBuffer | State::Receiving { .. } | State::Ready, _) => {
+                order.note_aborted();
+                self.asked_aborts.push((slot, order));
+                self.abandon(slot, Status::ABORT_REQUESTED);
+            }
+            (State::Submitted | State::Failed { .. } | State::Free | State::Held | State::Waiting, _) => {}
+        }
+    }
+
+    /// The device gave a command back early.
+    pub(super) fn note_aborted(&mut self, slot: usize) {
+        for (_, order) in self.asked_aborts.iter_mut().filter(|(asked, _)| *asked == slot) {
+            order.note_aborted();
+        }
+    }
+
+    /// Ends a command: its place is free, and who asked for its end is answered.
+    pub(super) fn release(&mut self, slot: usize) {
+        self.slots.release(slot);
+        if !self.asked_aborts.is_empty() {
+            self.asked_aborts.retain(|(asked, _)| *asked != slot);
+        }
     }
 
     /// Ends what is not with a device at once; what is comes back soon, or when it is done.

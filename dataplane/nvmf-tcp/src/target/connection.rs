@@ -75,6 +75,8 @@ pub(crate) struct Connection<W> {
     sq_head: u32,
     /// Orders to end commands that devices still have.
     pub(super) abort_orders: Vec<AbortOrder>,
+    /// Orders to end one command, by its place; settled when that is free.
+    pub(super) asked_aborts: Vec<(usize, AbortOrder)>,
 }
 
 /// Bits of a tag that name the slot.
@@ -108,6 +110,7 @@ impl<W: Wire> Connection<W> {
             largest_expected: 0,
             sq_head: 0,
             abort_orders: Vec::new(),
+            asked_aborts: Vec::new(),
         }
     }
 
@@ -487,7 +490,7 @@ impl<W: Wire> Connection<W> {
         if with_response {
             self.reply(slot, &Reply::SUCCESS);
         } else {
-            self.slots.release(slot);
+            self.release(slot);
         }
     }
 
@@ -528,7 +531,7 @@ impl<W: Wire> Connection<W> {
         header[..8].copy_from_slice(&frame.emit());
         header[8..].copy_from_slice(entry.as_bytes());
         self.outlet.push_header(&frame, &header);
-        self.slots.release(slot);
+        self.release(slot);
     }
 
     /// Completes event requests whose events happened.

@@ -89,10 +89,15 @@ impl<W: Wire> Connection<W> {
         self.running -= 1;
         let slot = usize::try_from(completion.tag & ((1 << TAG_SLOT_BITS) - 1)).unwrap_or(usize::MAX);
         if self.phase == Phase::Over {
-            self.slots.release(slot);
+            self.release(slot);
             return;
         }
         debug_assert_eq!(self.slots[slot].state, State::Submitted);
+        if !self.asked_aborts.is_empty()
+            && (self.slots[slot].aborted || completion.result == Err(IoError::Aborted))
+        {
+            self.note_aborted(slot);
+        }
         if self.slots[slot].aborted {
             self.fail(slot, Status::ABORTED_PREEMPT);
             self.settle_abort_orders(context.devices);

@@ -124,6 +124,11 @@ impl Slots {
         self.slots.get(index)
     }
 
+    /// The command with this identifier.
+    pub(crate) fn find(&self, command_id: u16) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.state != State::Free && slot.command_id() == command_id)
+    }
+
     /// The held command with this identifier.
     pub(crate) fn find_held(&self, command_id: u16) -> Option<usize> {
         self.slots.iter().position(|slot| slot.state == State::Held && slot.command_id() == command_id)

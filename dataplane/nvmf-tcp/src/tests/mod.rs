@@ -1,5 +1,6 @@
 //! Both ends over a pipe in memory: any chunking, any bytes.
 
+mod abort;
 mod pipe;
 mod raw;
 mod rig;

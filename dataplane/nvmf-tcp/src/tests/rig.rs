@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::BlockSize;
+use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_clock::Instant;
 use basalt_device_mem::RamDevice;
 use basalt_dma::BufferPool;
@@ -14,7 +14,7 @@ use basalt_nvmf_target::{
 };
 use basalt_nvmf_transport::{ControllerIdRange, HostId, Nqn, QueueId};
 use basalt_reactor::real::RealDriver;
-use basalt_reactor::{Reactor, ReactorOptions};
+use basalt_reactor::{Handle, Reactor, ReactorOptions};
 use uuid::Uuid;
 
 use super::pipe::End;
@@ -40,6 +40,11 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new() -> Self {
+        Self::over(|_| Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, BLOCKS * 512).unwrap()))
+    }
+
+    /// With another device than plain memory.
+    pub(super) fn over(device: impl FnOnce(&Handle) -> Arc<dyn BlockDevice>) -> Self {
         let reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
         let target = Target::new(TargetOptions::default());
         let nqn = Nqn::new(SUBSYSTEM).unwrap();
@@ -50,10 +55,9 @@ impl Rig {
             controller_ids: ControllerIdRange::ALL,
         };
         target.add_subsystem(config, AllowedHosts::Any).unwrap();
-        let device = RamDevice::new("ram", Uuid::nil(), BlockSize::B512, BLOCKS * 512).unwrap();
         let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
-        target.add_namespace(&nqn, Nsid(1), identity, Arc::new(device), AnaState::Optimized).unwrap();
         let handle = reactor.handle();
+        target.add_namespace(&nqn, Nsid(1), identity, device(&handle), AnaState::Optimized).unwrap();
         Self {
             target,
             options: TcpTargetOptions::default(),

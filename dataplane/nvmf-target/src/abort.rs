@@ -1,0 +1,144 @@
+//! Commands that end before their time, by Abort or because their host was preempted: orders to the queues that have them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use basalt_nvme_wire::Status;
+use basalt_nvmf_transport::{CommandId, ControllerId, HostId, QueueId};
+
+use crate::changes::Changes;
+use crate::namespace::Namespace;
+use crate::reservation::Ticket;
+
+/// A Preempt and Abort whose orders are not all fulfilled. Dropped with the last of them, it completes the command.
+pub(crate) struct Drain {
+    ticket: Arc<Ticket>,
+    changes: Arc<Changes>,
+}
+
+impl Drain {
+    pub(crate) fn new(ticket: Arc<Ticket>, changes: &Arc<Changes>) -> Self {
+        Self { ticket, changes: Arc::clone(changes) }
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.ticket.finish(Status::SUCCESS);
+        self.changes.note();
+    }
+}
+
+/// How an Abort command ends, some time.
+#[derive(Debug, Default)]
+pub(crate) struct AbortTicket(AtomicU8);
+
+const ABORTED: u8 = 1;
+const NOT_ABORTED: u8 = 2;
+
+impl AbortTicket {
+    /// Whether the command was aborted, once that is known.
+    pub(crate) fn outcome(&self) -> Option<bool> {
+        match self.0.load(Ordering::Acquire) {
+            ABORTED => Some(true),
+            NOT_ABORTED => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// An Abort that is on its way. Dropped, it completes the Abort.
+struct Asked {
+    command: CommandId,
+    aborted: bool,
+    ticket: Arc<AbortTicket>,
+    changes: Arc<Changes>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.ticket.0.store(if self.aborted { ABORTED } else { NOT_ABORTED }, Ordering::Release);
+        self.changes.note();
+    }
+}
+
+enum Order {
+    Namespace { uuid: [u8; 16], _drain: Arc<Drain> },
+    Command(Asked),
+}
+
+/// An order to one queue: to end all commands that are under way on one namespace, or one command. Fulfilled by being dropped.
+pub struct AbortOrder(Order);
+
+impl AbortOrder {
+    /// For all commands on a namespace.
+    pub(crate) fn namespace(uuid: [u8; 16], drain: &Arc<Drain>) -> Self {
+        Self(Order::Namespace { uuid, _drain: Arc::clone(drain) })
+    }
+
+    /// For one command; `ticket` tells how it went.
+    pub(crate) fn one(command: CommandId, ticket: &Arc<AbortTicket>, changes: &Arc<Changes>) -> Self {
+        let (ticket, changes) = (Arc::clone(ticket), Arc::clone(changes));
+        Self(Order::Command(Asked { command, aborted: false, ticket, changes }))
+    }
+
+    /// The one command that it is about; `None` if it is about all commands on a namespace.
+    pub fn command(&self) -> Option<CommandId> {
+        match &self.0 {
+            Order::Namespace { .. } => None,
+            Order::Command(asked) => Some(asked.command),
+        }
+    }
+
+    /// The one command was aborted: it does nothing any more.
+    pub fn note_aborted(&mut self) {
+        if let Order::Command(asked) = &mut self.0 {
+            asked.aborted = true;
+        }
+    }
+
+    /// Whether it is about all commands on this namespace.
+    pub fn concerns(&self, namespace: &Namespace) -> bool {
+        matches!(self.0, Order::Namespace { uuid, .. } if uuid == namespace.identity().uuid)
+    }
+}
+
+impl fmt::Debug for AbortOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AbortOrder").field("command", &self.command()).finish_non_exhaustive()
+    }
+}
+
+/// Where orders reach an I/O queue. Lives as long as the queue may have commands with devices.
+#[derive(Debug)]
+pub(crate) struct Fence {
+    pub(crate) host: HostId,
+    controller: ControllerId,
+    queue: QueueId,
+    waiting: AtomicBool,
+    orders: Mutex<Vec<AbortOrder>>,
+}
+
+impl Fence {
+    pub(crate) fn new(host: HostId, controller: ControllerId, queue: QueueId) -> Self {
+        Self { host, controller, queue, waiting: AtomicBool::new(false), orders: Mutex::default() }
+    }
+
+    pub(crate) fn is_of(&self, controller: ControllerId, queue: QueueId) -> bool {
+        self.controller == controller && self.queue == queue
+    }
+
+    pub(crate) fn give(&self, order: AbortOrder) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.waiting.store(true, Ordering::Release);
+    }
+
+    /// Orders that came since the last call.
+    pub(crate) fn take(&self) -> Vec<AbortOrder> {
+        if !self.waiting.swap(false, Ordering::Acquire) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

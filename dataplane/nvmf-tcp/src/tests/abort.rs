@@ -1,0 +1,160 @@
+//! Abort of I/O commands: what is with a slow device, what waits for its data, what is not there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use basalt_bdev::BlockSize;
+use basalt_device_mem::{DelayDevice, Delays, RamDevice};
+use basalt_nvme_wire::opcode::{Admin, Io};
+use basalt_nvme_wire::pdu::{DataTransfer, FLAG_LAST, Frame, Kind};
+use basalt_nvme_wire::{Cqe, ReadWrite, Sgl, Sqe, Status};
+use uuid::Uuid;
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U32;
+
+use super::pipe::{End, pipe};
+use super::raw::{NONE, capsule, connect, turns};
+use super::rig::{BLOCKS, Rig};
+use crate::target::connection::Connection;
+
+/// More than travels in a capsule.
+const WRITE_BLOCKS: u32 = 32;
+const WRITE_LEN: u32 = WRITE_BLOCKS * 512;
+/// Dword 0 of an Abort whose command was not aborted.
+const NOT_ABORTED: u32 = 1;
+
+/// A host with an admin queue and I/O queue 1.
+struct Host {
+    rig: Rig,
+    connections: Vec<Connection<End>>,
+    admin: End,
+    io: End,
+}
+
+impl Host {
+    fn new(mut rig: Rig) -> Self {
+        let (admin_wire, end) = pipe(0, 100_000);
+        let mut admin = rig.accept(end, 0);
+        connect(&mut rig, None, &mut admin, &admin_wire, 0, NONE);
+        let (io_wire, end) = pipe(1, 100_000);
+        let mut io = rig.accept(end, 1);
+        connect(&mut rig, Some(&mut admin), &mut io, &io_wire, 1, NONE);
+        Self { rig, connections: vec![admin, io], admin: admin_wire, io: io_wire }
+    }
+
+    /// Reads take for ever, as the rig's time stands still.
+    fn with_slow_reads() -> Self {
+        Self::new(Rig::over(|_| {
+            let ram = RamDevice::new("ram", Uuid::nil(), BlockSize::B512, BLOCKS * 512).unwrap();
+            let delays = Delays { read: Duration::from_secs(1), ..Delays::default() };
+            Arc::new(DelayDevice::new(Arc::new(ram), delays))
+        }))
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..2 {
+            let mut all: Vec<&mut Connection<End>> = self.connections.iter_mut().collect();
+            turns(&mut self.rig, &mut all);
+            self.connections.iter_mut().for_each(|connection| connection.refresh(&mut self.rig.context()));
+        }
+        let mut all: Vec<&mut Connection<End>> = self.connections.iter_mut().collect();
+        turns(&mut self.rig, &mut all);
+    }
+
+    fn io(&mut self, opcode: Io, id: u16, blocks: u32) {
+        let mut sqe = Sqe::new(opcode.code(), id);
+        sqe.nsid = U32::new(1);
+        ReadWrite::new(64, blocks).emit(&mut sqe);
+        sqe.sgl = Sgl::Transport { length: blocks * 512 }.emit();
+        self.io.inject(&capsule(NONE, &sqe, &[]));
+        self.turns();
+    }
+
+    fn abort(&mut self, id: u16, queue: u16, command: u16) {
+        let mut sqe = Sqe::new(Admin::Abort.code(), id);
+        sqe.cdw10 = U32::new(u32::from(command) << 16 | u32::from(queue));
+        self.admin.inject(&capsule(NONE, &sqe, &[]));
+        self.turns();
+    }
+}
+
+/// The completions that came: identifier, status, dword 0.
+fn replies(wire: &End) -> Vec<(u16, Status, u32)> {
+    let bytes = wire.drain();
+    assert!(bytes.len().is_multiple_of(24), "only completions: {bytes:?}");
+    let reply = |pdu: &[u8]| {
+        let cqe = Cqe::read_from_bytes(&pdu[8..]).unwrap();
+        (cqe.command_id.get(), cqe.status(), cqe.dw0.get())
+    };
+    bytes.chunks(24).map(reply).collect()
+}
+
+#[test]
+fn a_command_that_a_slow_device_has_is_taken_back() {
+    let mut host = Host::with_slow_reads();
+    host.io(Io::Read, 9, 1);
+    assert_eq!(replies(&host.io), []);
+    host.abort(3, 1, 9);
+    assert_eq!(replies(&host.io), [(9, Status::ABORT_REQUESTED, 0)]);
+    assert_eq!(replies(&host.admin), [(3, Status::SUCCESS, 0)]);
+    // The place serves again.
+    host.io(Io::Read, 9, 1);
+    host.abort(4, 1, 9);
+    assert_eq!(replies(&host.io), [(9, Status::ABORT_REQUESTED, 0)]);
+}
+
+#[test]
+fn a_write_that_waits_for_its_data_ends_when_that_has_come_and_writes_nothing() {
+    let mut host = Host::new(Rig::new());
+    host.io(Io::Write, 9, WRITE_BLOCKS);
+    let ready = host.io.drain();
+    assert_eq!((ready.len(), ready[0]), (24, 9), "it is asked for its data");
+    let transfer_tag = u16::from_le_bytes([ready[10], ready[11]]);
+    host.abort(3, 1, 9);
+    assert_eq!(replies(&host.io), [], "its data is on the way");
+    assert_eq!(replies(&host.admin), [], "the command ends before its Abort");
+    let frame = Frame::new(Kind::HostData, FLAG_LAST, NONE, WRITE_LEN, 1);
+    let transfer = DataTransfer { command_id: 9, transfer_tag, offset: 0, length: WRITE_LEN };
+    host.io.inject(&transfer.emit(&frame));
+    host.io.inject(&[0xee; WRITE_LEN as usize]);
+    host.turns();
+    assert_eq!(replies(&host.io), [(9, Status::ABORT_REQUESTED, 0)]);
+    assert_eq!(replies(&host.admin), [(3, Status::SUCCESS, 0)]);
+    host.io(Io::Read, 10, 1);
+    assert!(host.io.drain()[24..24 + 512].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_is_done_or_was_never_there_is_not_aborted() {
+    let mut host = Host::new(Rig::new());
+    host.io(Io::Flush, 9, 1);
+    assert_eq!(replies(&host.io), [(9, Status::SUCCESS, 0)]);
+    for (id, queue, command) in [(3, 1, 9), (4, 1, 77), (5, 2, 9), (6, 0, 9)] {
+        host.abort(id, queue, command);
+        assert_eq!(replies(&host.admin), [(id, Status::SUCCESS, NOT_ABORTED)], "queue {queue}");
+    }
+}
+
+#[test]
+fn aborts_beyond_the_limit_that_identify_tells_are_refused() {
+    let mut host = Host::new(Rig::new());
+    for id in 1..=5 {
+        host.io(Io::Write, id, WRITE_BLOCKS);
+        host.abort(id + 10, 1, id);
+    }
+    assert_eq!(replies(&host.admin), [(15, Status::ABORT_LIMIT_EXCEEDED.dnr(), 0)]);
+}
+
+#[test]
+fn an_abort_ends_when_the_queue_of_its_command_does() {
+    let mut host = Host::with_slow_reads();
+    host.io(Io::Write, 9, WRITE_BLOCKS);
+    host.io.drain();
+    host.abort(3, 1, 9);
+    assert_eq!(replies(&host.admin), []);
+    let lost = host.connections.pop().unwrap();
+    drop(lost);
+    host.turns();
+    // Nothing of it was done, and nothing will be.
+    assert_eq!(replies(&host.admin), [(3, Status::SUCCESS, 0)]);
+}
