@@ -254,7 +254,16 @@ fn open(handle: &Handle, spec: &DeviceSpec, uuid: Uuid) -> anyhow::Result<Arc<dy
                 block_size: Some(spec.block),
                 disk: DiskOptions { create_with_length: *bytes, ..DiskOptions::default() },
             };
-            Ok(Arc::new(UringDevice::open(handle, path, &options)?))
+            let device = UringDevice::open(handle, path, &options)?;
+            let disk = device.disk();
+            tracing::info!(
+                path = %path.display(),
+                bytes = disk.length,
+                direct = disk.direct,
+                polled = disk.polled,
+                "disk opened"
+            );
+            Ok(Arc::new(device))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use basalt_bdev::{
     BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, OpenError,
 };
-use basalt_reactor::{DiskError, DiskLock, DiskOptions, Handle};
+use basalt_reactor::{DiskError, DiskInfo, DiskLock, DiskOptions, Handle};
 use uuid::Uuid;
 
 use crate::channel::UringChannel;
@@ -63,6 +63,7 @@ pub struct UringDevice {
     options: DiskOptions,
     info: Arc<DeviceInfo>,
     gate: Arc<SwapGate>,
+    disk: DiskInfo,
     _lock: DiskLock,
 }
 
@@ -97,13 +98,20 @@ impl UringDevice {
             );
         // The other reactors open what is there now.
         let options = DiskOptions { create_with_length: None, ..options.disk };
-        Ok(Self { path: path.to_owned(), options, info: Arc::new(info), gate: Arc::default(), _lock: lock })
+        let (path, info, disk) = (path.to_owned(), Arc::new(info), found.clone());
+        Ok(Self { path, options, info, gate: Arc::default(), disk, _lock: lock })
     }
 
     /// The disk's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How the disk was found when it was opened.
+    #[must_use]
+    pub fn disk(&self) -> &DiskInfo {
+        &self.disk
     }
 
     /// Looks at the disk's length and takes it over if it has grown. A disk that shrank keeps its size: what is lost fails.

@@ -198,6 +198,8 @@ pub struct DiskInfo {
     pub volatile_cache: bool,
     /// True if discard is known to work.
     pub discard: bool,
+    /// True if it is asked for its completions instead of interrupting.
+    pub polled: bool,
 }
 
 /// An exclusive claim on a disk that holds as long as the value lives and ends with the process at the latest. Shared by all

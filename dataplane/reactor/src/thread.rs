@@ -2,6 +2,7 @@ use std::io;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use crate::Polling;
 use crate::handle::Handle;
 use crate::reactor::{Reactor, ReactorOptions};
 use crate::real::RealDriver;
@@ -105,7 +106,11 @@ fn prepare(core: Option<usize>, options: &ReactorOptions) -> Result<Reactor, Sta
     if let Some(core) = core {
         pin(core).map_err(|source| StartError::Pin { core, source })?;
     }
-    let driver = RealDriver::new().map_err(StartError::Driver)?;
+    let driver = match options.polling {
+        Polling::Busy => RealDriver::polling_disks(),
+        Polling::Adaptive { .. } => RealDriver::new(),
+    };
+    let driver = driver.map_err(StartError::Driver)?;
     Ok(Reactor::new(Box::new(driver), options))
 }
 

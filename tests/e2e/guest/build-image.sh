@@ -53,7 +53,7 @@ make_root() {
 # Keeps the modules that are named, with all that they need, uncompressed (an emulated CPU is slow at xz). Runs the
 # guest's own kmod: the host may have none.
 boot_modules="virtio_pci virtio_blk virtio_net virtio_console ext4 crc32c_generic crc32c_intel overlay"
-more_modules="nvme-tcp nvme-fabrics xfs libcrc32c loop dm-mod configfs"
+more_modules="nvme nvme-tcp nvme-fabrics xfs libcrc32c loop dm-mod configfs"
 closure() {
     local version=$1 name
     shift

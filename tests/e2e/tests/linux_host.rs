@@ -3,10 +3,11 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::process::Command;
 use std::time::Duration;
 
 use basalt_e2e::guest::{Guest, Image};
-use basalt_e2e::programs::Serve;
+use basalt_e2e::programs::{Serve, program};
 
 const SCRIPT: &str = include_str!("guest/nvme-tcp.sh");
 /// mkfs.xfs wants at least 300 MiB.
@@ -44,4 +45,24 @@ fn a_volume_of_a_single_daemon_survives_its_sigkill() {
         .unwrap();
     println!("{}", outcome.output);
     assert_eq!(outcome.status, 0, "{}\nbasaltd said:\n{}", outcome.output, target.borrow().said().unwrap());
+}
+
+#[test]
+#[ignore = "boots a guest and needs built programs; cargo xtask test runs it"]
+fn a_daemon_asks_a_kernels_ssd_for_its_completions() {
+    let image = Image::ensure(&mut |text| eprintln!("{text}")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // The guest has little memory, and the debug information is most of the program.
+    let small = dir.path().join("basaltd");
+    let built = program("basaltd").unwrap();
+    let stripped = Command::new("strip").arg("-o").arg(&small).arg(built).status().unwrap();
+    assert!(stripped.success());
+    let outcome = Guest::new(&image)
+        .file("basaltd", &small)
+        .nvme(64)
+        .deadline(Duration::from_secs(300))
+        .run(include_str!("guest/polled-ssd.sh"))
+        .unwrap();
+    println!("{}", outcome.output);
+    assert_eq!(outcome.status, 0, "{}", outcome.output);
 }

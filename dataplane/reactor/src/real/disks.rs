@@ -47,6 +47,8 @@ struct Slot {
     open: Option<(File, DiskInfo)>,
     in_flight: usize,
     closing: bool,
+    /// It is asked for its completions.
+    polled: bool,
     /// A sync failed once. The kernel has forgotten which data was lost, so no later one may succeed.
     sync_failed: Option<DiskError>,
 }
@@ -56,6 +58,8 @@ struct Slot {
 struct Operation {
     request: Option<DiskRequest>,
     kind: Kind,
+    /// Its disk is asked for its completion.
+    polled: bool,
     /// What is left to move: parts of the payload, or of the zeroes.
     parts: Vec<libc::iovec>,
     /// Bytes moved.
@@ -99,17 +103,24 @@ impl Disks {
             Some(index) => index,
             None => {
                 let index = u32::try_from(self.slots.len()).map_err(|_| DiskError::TooManyOpen)?;
-                let slot =
-                    Slot { generation: 0, open: None, in_flight: 0, closing: false, sync_failed: None };
+                let slot = Slot {
+                    generation: 0,
+                    open: None,
+                    in_flight: 0,
+                    closing: false,
+                    polled: false,
+                    sync_failed: None,
+                };
                 self.slots.push(slot);
                 index
             }
         };
         let slot = &mut self.slots[index as usize];
         let id = DiskId { index, generation: slot.generation.wrapping_add(1) };
-        match open::open(path, options, id) {
+        match open::open(path, options, id, self.engine.polls()) {
             Ok((file, info)) => {
                 self.engine.know_file(index, file.as_raw_fd());
+                slot.polled = info.polled;
                 slot.generation = id.generation;
                 slot.open = Some((file, info.clone()));
                 slot.closing = false;
@@ -202,10 +213,12 @@ impl Disks {
         let Some((file, _)) = &self.slots[request.disk.index as usize].open else {
             panic!("a disk was closed under an operation")
         };
+        operation.polled = self.slots[request.disk.index as usize].polled;
         let parts = operation.parts.len().min(PARTS_MAX);
         let transfer = Transfer {
             fd: file.as_raw_fd(),
             disk: request.disk.index,
+            polled: operation.polled,
             region: if operation.zeroing == Zeroing::Write { None } else { request.payload.region() },
             kind: operation.kind,
             offset: request.offset.0 + operation.done,
@@ -247,6 +260,13 @@ impl Disks {
     fn finish(&mut self, place: usize, result: i32) -> Option<DiskCompletion> {
         let block = {
             let request = self.operations[place].request.as_ref()?;
+            let slot = &mut self.slots[request.disk.index as usize];
+            if result == -libc::EOPNOTSUPP && self.operations[place].polled {
+                // The queue polls, but not for this disk: interrupts do.
+                slot.polled = false;
+                self.start(place);
+                return None;
+            }
             let (_, info) = self.slots[request.disk.index as usize].open.as_ref()?;
             u64::from(info.block_bytes)
         };
@@ -284,7 +304,14 @@ enum Step {
 
 impl Operation {
     fn idle() -> Self {
-        Self { request: None, kind: Kind::Sync, parts: Vec::new(), done: 0, zeroing: Zeroing::ZeroRange }
+        Self {
+            request: None,
+            kind: Kind::Sync,
+            polled: false,
+            parts: Vec::new(),
+            done: 0,
+            zeroing: Zeroing::ZeroRange,
+        }
     }
 
     fn begin(&mut self, mut request: DiskRequest) {

@@ -22,6 +22,8 @@ pub(super) struct Transfer {
     pub(super) fd: RawFd,
     /// Place of the file in the table of disks.
     pub(super) disk: u32,
+    /// The disk can be asked for completions.
+    pub(super) polled: bool,
     /// Region of the one part, if it lies in one.
     pub(super) region: Option<RegionId>,
     pub(super) kind: Kind,
@@ -50,8 +52,8 @@ pub(super) enum Engine {
 
 impl Engine {
     /// io_uring where the kernel offers and the container permits it, else threads.
-    pub(super) fn new(epoll: &Epoll, wake: &Arc<EventFd>) -> Self {
-        match UringEngine::new(epoll) {
+    pub(super) fn new(epoll: &Epoll, wake: &Arc<EventFd>, poll: bool) -> Self {
+        match UringEngine::new(epoll, poll) {
             Ok(engine) => Self::Uring(Box::new(engine)),
             Err(_refused) => Self::threads(wake),
         }
@@ -65,6 +67,14 @@ impl Engine {
         match self {
             Self::Uring(_) => "io_uring",
             Self::Threads(_) => "threads",
+        }
+    }
+
+    /// Whether disks that can be are asked for their completions.
+    pub(super) fn polls(&self) -> bool {
+        match self {
+            Self::Uring(engine) => engine.polls(),
+            Self::Threads(_) => false,
         }
     }
 

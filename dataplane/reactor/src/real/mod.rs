@@ -45,7 +45,16 @@ impl RealDriver {
     /// # Errors
     /// If the system gives no epoll or event descriptor.
     pub fn new() -> io::Result<Self> {
-        Self::build(Engine::new)
+        Self::build(|epoll, wake| Engine::new(epoll, wake, false))
+    }
+
+    /// A driver that asks disks for their completions instead of having them interrupt, where kernel and disk can: for reactors that
+    /// do not sleep.
+    ///
+    /// # Errors
+    /// If the system gives no epoll or event descriptor.
+    pub fn polling_disks() -> io::Result<Self> {
+        Self::build(|epoll, wake| Engine::new(epoll, wake, true))
     }
 
     /// A driver that does not try io_uring: for tests and comparisons.

@@ -13,8 +13,13 @@ const FILE_BLOCK_BYTES: u32 = 512;
 /// Unit in which a file is best written in bytes, unless the file system says more.
 const OPTIMAL_BYTES_MIN: u32 = 4096;
 
-/// Opens a disk and finds out what it is.
-pub(super) fn open(path: &Path, options: &DiskOptions, id: DiskId) -> Result<(File, DiskInfo), DiskError> {
+/// Opens a disk and finds out what it is; with `poll` it is asked for its completions if it can be.
+pub(super) fn open(
+    path: &Path,
+    options: &DiskOptions,
+    id: DiskId,
+    poll: bool,
+) -> Result<(File, DiskInfo), DiskError> {
     let (file, direct) = open_file(path, options)?;
     let metadata = file.metadata().map_err(|error| cause(&error))?;
     let kind = kind_of(&metadata)?;
@@ -45,6 +50,7 @@ pub(super) fn open(path: &Path, options: &DiskOptions, id: DiskId) -> Result<(Fi
             Some(queue) => queue.discards(),
             None => !options.read_only && punches_holes(&file, length),
         },
+        polled: poll && direct && queue.as_ref().is_some_and(Queue::polls),
     };
     Ok((file, info))
 }
@@ -167,6 +173,10 @@ impl Queue {
 
     fn has_volatile_cache(&self) -> bool {
         self.read("write_cache").is_none_or(|kind| kind.trim() != "write through")
+    }
+
+    fn polls(&self) -> bool {
+        self.read("io_poll").is_some_and(|polls| polls.trim() == "1")
     }
 
     fn discards(&self) -> bool {

@@ -197,6 +197,7 @@ impl Disks {
         let read_only = options.read_only;
         drivers.open[place] = Some(OpenDisk { id, path: path.to_owned(), read_only, sync_failed: None });
         Ok(DiskInfo {
+            polled: false,
             id,
             length,
             block_bytes: 512,

@@ -27,6 +27,8 @@ pub struct Guest<'a> {
     environment: BTreeMap<String, String>,
     hooks: BTreeMap<&'static str, Hook<'a>>,
     deadline: Duration,
+    files: BTreeMap<String, PathBuf>,
+    nvme_mib: Option<u64>,
 }
 
 /// What came of a script.
@@ -42,7 +44,14 @@ impl<'a> Guest<'a> {
     /// A guest with two processors and 1 GiB of memory.
     #[must_use]
     pub fn new(image: &'a Image) -> Self {
-        Self { image, environment: BTreeMap::new(), hooks: BTreeMap::new(), deadline: DEFAULT_DEADLINE }
+        Self {
+            image,
+            environment: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+            deadline: DEFAULT_DEADLINE,
+            files: BTreeMap::new(),
+            nvme_mib: None,
+        }
     }
 
     /// Sets a variable for the script.
@@ -56,6 +65,20 @@ impl<'a> Guest<'a> {
     #[must_use]
     pub fn hook(mut self, name: &'static str, hook: impl FnMut(&[&str]) -> i32 + 'a) -> Self {
         self.hooks.insert(name, Box::new(hook));
+        self
+    }
+
+    /// Puts a copy of a file into the script's folder, /run/job.
+    #[must_use]
+    pub fn file(mut self, name: &str, path: &Path) -> Self {
+        self.files.insert(name.to_owned(), path.to_owned());
+        self
+    }
+
+    /// Gives the guest an NVMe SSD of this size in MiB, empty, with the serial number `basalt-ssd`; `modprobe nvme` finds it.
+    #[must_use]
+    pub fn nvme(mut self, mib: u64) -> Self {
+        self.nvme_mib = Some(mib);
         self
     }
 
@@ -77,9 +100,9 @@ impl<'a> Guest<'a> {
             .tempdir()
             .map_err(Error::file("creating", &std::env::temp_dir()))?;
         let job = Job { dir: folder.path().to_owned() };
-        job.write(script, &self.environment)?;
+        job.write(script, &self.environment, &self.files)?;
         let calls = UnixListener::bind(job.socket()).map_err(Error::file("binding", &job.socket()))?;
-        let mut machine = Machine(job.boot(self.image)?);
+        let mut machine = Machine(job.boot(self.image, self.nvme_mib)?);
         let status = self.serve(&job, &calls, &mut machine);
         drop(machine);
         let output = fs::read(job.output()).map_err(Error::file("reading", &job.output()))?;
@@ -187,17 +210,26 @@ impl Job {
     }
 
     /// Packs script and environment into what the guest sees as a disk.
-    fn write(&self, script: &str, environment: &BTreeMap<String, String>) -> Result<(), Error> {
+    fn write(
+        &self,
+        script: &str,
+        environment: &BTreeMap<String, String>,
+        files: &BTreeMap<String, PathBuf>,
+    ) -> Result<(), Error> {
         let variables: String =
             environment.iter().map(|(name, value)| format!("{name}={}\n", quoted(value))).collect();
         for (name, text) in [("script", script), ("env", &variables), ("output.log", "")] {
             let path = self.dir.join(name);
             fs::write(&path, text).map_err(Error::file("writing", &path))?;
         }
+        for (name, path) in files {
+            fs::copy(path, self.dir.join(name)).map_err(Error::file("copying", path))?;
+        }
         let status = Command::new("tar")
             .arg("--create")
             .arg("--file=job.tar")
             .args(["script", "env"])
+            .args(files.keys())
             .current_dir(&self.dir)
             .status()
             .map_err(Error::run("tar"))?;
@@ -207,7 +239,7 @@ impl Job {
         Ok(())
     }
 
-    fn boot(&self, image: &Image) -> Result<Child, Error> {
+    fn boot(&self, image: &Image, nvme_mib: Option<u64>) -> Result<Child, Error> {
         let file = |name: &str| self.dir.join(name).display().to_string();
         let log_path = self.dir.join("qemu.log");
         let log = File::create(&log_path).map_err(Error::file("creating", &log_path))?;
@@ -236,6 +268,13 @@ impl Job {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(mib) = nvme_mib {
+            let ssd = self.dir.join("ssd.img");
+            let made = File::create(&ssd).and_then(|file| file.set_len(mib << 20));
+            made.map_err(Error::file("creating", &ssd))?;
+            qemu.args(["-drive", &format!("if=none,id=ssd,file={},format=raw", ssd.display())])
+                .args(["-device", "nvme,drive=ssd,serial=basalt-ssd,max_ioqpairs=4"]);
+        }
         qemu.spawn().map_err(Error::run("qemu-system-x86_64"))
     }
 }

@@ -1,45 +1,44 @@
+//! One io_uring of a reactor.
+
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use basalt_dma::{REGIONS_MAX, RegionChange};
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use basalt_dma::RegionChange;
+use io_uring::{IoUring, Probe, opcode, squeue};
 
-use super::disks::IN_FLIGHT_MAX;
-use super::engine::{Finished, Kind, Transfer};
-use super::epoll::{Epoll, EventFd, URING};
+use super::known::Known;
+use crate::real::disks::IN_FLIGHT_MAX;
+use crate::real::engine::{Finished, Transfer};
+use crate::real::epoll::EventFd;
 
 /// Entries that wait for the next submission; a full queue is submitted at once.
 const SUBMISSION_ENTRIES: u32 = 256;
 
-/// Transfers through io_uring.
-pub(super) struct UringEngine {
+/// How completions come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Completions {
+    /// The device interrupts.
+    Interrupts,
+    /// The device is asked; only transfers of disks that can be asked may be started.
+    Polled,
+}
+
+/// A ring, and what is under way on it.
+pub(super) struct Ring {
     ring: IoUring,
     in_flight: usize,
     /// Entries that the ring had no room for.
-    waiting: std::collections::VecDeque<squeue::Entry>,
+    waiting: VecDeque<squeue::Entry>,
     /// An event descriptor is registered.
     armed: bool,
     known: Known,
 }
 
-/// What the kernel was told of beforehand, so that it need not look it up and hold it anew for every transfer. A container may
-/// limit how much memory is locked, and an old kernel knows no such tables: then transfers go without.
-#[derive(Default)]
-struct Known {
-    /// By the place of a disk.
-    files: Vec<bool>,
-    /// By the number of a region.
-    regions: Vec<bool>,
-}
-
-/// Disks that are known at a time; others are named by their descriptors.
-const FILES_MAX: u32 = 64;
-
-impl UringEngine {
-    /// A ring whose completions make `epoll` ready.
-    pub(super) fn new(epoll: &Epoll) -> io::Result<Self> {
-        let ring = build()?;
+impl Ring {
+    pub(super) fn new(completions: Completions) -> io::Result<Self> {
+        let ring = build(completions)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed = [
@@ -53,38 +52,24 @@ impl UringEngine {
         if !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        epoll.add(&ring, URING, false)?;
         let known = Known::of(&ring, &probe);
-        Ok(Self { ring, in_flight: 0, waiting: std::collections::VecDeque::new(), armed: false, known })
+        Ok(Self { ring, in_flight: 0, waiting: VecDeque::new(), armed: false, known })
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     pub(super) fn know_file(&mut self, disk: u32, fd: RawFd) {
-        let Some(known) = self.known.files.get_mut(disk as usize) else { return };
-        *known = self.ring.submitter().register_files_update(disk, &[fd]).is_ok();
+        self.known.file(&self.ring.submitter(), disk, fd);
     }
 
     pub(super) fn forget_file(&mut self, disk: u32) {
-        let Some(known) = self.known.files.get_mut(disk as usize) else { return };
-        if std::mem::take(known) {
-            // It cannot fail for a place of the table. The kernel lets go of the file.
-            drop(self.ring.submitter().register_files_update(disk, &[-1]));
-        }
+        self.known.forget_file(&self.ring.submitter(), disk);
     }
 
     pub(super) fn memory_changed(&mut self, changes: &[RegionChange]) {
-        for change in changes {
-            let (id, iov_base, iov_len) = match change {
-                RegionChange::Added { id, start, len } => (*id, start.as_ptr().cast(), *len),
-                RegionChange::Removed(id) => (*id, std::ptr::null_mut(), 0),
-            };
-            let Some(known) = self.known.regions.get_mut(usize::from(id.index())) else { continue };
-            let region = [libc::iovec { iov_base, iov_len }];
-            // SAFETY: the kernel holds the pages by itself. A transfer names a region only while a buffer of it lives, and a
-            // region that went is forgotten here before its number comes again.
-            let told =
-                unsafe { self.ring.submitter().register_buffers_update(id.index().into(), &region, None) };
-            *known = told.is_ok() && iov_len > 0;
-        }
+        self.known.memory_changed(&self.ring.submitter(), changes);
     }
 
     /// # Safety
@@ -154,6 +139,13 @@ impl UringEngine {
         self.collect(finished);
     }
 
+    /// Of a polled ring: submits, and asks the devices once.
+    pub(super) fn ask(&mut self, finished: &mut Vec<Finished>) {
+        self.fill();
+        self.enter(0);
+        self.collect(finished);
+    }
+
     /// Submits, and lets the kernel post completions that it has kept for this thread.
     fn enter(&mut self, want: u32) -> bool {
         let queued = u32::try_from(self.ring.submission().len()).unwrap_or(SUBMISSION_ENTRIES);
@@ -177,6 +169,7 @@ impl UringEngine {
         }
     }
 
+    /// Waits for at least one end; false if that is not possible.
     pub(super) fn wait(&mut self, finished: &mut Vec<Finished>) -> bool {
         self.fill();
         if !self.enter(1) {
@@ -188,8 +181,16 @@ impl UringEngine {
 }
 
 /// The ring with the best set-up that this kernel knows.
-fn build() -> io::Result<IoUring> {
+fn build(how: Completions) -> io::Result<IoUring> {
     let completions = u32::try_from(2 * IN_FLIGHT_MAX).unwrap_or(SUBMISSION_ENTRIES);
+    if how == Completions::Polled {
+        return IoUring::builder()
+            .setup_iopoll()
+            .setup_cqsize(completions)
+            .setup_single_issuer()
+            .dontfork()
+            .build(SUBMISSION_ENTRIES);
+    }
     // Completions are posted only when this thread enters the kernel for them, which it does once per turn.
     let best = IoUring::builder()
         .setup_cqsize(completions)
@@ -201,93 +202,15 @@ fn build() -> io::Result<IoUring> {
     best.or_else(|_| IoUring::builder().setup_cqsize(completions).dontfork().build(SUBMISSION_ENTRIES))
 }
 
-/// An opcode's entry for a file, known or by its descriptor.
-macro_rules! for_file {
-    ($known:expr, $transfer:expr, |$fd:ident| $entry:expr) => {
-        if $known {
-            let $fd = types::Fixed($transfer.disk);
-            $entry
-        } else {
-            let $fd = types::Fd($transfer.fd);
-            $entry
-        }
-    };
-}
-
-impl Known {
-    /// Tables with room, as far as the kernel gives them.
-    fn of(ring: &IoUring, probe: &Probe) -> Self {
-        let submitter = ring.submitter();
-        let table = |made: io::Result<()>, size: usize| vec![false; if made.is_ok() { size } else { 0 }];
-        let fixed =
-            probe.is_supported(opcode::ReadFixed::CODE) && probe.is_supported(opcode::WriteFixed::CODE);
-        let files = table(submitter.register_files_sparse(FILES_MAX), FILES_MAX as usize);
-        let regions = if fixed { REGIONS_MAX.into() } else { 0 };
-        let regions = table(submitter.register_buffers_sparse(REGIONS_MAX.into()), regions);
-        Self { files, regions }
-    }
-
-    fn entry(&self, transfer: &Transfer) -> squeue::Entry {
-        let known = self.files.get(transfer.disk as usize) == Some(&true);
-        for_file!(known, transfer, |fd| match transfer.kind {
-            Kind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Kind::Allocate { mode } => {
-                opcode::Fallocate::new(fd, transfer.length).offset(transfer.offset).mode(mode).build()
-            }
-            Kind::Read => match self.memory(transfer) {
-                Memory::Region(base, len, region) => {
-                    opcode::ReadFixed::new(fd, base, len, region).offset(transfer.offset).build()
-                }
-                Memory::Part(base, len) => opcode::Read::new(fd, base, len).offset(transfer.offset).build(),
-                Memory::Parts(parts, count) => {
-                    opcode::Readv::new(fd, parts, count).offset(transfer.offset).build()
-                }
-            },
-            Kind::Write { durable } => {
-                let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                match self.memory(transfer) {
-                    Memory::Region(base, len, region) => opcode::WriteFixed::new(fd, base, len, region)
-                        .offset(transfer.offset)
-                        .rw_flags(flags)
-                        .build(),
-                    Memory::Part(base, len) => {
-                        opcode::Write::new(fd, base, len).offset(transfer.offset).rw_flags(flags).build()
-                    }
-                    Memory::Parts(parts, count) => {
-                        opcode::Writev::new(fd, parts, count).offset(transfer.offset).rw_flags(flags).build()
-                    }
-                }
-            }
-        })
-    }
-
-    fn memory(&self, transfer: &Transfer) -> Memory {
-        if transfer.parts_len != 1 {
-            return Memory::Parts(transfer.parts, u32::try_from(transfer.parts_len).unwrap_or(0));
-        }
-        // SAFETY: the caller's list has `parts_len` entries.
-        let part = unsafe { *transfer.parts };
-        let (base, len) = (part.iov_base.cast::<u8>(), u32::try_from(part.iov_len).unwrap_or(u32::MAX));
-        let region = transfer.region.map(|region| region.index());
-        match region.filter(|region| self.regions.get(usize::from(*region)) == Some(&true)) {
-            Some(region) => Memory::Region(base, len, region),
-            None => Memory::Part(base, len),
-        }
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 }
 
-/// Where a transfer's bytes are.
-enum Memory {
-    /// In one piece of a region that the kernel knows.
-    Region(*mut u8, u32, u16),
-    /// In one piece.
-    Part(*mut u8, u32),
-    Parts(*const libc::iovec, u32),
-}
-
-impl fmt::Debug for UringEngine {
+impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UringEngine")
+        f.debug_struct("Ring")
             .field("fd", &self.ring.as_raw_fd())
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()
@@ -301,23 +224,25 @@ mod tests {
 
     use basalt_dma::{Buffer, BufferPool, Payload};
 
+    use super::super::known::FILES_MAX;
     use super::*;
+    use crate::real::engine::Kind;
 
     const READ: u32 = opcode::Read::CODE as u32;
     const READ_FIXED: u32 = opcode::ReadFixed::CODE as u32;
 
     struct Rig {
-        engine: UringEngine,
+        ring: Ring,
         file: File,
     }
 
     impl Rig {
         /// None where the kernel or the container has no io_uring; nothing is to be tested then.
         fn new() -> Option<Self> {
-            let engine = UringEngine::new(&Epoll::new().unwrap()).ok()?;
+            let ring = Ring::new(Completions::Interrupts).ok()?;
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&[7; 8192]).unwrap();
-            Some(Self { engine, file })
+            Some(Self { ring, file })
         }
 
         /// Reads 4 KiB; the opcode that did it.
@@ -329,6 +254,7 @@ mod tests {
             let transfer = Transfer {
                 fd: self.file.as_raw_fd(),
                 disk,
+                polled: false,
                 region,
                 kind: Kind::Read,
                 offset: 4096,
@@ -336,12 +262,12 @@ mod tests {
                 parts: &raw const part,
                 parts_len: 1,
             };
-            let opcode = self.engine.known.entry(&transfer).get_opcode();
+            let opcode = self.ring.known.entry(&transfer).get_opcode();
             // SAFETY: part and buffer live until the end was reported.
-            unsafe { self.engine.start(3, &transfer) };
+            unsafe { self.ring.start(3, &transfer) };
             let mut finished = Vec::new();
             while finished.is_empty() {
-                assert!(self.engine.wait(&mut finished));
+                assert!(self.ring.wait(&mut finished));
             }
             assert_eq!((finished[0].place, finished[0].result), (3, 4096));
             (opcode, payload.into_buffer().unwrap())
@@ -358,10 +284,10 @@ mod tests {
         let untold = pool.take_zeroed(4096).unwrap();
         let (opcode, buffer) = rig.read(0, untold);
         assert_eq!(opcode, READ, "nobody was told of the pool's memory yet");
-        rig.engine.memory_changed(&pool.take_region_changes());
+        rig.ring.memory_changed(&pool.take_region_changes());
         let fd = rig.file.as_raw_fd();
-        rig.engine.know_file(0, fd);
-        if rig.engine.known.regions.iter().all(|known| !known) {
+        rig.ring.know_file(0, fd);
+        if rig.ring.known.regions.iter().all(|known| !known) {
             // The container locks no memory.
             return;
         }
@@ -371,7 +297,7 @@ mod tests {
         assert_eq!((opcode, buffer[4095]), (READ_FIXED, 7));
         // Another disk than the one that is known.
         assert_eq!(rig.read(FILES_MAX + 1, buffer).1[0], 7);
-        rig.engine.forget_file(0);
+        rig.ring.forget_file(0);
         assert_eq!(rig.read(0, pool.take(4096).unwrap()).1[0], 7);
     }
 
@@ -380,7 +306,7 @@ mod tests {
         let Some(mut rig) = Rig::new() else { return };
         let pool = BufferPool::new(8192);
         let buffer = pool.take(4096).unwrap();
-        rig.engine.memory_changed(&pool.take_region_changes());
+        rig.ring.memory_changed(&pool.take_region_changes());
         drop(buffer);
         // All that there is: the first region goes for it.
         let large = pool.take_zeroed(8192).unwrap();
@@ -390,9 +316,9 @@ mod tests {
             rig.read(0, large)
         };
         assert_eq!((opcode, large[0]), (READ, 7), "it has a number that means nothing yet");
-        rig.engine.memory_changed(&pool.take_region_changes());
+        rig.ring.memory_changed(&pool.take_region_changes());
         large.fill(0);
-        let known = rig.engine.known.regions.iter().filter(|known| **known).count();
+        let known = rig.ring.known.regions.iter().filter(|known| **known).count();
         assert!(known <= 1, "{known} regions are known, and there is one");
         assert_eq!(rig.read(0, large).1[0], 7);
     }
