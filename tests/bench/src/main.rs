@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "prints its results")]
 
 mod exchange;
+mod peers;
 mod ratio;
 mod subject;
 mod table;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use basalt_nvmf_transport::Nqn;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use exchange::Exchange;
 use subject::{Figures, Served, Subject, Work};
@@ -27,11 +28,13 @@ use table::Row;
 #[derive(Parser)]
 #[command(name = "basalt-bench", max_term_width = 110)]
 struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Pairs of runs per row
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, global = true, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
     /// Seconds of one run
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, global = true, default_value_t = 3.0)]
     seconds: f64,
     /// Another NVMe/TCP target, with a namespace 1 of at least 256 MiB whose data may be overwritten; the same load runs against it
     #[arg(long, value_name = "IP:PORT", requires = "vs_nqn")]
@@ -43,8 +46,28 @@ struct Arguments {
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
+}
+
+/// What is measured instead of the rows.
+#[derive(Subcommand)]
+enum Other {
+    /// What half-open connections add to the busy time per command: the bar is 10 % for 1,000
+    HalfOpen {
+        /// Connections
+        #[arg(long, default_value_t = 1000)]
+        connections: usize,
+    },
+    /// The target's memory with connected, idle queue pairs of depth 128: the bar is 256 MiB for 1,000
+    Memory {
+        /// Queue pairs
+        #[arg(long, default_value_t = 1000)]
+        queue_pairs: usize,
+    },
+    /// A target for `memory`, in a process of its own
+    #[command(hide = true)]
+    Serve,
 }
 
 fn main() -> ExitCode {
@@ -60,13 +83,19 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let cores = std::thread::available_parallelism()?.get();
     ensure!(cores >= 2, "target and load need a core each, and this machine has {cores}");
+    let duration = Duration::from_secs_f64(arguments.seconds.clamp(0.1, 600.0));
+    match arguments.other {
+        Some(Other::HalfOpen { connections }) => return half_open(arguments, connections, duration),
+        Some(Other::Memory { queue_pairs }) => return memory(arguments, queue_pairs),
+        Some(Other::Serve) => return peers::serve(),
+        None => {}
+    }
     ensure!((0.1..=600.0).contains(&arguments.seconds), "--seconds must be from 0.1 to 600, for example 3");
     let served = Served::start()?;
     let other = match (&arguments.vs, &arguments.vs_nqn) {
         (Some(address), Some(nqn)) => Some(Subject::new(*address, Nqn::new(nqn)?, None)),
         _ => None,
     };
-    let duration = Duration::from_secs_f64(arguments.seconds);
     let mut rows = Vec::new();
     for work in Work::ALL.iter().filter(|work| work.name().contains(&arguments.only)) {
         eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
@@ -79,6 +108,32 @@ fn run(arguments: &Arguments) -> Result<()> {
     ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.only);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(())
+}
+
+fn half_open(arguments: &Arguments, connections: usize, duration: Duration) -> Result<()> {
+    let mut rows = Vec::new();
+    for work in Work::ALL[..2].iter().filter(|work| work.name().contains(&arguments.only)) {
+        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
+        let row = peers::measure(work, connections, arguments.pairs, duration)?;
+        if !arguments.json {
+            peers::print_row(&row, rows.is_empty());
+        }
+        rows.push(row);
+    }
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(())
+}
+
+fn memory(arguments: &Arguments, queue_pairs: usize) -> Result<()> {
+    let memory = peers::memory(queue_pairs)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&memory)?);
+    } else {
+        peers::print_memory(&memory);
     }
     Ok(())
 }

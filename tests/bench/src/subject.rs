@@ -15,7 +15,7 @@ use basalt_nvmf_target::{
 };
 use basalt_nvmf_tcp::host::blocking::load;
 use basalt_nvmf_tcp::host::{Load, TcpHostOptions, Work as LoadWork};
-use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
+use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
 use basalt_nvmf_transport::{ControllerIdRange, HostId, Nqn};
 use basalt_reactor::{Polling, ReactorOptions, ReactorThread, Remote, start};
 use serde::Serialize;
@@ -23,8 +23,8 @@ use uuid::Uuid;
 
 pub(crate) const TARGET_CORE: usize = 0;
 pub(crate) const LOAD_CORE: usize = 1;
-const SUBSYSTEM: &str = "nqn.2026-01.storage.basalt:bench";
-const HOST: &str = "nqn.2026-01.storage.basalt:bench-host";
+pub(crate) const SUBSYSTEM: &str = "nqn.2026-01.storage.basalt:bench";
+pub(crate) const HOST: &str = "nqn.2026-01.storage.basalt:bench-host";
 /// The random working set.
 const REGION: u64 = 256 << 20;
 
@@ -141,6 +141,7 @@ impl Subject {
 #[derive(Debug)]
 pub(crate) struct Served {
     reactor: ReactorThread,
+    control: TcpTargetControl,
     address: SocketAddr,
     subsystem: Nqn,
 }
@@ -148,6 +149,18 @@ pub(crate) struct Served {
 impl Served {
     /// Starts it.
     pub(crate) fn start() -> Result<Self> {
+        Self::with(TcpTargetOptions::default())
+    }
+
+    /// Starts it so that it gives connections as long as a measurement may take to become one.
+    pub(crate) fn patient() -> Result<Self> {
+        Self::with(TcpTargetOptions {
+            connect_timeout: Duration::from_secs(3600),
+            ..TcpTargetOptions::default()
+        })
+    }
+
+    fn with(tcp: TcpTargetOptions) -> Result<Self> {
         let options = ReactorOptions { polling: Polling::Busy, ..ReactorOptions::default() };
         let reactor = start("target", Some(TARGET_CORE), options, |_| {})?;
         let nqn = Nqn::new(SUBSYSTEM)?;
@@ -162,9 +175,19 @@ impl Served {
         let device = Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B4096, REGION)?);
         let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
         target.add_namespace(&nqn, Nsid(1), identity, device, AnaState::Optimized)?;
-        let control = TcpTarget::start_on(reactor.remote(), target, TcpTargetOptions::default())?;
+        let control = TcpTarget::start_on(reactor.remote(), target, tcp)?;
         let address = control.listen(ListenerAddress::new(SocketAddr::from(([127, 0, 0, 1], 0))))?;
-        Ok(Self { reactor, address, subsystem: nqn })
+        Ok(Self { reactor, control, address, subsystem: nqn })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections that it has.
+    pub(crate) fn connections(&self) -> Result<usize> {
+        Ok(self.control.stats()?.connections)
     }
 
     /// It, to be measured.

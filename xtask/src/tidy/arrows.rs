@@ -127,6 +127,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "bdev",
             "device-mem",
+            "dma",
             "nvme-wire",
             "nvmf-host",
             "nvmf-target",
