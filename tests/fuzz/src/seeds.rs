@@ -294,33 +294,41 @@ fn bringup(kind: u8) -> Vec<u8> {
 
 /// Scripts of a hostile host: see `sessions/hostile.rs` for what the numbers mean.
 fn hostile_scripts() -> Vec<Vec<u8>> {
-    // Open, initialize, connect the admin queue, read, enable, read; the same for an I/O queue.
     let say = |step: u8, peer: u8, rest: &[u8]| [&[step, peer], rest].concat();
-    let admin: Vec<u8> = [
-        vec![0],
-        say(1, 0, &[0, 0, 0]),
-        say(2, 0, &[30, 1, 0]),
-        say(22, 0, &[]),
-        say(6, 0, &[1, 0]),
-        say(22, 0, &[]),
-    ]
-    .concat();
-    let queue: Vec<u8> = [vec![0], say(1, 1, &[0, 0, 0]), say(4, 1, &[30, 1, 0]), say(22, 1, &[])].concat();
-    let write = say(9, 1, &[1, 0, 40, 0, 0, 0, 0, 0]);
+    let read = |peer: u8| say(22, peer, &[]);
+    // Open, initialize, connect, read, enable, read; `who` chooses the identity.
+    let admin = |peer: u8, who: u8| {
+        let steps = [vec![0], say(1, peer, &[0, 0, 0]), say(2, peer, &[30, 1, who, 0])];
+        [steps.concat(), read(peer), say(6, peer, &[1, 0]), read(peer)].concat()
+    };
+    let queue =
+        |peer: u8| [vec![0], say(1, peer, &[0, 0, 0]), say(4, peer, &[30, 1, 0]), read(peer)].concat();
+    let write = |peer: u8| say(9, peer, &[1, 0, 40, 0, 0, 0, 0, 0]);
     let answer = say(13, 1, &[63, 0, 0]);
-    let read = say(9, 1, &[2, 0, 7, 0, 0, 0, 0, 0]);
-    let session = [admin.clone(), queue.clone()].concat();
-    let register = say(9, 1, &[8, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
-    let acquire = say(9, 1, &[10, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    let load = say(9, 1, &[2, 0, 7, 0, 0, 0, 0, 0]);
+    // Opcode, action, type and keys.
+    let reserve = |peer: u8, opcode: u8, action: u8, kind: u8, keys: [u8; 2]| {
+        let mut data = [0; 16];
+        (data[0], data[8]) = (keys[0], keys[1]);
+        let fields = [opcode, 0, 0, 0, 0, 0, kind, action, 1];
+        [say(9, peer, &[&fields[..], &data, &[0]].concat()), read(peer)].concat()
+    };
+    let session = [admin(0, 0), queue(1)].concat();
+    let both = [session.clone(), admin(2, 3), queue(3)].concat();
+    let registered = [both, reserve(1, 8, 0, 0, [1, 1]), reserve(3, 8, 0, 0, [2, 2])].concat();
+    let held = [registered, reserve(1, 10, 0, 2, [1, 0]), write(1), read(1)].concat();
     vec![
         session.clone(),
-        [session.clone(), write.clone(), say(22, 1, &[]), answer.clone(), say(22, 1, &[])].concat(),
-        [session.clone(), write.clone(), say(22, 1, &[]), say(18, 0, &[])].concat(),
-        [session.clone(), read, write, say(22, 1, &[]), say(15, 1, &[0, 9, 63, 0])].concat(),
+        [session.clone(), write(1), read(1), answer.clone(), read(1)].concat(),
+        [session.clone(), write(1), read(1), say(18, 0, &[])].concat(),
+        [session.clone(), load.clone(), write(1), read(1), say(15, 1, &[0, 9, 63, 0])].concat(),
         [session.clone(), say(20, 1, &[1, 0, 1, 1, 1, 0, 1]), say(17, 1, &[200, 0])].concat(),
-        [session, register, acquire, say(21, 0, &[7])].concat(),
-        [admin, say(7, 0, &[1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 16]), say(21, 0, &[6])].concat(),
+        // Write and read, then preempted by the other identity, then the data.
+        [held.clone(), load.clone(), reserve(3, 10, 2, 1, [2, 1]), answer, read(1), load, read(1)].concat(),
+        // Preempted while its connection goes.
+        [held, say(18, 1, &[]), reserve(2, 10, 2, 1, [2, 1]), say(21, 0, &[2]), read(2)].concat(),
+        [admin(0, 0), say(7, 0, &[1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 16]), say(21, 0, &[6])].concat(),
         vec![0, 0, 0, 17, 0, 9, 0, 17, 1, 0, 0, 16, 2, 1, 2, 3, 21, 0, 7, 21, 0, 7],
-        [vec![0], say(1, 0, &[1, 1, 7, 9, 0, 3]), vec![0], say(5, 1, &[3, 1, 0]), queue].concat(),
+        [vec![0], say(1, 0, &[1, 1, 7, 9, 0, 3]), vec![0], say(5, 1, &[3, 1, 0, 0]), queue(1)].concat(),
     ]
 }

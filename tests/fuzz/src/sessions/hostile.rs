@@ -8,7 +8,7 @@ use basalt_nvme_wire::opcode::{Admin, Io};
 use basalt_nvme_wire::pdu::{
     DataTransfer, Digests, FLAG_LAST, Frame, InitializeRequest, Kind, ReadyToTransfer, SHORT_LEN,
 };
-use basalt_nvme_wire::{Cqe, Fuse, Sgl, Sqe};
+use basalt_nvme_wire::{Cqe, Fuse, Sgl, Sqe, Status};
 use basalt_reactor::Socket;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
@@ -37,9 +37,20 @@ struct Hostile<'a> {
     peers: Vec<Peer>,
     /// The last controller that a Connect gave.
     controller: u16,
+    /// Which of its two identities connects: reservations tell them apart.
+    identity: u8,
     next_id: u16,
-    /// Commands that succeeded, and R2Ts that came.
-    reached: (u32, u32),
+    reached: Reached,
+}
+
+/// How far a script got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Reached {
+    succeeded: u32,
+    /// R2Ts that came.
+    asked: u32,
+    /// Commands that ended because their host was preempted.
+    preempted: u32,
 }
 
 /// The input is the script.
@@ -51,8 +62,8 @@ pub fn hostile_host(input: &[u8]) {
     }
 }
 
-/// What the world has been through, and how many commands succeeded and R2Ts came.
-fn play(input: &[u8]) -> (u64, (u32, u32)) {
+/// What the world has been through, and how far the script got.
+fn play(input: &[u8]) -> (u64, Reached) {
     let seed = u64::from(input.first().copied().unwrap_or(0));
     let mut rig = Rig::new(seed);
     let legitimate = Legitimate::start(&mut rig, seed);
@@ -60,8 +71,9 @@ fn play(input: &[u8]) -> (u64, (u32, u32)) {
         choices: Choices::new(input),
         peers: Vec::new(),
         controller: 1,
+        identity: 9,
         next_id: 0,
-        reached: (0, 0),
+        reached: Reached::default(),
     };
     for _ in 0..STEPS_MAX {
         if hostile.choices.is_over() {
@@ -152,8 +164,13 @@ impl Hostile<'_> {
         let fields =
             Connect { format: 0, queue_id: queue, queue_size: entries, attributes, keep_alive_ms: 5000 };
         let mut sqe = Fabrics::Connect(fields).emit(0);
+        if queue == 0 {
+            self.identity = if self.choices.byte() & 3 == 3 { 10 } else { 9 };
+        }
         let controller = if queue == 0 { CONTROLLER_ANY } else { self.controller };
-        let Ok(data) = ConnectData::new([9; 16], controller, subsystem, HOSTILE_HOST) else { return };
+        let Ok(data) = ConnectData::new([self.identity; 16], controller, subsystem, HOSTILE_HOST) else {
+            return;
+        };
         sqe.sgl = Sgl::InCapsule { offset: 0, length: 1024 }.emit();
         self.capsule(at, sqe, data.as_bytes());
     }
@@ -283,14 +300,17 @@ impl Hostile<'_> {
             let Some(whole) = peer.unread.get(..length.max(8)) else { return };
             match Kind::from_code(header[0]) {
                 Some(Kind::ReadyToTransfer) => {
-                    self.reached.1 += 1;
+                    self.reached.asked += 1;
                     peer.asked.extend(ReadyToTransfer::parse(header));
                 }
                 Some(Kind::Response) => {
-                    if let Some(cqe) = whole.get(8..24).and_then(|bytes| Cqe::read_from_bytes(bytes).ok())
+                    let cqe = whole.get(8..24).and_then(|bytes| Cqe::read_from_bytes(bytes).ok());
+                    let preempted = |cqe: &Cqe| cqe.status().bare() == Status::ABORTED_PREEMPT;
+                    self.reached.preempted += u32::from(cqe.as_ref().is_some_and(preempted));
+                    if let Some(cqe) = cqe
                         && cqe.status().is_success()
                     {
-                        self.reached.0 += 1;
+                        self.reached.succeeded += 1;
                         if (1..100).contains(&cqe.dw0.get()) {
                             self.controller = cqe.dw0.get().to_le_bytes()[0].into();
                         }
@@ -332,7 +352,8 @@ mod tests {
     fn scripts_get_as_far_as_commands_and_their_data() {
         let inputs = Corpus::load("hostile-host").unwrap();
         let reached: Vec<_> = inputs.inputs().iter().map(|input| play(input).1).collect();
-        assert!(reached.iter().filter(|(succeeded, _)| *succeeded >= 3).count() >= 6, "{reached:?}");
-        assert!(reached.iter().any(|(_, asked)| *asked > 0), "no data was asked for: {reached:?}");
+        assert!(reached.iter().filter(|script| script.succeeded >= 3).count() >= 6, "{reached:?}");
+        assert!(reached.iter().any(|script| script.asked > 0), "no data was asked for: {reached:?}");
+        assert!(reached.iter().any(|script| script.preempted > 0), "nothing was preempted: {reached:?}");
     }
 }

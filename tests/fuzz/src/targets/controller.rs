@@ -1,6 +1,6 @@
 //! The target's core without a transport: any submission entries, in any order, on an admin and an I/O queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use basalt_bdev::BlockSize;
@@ -10,7 +10,8 @@ use basalt_nvme_wire::fabrics::{CONTROLLER_ANY, Command, Connect, ConnectData};
 use basalt_nvme_wire::log::AnaState;
 use basalt_nvme_wire::{Sgl, Sqe};
 use basalt_nvmf_target::{
-    AllowedHosts, NamespaceIdentity, Nsid, Queue, Step, SubsystemConfig, Target, TargetOptions,
+    AllowedHosts, NamespaceIdentity, Nsid, Queue, ReservationState, ReservationStore, Saved, Step,
+    StoreError, SubsystemConfig, Target, TargetOptions,
 };
 use basalt_nvmf_transport::{ControllerIdRange, Nqn, TransportLimits};
 use uuid::Uuid;
@@ -29,6 +30,46 @@ const CHANGE: u8 = 2;
 /// The most data of a command, either way.
 const DATA_MAX: u32 = 131_072;
 
+/// Saves at once, or when something else changes.
+#[derive(Default)]
+struct Store {
+    waiting: Mutex<Vec<Saved>>,
+    late: bool,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    fn finish(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for (number, saved) in waiting.into_iter().enumerate() {
+            saved(if number % 3 == 2 { Err(StoreError::Stopped) } else { Ok(()) });
+        }
+    }
+}
+
+impl ReservationStore for Store {
+    fn load(&self, _: [u8; 16]) -> Result<Option<ReservationState>, StoreError> {
+        Ok(None)
+    }
+
+    fn save(&self, namespace: [u8; 16], state: Option<&ReservationState>, saved: Saved) {
+        if let Some(state) = state {
+            let image = state.encode(namespace);
+            assert_eq!(ReservationState::decode(namespace, &image).as_ref(), Ok(state));
+        }
+        if self.late {
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
+        } else {
+            saved(Ok(()));
+        }
+    }
+}
+
 /// How commands ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Seen {
@@ -44,6 +85,7 @@ struct Session {
     nqn: Nqn,
     queues: [Queue; 2],
     now: Instant,
+    store: Arc<Store>,
     seen: Seen,
 }
 
@@ -52,7 +94,8 @@ pub(super) fn run(bytes: &[u8]) {
 }
 
 fn play(bytes: &[u8]) -> Seen {
-    let Some(mut session) = Session::new() else { return Seen::default() };
+    let late = bytes.len().is_multiple_of(2);
+    let Some(mut session) = Session::new(late) else { return Seen::default() };
     let mut rest = bytes;
     while let Some((kind, tail)) = rest.split_first() {
         let Ok((sqe, tail)) = Sqe::read_from_prefix(tail) else { break };
@@ -73,8 +116,10 @@ fn play(bytes: &[u8]) -> Seen {
 }
 
 impl Session {
-    fn new() -> Option<Self> {
+    fn new(late: bool) -> Option<Self> {
         let target = Target::new(TargetOptions::default());
+        let store = Arc::new(Store { late, ..Store::default() });
+        target.keep_reservations(Arc::<Store>::clone(&store));
         let nqn = Nqn::new(SUBSYSTEM).ok()?;
         let config = SubsystemConfig {
             nqn: nqn.clone(),
@@ -87,6 +132,7 @@ impl Session {
             queues: [0, 1].map(|_| Queue::new(Arc::clone(&target), LIMITS)),
             target,
             nqn,
+            store,
             now: Instant::from_nanos(1_000_000_000),
             seen: Seen::default(),
         };
@@ -146,6 +192,7 @@ impl Session {
 
     /// Something else changes: namespaces, their states, who may connect. Errors are answers like others.
     fn change(&mut self, what: u8, sqe: &Sqe) {
+        self.store.finish();
         let nsid = Nsid(1 + sqe.nsid.get() % 3);
         let changed = match what % 6 {
             0 | 1 => {
