@@ -19,7 +19,8 @@ enum Subject {
     /// A development cluster of its own: `up`, volumes by kubectl, commands of the control plane, loss of the leader
     Cluster,
     /// NVMe/TCP over loopback, target and load on a core each, beside a bare exchange of the same messages or another target;
-    /// `dataplane half-open` and `dataplane memory` measure what peers cost that do nothing
+    /// `dataplane half-open` and `dataplane memory` measure what peers cost that do nothing, `dataplane settings` what digests and
+    /// sleeping cost
     #[command(disable_help_flag = true)]
     Dataplane {
         /// As `basalt-bench --help` says: --pairs, --seconds, --vs IP:PORT --vs-nqn NQN, --only, --json

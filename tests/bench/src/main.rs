@@ -9,6 +9,7 @@
 mod exchange;
 mod peers;
 mod ratio;
+mod settings;
 mod subject;
 mod table;
 
@@ -43,7 +44,7 @@ struct Arguments {
     #[arg(long, value_name = "NQN", requires = "vs")]
     vs_nqn: Option<String>,
     /// Only rows whose name contains this
-    #[arg(long, default_value = "")]
+    #[arg(long, global = true, default_value = "")]
     only: String,
     /// Print JSON instead of a table
     #[arg(long, global = true)]
@@ -59,6 +60,8 @@ enum Other {
         #[arg(long, default_value_t = 1000)]
         connections: usize,
     },
+    /// What digests cost in commands, and sleeping in latency: the bars are 0.8 and 1.3
+    Settings,
     /// The target's memory with connected, idle queue pairs of depth 128: the bar is 256 MiB for 1,000
     Memory {
         /// Queue pairs
@@ -87,6 +90,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     match arguments.other {
         Some(Other::HalfOpen { connections }) => return half_open(arguments, connections, duration),
         Some(Other::Memory { queue_pairs }) => return memory(arguments, queue_pairs),
+        Some(Other::Settings) => return settings(arguments, duration),
         Some(Other::Serve) => return peers::serve(),
         None => {}
     }
@@ -124,6 +128,17 @@ fn half_open(arguments: &Arguments, connections: usize, duration: Duration) -> R
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(())
+}
+
+fn settings(arguments: &Arguments, duration: Duration) -> Result<()> {
+    let rows = settings::measure(&arguments.only, arguments.pairs, duration)?;
+    ensure!(!rows.is_empty(), "no setting has {:?} in its name", arguments.only);
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        settings::print(&rows);
     }
     Ok(())
 }

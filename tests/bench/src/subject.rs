@@ -46,7 +46,8 @@ impl Work {
         Self { bytes, depth, queues, read_percent, digests: false }
     }
 
-    const fn digested(self) -> Self {
+    /// The same with digests.
+    pub(crate) const fn digested(self) -> Self {
         Self { digests: true, ..self }
     }
 
@@ -63,6 +64,10 @@ impl Work {
         Self::of(4096, 128, 1, 100).digested(),
         Self::of(4096, 128, 1, 0).digested(),
     ];
+
+    pub(crate) fn has_digests(&self) -> bool {
+        self.digests
+    }
 
     pub(crate) fn reads(&self) -> bool {
         self.read_percent == 100
@@ -149,19 +154,23 @@ pub(crate) struct Served {
 impl Served {
     /// Starts it.
     pub(crate) fn start() -> Result<Self> {
-        Self::with(TcpTargetOptions::default())
+        Self::with(TcpTargetOptions::default(), Polling::Busy)
+    }
+
+    /// Starts it so that it sleeps when there is nothing to do.
+    pub(crate) fn adaptive() -> Result<Self> {
+        Self::with(TcpTargetOptions::default(), Polling::default())
     }
 
     /// Starts it so that it gives connections as long as a measurement may take to become one.
     pub(crate) fn patient() -> Result<Self> {
-        Self::with(TcpTargetOptions {
-            connect_timeout: Duration::from_secs(3600),
-            ..TcpTargetOptions::default()
-        })
+        let tcp =
+            TcpTargetOptions { connect_timeout: Duration::from_secs(3600), ..TcpTargetOptions::default() };
+        Self::with(tcp, Polling::Busy)
     }
 
-    fn with(tcp: TcpTargetOptions) -> Result<Self> {
-        let options = ReactorOptions { polling: Polling::Busy, ..ReactorOptions::default() };
+    fn with(tcp: TcpTargetOptions, polling: Polling) -> Result<Self> {
+        let options = ReactorOptions { polling, ..ReactorOptions::default() };
         let reactor = start("target", Some(TARGET_CORE), options, |_| {})?;
         let nqn = Nqn::new(SUBSYSTEM)?;
         let target = Target::new(TargetOptions::default());
