@@ -57,7 +57,7 @@ pub(super) fn all() -> Result<Vec<Step>> {
         ),
         step(
             "linux-host",
-            "Linux's NVMe/TCP host in a guest: mkfs, fio with verify, SIGKILL of the target",
+            "Linux's NVMe/TCP host in a guest: mkfs, fio with verify, SIGKILL of the target, reservations beside our host",
             &["cargo test --locked --package basalt-e2e --test serve --test guest_rig --test linux_host -- --ignored --nocapture"],
         )
         .with(&outside),

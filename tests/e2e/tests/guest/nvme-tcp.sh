@@ -28,6 +28,8 @@ connect() {
     nvme connect $fabric --nqn="$NQN" $patience "$@" >/dev/null
     disk=$(device)
 }
+# What another host's command ends with: 131 is Reservation Conflict.
+other() { local code=0; host-call other "$@" || code=$?; echo $code; }
 # The controllers' states, one word each.
 states() { cat /sys/class/nvme/nvme*/state 2>/dev/null | sort -u | tr '\n' ' '; }
 
@@ -125,7 +127,18 @@ for tries in $(seq 600); do
 done
 [ "$(status '.rtype, .ptpls, .regctl' | tr '\n' ' ')" = "1 1 1 " ] || { nvme resv-report "$disk" --eds; fail "the reservation is lost after SIGKILL"; }
 dd if=/dev/urandom of="$disk" bs=4k count=1 oflag=direct status=none || fail "the holder cannot write"
-nvme resv-release "$disk" --namespace-id=1 --crkey=0xa1 --rtype=1 --rrela=0 || fail "release"
+[ "$(other write)" = 131 ] || fail "another host may write"
+[ "$(other read)" = 0 ] || fail "another host may not read"
+[ "$(other preempt a1)" = 0 ] || fail "another host cannot preempt"
+if dd if=/dev/zero of="$disk" bs=4k count=1 oflag=direct status=none 2>/run/dd.log; then fail "a preempted host may write"; fi
+nvme resv-notif-log "$disk" >/run/notification || fail "notification page"
+grep -q 'Page Type.*: 1 ' /run/notification || { cat /run/notification; fail "no notification"; }
+[ "$(status '.rtype, .regctl' | tr '\n' ' ')" = "1 1 " ] || { nvme resv-report "$disk" --eds; fail "preempted"; }
+[ "$(other clear)" = 0 ] || fail "another host cannot clear"
+dd if=/dev/zero of="$disk" bs=4k count=1 oflag=direct status=none || fail "nobody holds, and a host may not write"
+nvme resv-register "$disk" --namespace-id=1 --nrkey=0xa1 --rrega=0 || fail "register again"
+nvme resv-acquire "$disk" --namespace-id=1 --crkey=0xa1 --rtype=5 --racqa=0 || fail "acquire for all registrants"
+nvme resv-release "$disk" --namespace-id=1 --crkey=0xa1 --rtype=5 --rrela=0 || fail "release"
 nvme resv-register "$disk" --namespace-id=1 --crkey=0xa1 --rrega=1 || fail "unregister"
 [ "$(status '.rtype, .regctl' | tr '\n' ' ')" = "0 0 " ] || { nvme resv-report "$disk" --eds; fail "released"; }
 
