@@ -11,10 +11,10 @@ use crate::workspace;
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// How many seeds to run
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     seeds: u64,
     /// The first seed
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=1 << 60))]
     from: u64,
 }
 

@@ -63,10 +63,10 @@ pub(super) fn all() -> Result<Vec<Step>> {
         .with(&outside),
         step(
             "cluster",
-            "a whole cluster: up, wrong input, SIGKILL of every process, full disks, down and up, somebody else's Kubernetes",
+            "a whole cluster: up, wrong input, SIGKILL of every process, full disks, down and up, the other ways up",
             &[
                 "cargo test --locked --package basalt-e2e --test cluster",
-                "cargo test --locked --package basalt-e2e --test foreign_kubernetes -- --ignored",
+                "cargo test --locked --package basalt-e2e --test other_ways_up -- --ignored",
             ],
         )
         .with(&outside),

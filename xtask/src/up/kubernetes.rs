@@ -30,7 +30,9 @@ pub(super) struct Metadata {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Status {
+    pub(super) cluster_id: Option<String>,
     pub(super) phase: Option<String>,
     pub(super) nqn: Option<String>,
     #[serde(default)]

@@ -26,6 +26,8 @@ use processes::{CLUSTER, Cluster};
 use state::{Ports, State};
 use supervisor::{Plan, Process};
 
+const NODES: &str = "storagenodes.basalt.storage";
+const VOLUMES: &str = "volumes.basalt.storage";
 /// kubectl-basalt ends so when it would have to overwrite data.
 const HOLDS_DATA: i32 = 3;
 
@@ -72,6 +74,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
         std::fs::File::open(file)
             .with_context(|| format!("cannot read the kubeconfig {}", file.display()))?;
     }
+    let lock = state.lock()?;
     let running = supervisor::ask(&state, "status")?.is_some();
     if running && !arguments.detach {
         bail!("a cluster is running on {}; stop it with `cargo xtask down`", state.dir().display());
@@ -91,39 +94,98 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     // Whoever has a cluster has its kubectl.
     let program = kubernetes.as_ref().map_or_else(|| "kubectl".into(), Binary::kubectl);
     let kubectl = Kubectl::new(&program, &kubeconfig);
-    let supervisor = if running {
+    let started = if running {
         progress.say("the cluster is running already");
+        // Whoever emptied the apiserver took the definitions along.
+        kubectl.install_resources()?;
+        check_owner(&state, &programs, &kubectl, &examples)?;
         None
     } else {
         progress.say(&format!("preparing {}", state.dir().display()));
         examples.make_disks()?;
         issue_certificates(&state, &programs, &cluster.identities())?;
         write_files(&state, &cluster)?;
-        Some(start(&state, &cluster, kubernetes, &kubectl, arguments.detach, progress)?)
+        let (mut plan, supervisor) =
+            start(&state, &cluster, kubernetes, &kubectl, arguments.detach, progress)?;
+        if let Err(error) = check_owner(&state, &programs, &kubectl, &examples) {
+            supervisor::ask(&state, "stop")?;
+            return Err(error);
+        }
+        plan.processes.push(cluster.operator(kubectl.kubeconfig()));
+        supervisor::publish(&state, &plan)?;
+        Some((plan, supervisor))
     };
     progress.say("applying crds/examples");
     kubectl.apply(&examples.manifest)?;
     progress.say("waiting for nodes and volumes to be online");
-    wait::until_online(&state, &kubectl, "storagenodes.basalt.storage", &examples.nodes)?;
-    let volumes = wait::until_online(&state, &kubectl, "volumes.basalt.storage", &examples.volumes)?;
+    let online = |kind: &str, names: &[String]| wait::until_online(&state, &kubectl, kind, names, progress);
+    online(NODES, &examples.nodes)?;
+    let supervisor = match started {
+        Some((plan, supervisor)) => {
+            // The cluster is founded: a member whose disk is lost must not found another one when it is restarted.
+            supervisor::publish(&state, &plan.without_flag(processes::FOUNDS))?;
+            Some(supervisor)
+        }
+        None => None,
+    };
+    let volumes = online(VOLUMES, &examples.volumes)?;
     for volume in &volumes {
         verify(&state, &programs, volume, progress)?;
     }
     progress.say("every volume is online, and hosts reach it");
     explain(&state, &programs, &cluster, &kubectl);
-    println!("KUBECONFIG={}", kubeconfig.display());
-    for volume in &volumes {
-        if let Some((nqn, address)) = volume.served() {
-            println!("VOLUME {} NQN={nqn} ADDRESS={address}", volume.metadata.name);
-        }
-    }
+    announce(&kubectl, &volumes);
     match supervisor.filter(|_| !arguments.detach) {
-        Some(supervisor) => stay(supervisor),
+        Some(supervisor) => {
+            drop(lock);
+            stay(supervisor)
+        }
         None => Ok(()),
     }
 }
 
-/// Starts the supervisor and all processes. The operator comes last, when its custom resources exist.
+/// Refuses a Kubernetes whose objects of these names stand for another cluster: to apply ours would move the disks and paths of theirs.
+fn check_owner(state: &State, programs: &Programs, kubectl: &Kubectl, examples: &Examples) -> Result<()> {
+    for (kind, names) in [(NODES, &examples.nodes), (VOLUMES, &examples.volumes)] {
+        let objects = kubectl.objects(kind)?;
+        let theirs: Vec<(&str, &str)> = objects
+            .iter()
+            .filter(|object| names.contains(&object.metadata.name))
+            .filter_map(|object| Some((object.metadata.name.as_str(), object.status.cluster_id.as_deref()?)))
+            .collect();
+        if theirs.is_empty() {
+            continue;
+        }
+        let ours = cluster_id(state, programs)?;
+        if let Some((name, cluster)) = theirs.iter().find(|(_, cluster)| *cluster != ours) {
+            bail!(
+                "{name} of {kind} in this Kubernetes stands for a node or volume of Basalt cluster {cluster}, and this one is \
+                 {ours}: use another Kubernetes, or the state folder of that cluster; if that cluster is gone, delete its objects"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The identity of the cluster that this state folder holds.
+fn cluster_id(state: &State, programs: &Programs) -> Result<String> {
+    let output = Command::new(programs.path("kubectl-basalt"))
+        .arg("--config")
+        .arg(state.client_config())
+        .args(["--output=json", "status"])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run kubectl-basalt")?;
+    if !output.status.success() {
+        bail!("the control plane does not answer: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let status: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("kubectl-basalt's answer is damaged")?;
+    let id = status["cluster"]["id"].as_str().context("the control plane is not founded yet")?;
+    Ok(id.to_owned())
+}
+
+/// Starts the supervisor and all processes but the operator, which needs its custom resources and the right cluster.
 fn start(
     state: &State,
     cluster: &Cluster<'_>,
@@ -131,7 +193,7 @@ fn start(
     kubectl: &Kubectl,
     detach: bool,
     progress: Progress,
-) -> Result<Child> {
+) -> Result<(Plan, Child)> {
     let mut plan = Plan::default();
     if let Some(binary) = kubernetes {
         let layout = Layout::prepare(&state.kube(), binary)?;
@@ -148,9 +210,7 @@ fn start(
     progress.say("starting the control plane, the data plane and the apiserver");
     wait::until_ready(state, kubectl)?;
     kubectl.install_resources()?;
-    plan.processes.push(cluster.operator(kubectl.kubeconfig()));
-    supervisor::publish(state, &plan)?;
-    Ok(supervisor)
+    Ok((plan, supervisor))
 }
 
 /// Builds the Kubernetes fixture, so that later tasks find it.
@@ -276,6 +336,16 @@ fn verify(state: &State, programs: &Programs, volume: &Object, progress: Progres
     state.set_verified(nqn)
 }
 
+/// What scripts go on with.
+fn announce(kubectl: &Kubectl, volumes: &[Object]) {
+    println!("KUBECONFIG={}", kubectl.kubeconfig().display());
+    for volume in volumes {
+        if let Some((nqn, address)) = volume.served() {
+            println!("VOLUME {} NQN={nqn} ADDRESS={address}", volume.metadata.name);
+        }
+    }
+}
+
 /// How to go on.
 fn explain(state: &State, programs: &Programs, cluster: &Cluster<'_>, kubectl: &Kubectl) {
     eprintln!();
@@ -298,6 +368,8 @@ fn explain(state: &State, programs: &Programs, cluster: &Cluster<'_>, kubectl: &
 /// Stays in the foreground until Ctrl-C, which ends this process; the supervisor notices and stops the rest.
 fn stay(mut supervisor: Child) -> Result<()> {
     eprintln!("running; Ctrl-C stops everything");
+    // To wait for a child closes the pipe to it, and that is what tells the supervisor to stop.
+    let _pipe = supervisor.stdin.take();
     let status = supervisor.wait().context("cannot wait for the supervisor")?;
     bail!("the supervisor ended: {status}");
 }

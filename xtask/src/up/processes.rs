@@ -10,6 +10,8 @@ use crate::workspace::Programs;
 
 /// Name of the development cluster; it is in every certificate.
 pub(super) const CLUSTER: &str = "basalt-dev";
+/// The flag with which a member founds the cluster.
+pub(super) const FOUNDS: &str = "--bootstrap";
 /// Raft members. Three is the least that survives the loss of one.
 const MEMBERS: u32 = 3;
 
@@ -108,7 +110,7 @@ impl<'a> Cluster<'a> {
                 args.extend(self.tls(&format!("member-{}", member.id)));
                 // One member founds the cluster, once; a member with data is never told to.
                 if member.id == 1 && !self.state.data(&member.name).exists() {
-                    args.push("--bootstrap".to_owned());
+                    args.push(FOUNDS.to_owned());
                 }
                 self.process(&member.name, "basalt-control", args)
             })

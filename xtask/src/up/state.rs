@@ -1,7 +1,7 @@
 //! The state folder of one development cluster.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -69,6 +69,23 @@ impl State {
 
     fn is_marked(&self) -> bool {
         self.dir.join(MARKER).is_file()
+    }
+
+    /// Keeps other calls of `up` off the folder for as long as the file is held.
+    pub(crate) fn lock(&self) -> Result<fs::File> {
+        let path = self.dir.join("lock");
+        let mut options = fs::File::options();
+        let file = options.create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another `cargo xtask up` is at work on {}; wait for its end", self.dir.display())
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
     }
 
     /// Removes the folder with all data.
@@ -217,6 +234,16 @@ mod tests {
         assert!(State::create(Some(dir.path())).is_err());
         assert!(State::open(Some(dir.path())).is_err());
         assert!(dir.path().join("precious").exists());
+    }
+
+    #[test]
+    fn one_at_a_time_works_on_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::create(Some(dir.path())).unwrap();
+        let lock = state.lock().unwrap();
+        assert!(state.lock().unwrap_err().to_string().contains("wait for its end"));
+        drop(lock);
+        state.lock().unwrap();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A process that keeps the cluster's processes running.
 //!
-//! It reads what to run from `run/plan.json`, starts what is new there, restarts what ends (after a pause that doubles with
+//! It reads what to run from `run/plan.json`, starts what is new there (what changed is started so the next time), restarts what ends (after a pause that doubles with
 //! each quick death), and listens on `run/supervisor.sock` for `status` and `stop`. It holds no other state: when it is
 //! killed, the next one ends what was left behind, by process id and start time, and begins anew.
 
@@ -43,6 +43,16 @@ pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<String>,
+}
+
+impl Plan {
+    /// The same without a flag that was for the first start only.
+    pub(crate) fn without_flag(mut self, flag: &str) -> Self {
+        for process in &mut self.processes {
+            process.args.retain(|argument| argument != flag);
+        }
+        self
+    }
 }
 
 /// What the supervisor says of one process.
@@ -182,8 +192,10 @@ impl Supervisor {
             return;
         }
         for process in &plan.processes {
-            if !self.running.iter().any(|supervised| supervised.process.name == process.name) {
-                self.running.push(Supervised::new(process.clone()));
+            match self.running.iter_mut().find(|supervised| supervised.process.name == process.name) {
+                // It runs on as it is, and is started so the next time.
+                Some(supervised) => supervised.process = process.clone(),
+                None => self.running.push(Supervised::new(process.clone())),
             }
         }
         self.plan = plan;

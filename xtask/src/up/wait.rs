@@ -9,9 +9,12 @@ use anyhow::{Result, bail};
 use super::kubernetes::{Kubectl, Object};
 use super::state::State;
 use super::supervisor;
+use crate::progress::Progress;
 
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 const ONLINE_DEADLINE: Duration = Duration::from_secs(90);
+/// How long nobody needs to know what is waited for.
+const QUIET: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_millis(200);
 const TAIL_LINES: usize = 8;
 
@@ -33,8 +36,10 @@ pub(super) fn until_online(
     kubectl: &Kubectl,
     kind: &str,
     names: &[String],
+    progress: Progress,
 ) -> Result<Vec<Object>> {
     let started = Instant::now();
+    let mut said = String::new();
     loop {
         let objects = kubectl.objects(kind)?;
         let wanted: Vec<Object> = names
@@ -54,8 +59,20 @@ pub(super) fn until_online(
                 diagnosis(state)?
             );
         }
+        // What takes long is told, and told again when it is something else.
+        let missing = wanted.iter().find(|object| !object.is_online()).and_then(why);
+        if let Some(text) = missing.filter(|text| started.elapsed() > QUIET && *text != said) {
+            progress.say(&text);
+            said = text;
+        }
         sleep(INTERVAL);
     }
+}
+
+/// Why an object is not ready, in one line.
+fn why(object: &Object) -> Option<String> {
+    let ready = object.status.conditions.iter().find(|condition| condition.kind == "Ready")?;
+    Some(format!("{}: {}: {}", object.metadata.name, ready.reason, ready.message))
 }
 
 fn conditions(object: &Object) -> String {
