@@ -157,8 +157,17 @@ pub(crate) async fn volumes(client: &Client, name: Option<String>, format: Forma
 /// The volume of this name.
 pub(crate) async fn volume(client: &Client, name: &str) -> anyhow::Result<Volume> {
     let name: VolumeName = name.parse()?;
-    let volume = client.get_volume(&name).await?;
-    volume.with_context(|| format!("there is no volume {name}; `kubectl basalt volumes` lists them"))
+    if let Some(volume) = client.get_volume(&name).await? {
+        return Ok(volume);
+    }
+    let volumes = client.volumes().all().await?.items;
+    match volumes.iter().find(|volume| volume.name == name && volume.state == VolumeState::Released) {
+        Some(aside) => bail!(
+            "volume {name} was put aside and is served to nobody; a Volume object with spec.volumeId: {} serves it again",
+            aside.id
+        ),
+        None => bail!("there is no volume {name}; `kubectl basalt volumes` lists them"),
+    }
 }
 
 /// Lets the next daemon be this node.
@@ -231,7 +240,10 @@ fn node_problems(node: &Node) -> Vec<String> {
         }
         for (disk, observed) in observed.disks.iter().filter(|(_, disk)| disk.health != DiskHealth::Online) {
             let why = observed.problem.as_ref().map_or("not online", |problem| &problem.message);
-            problems.push(format!("node {name}, pool {pool}, disk {disk}: {why}"));
+            // A pool says what is wrong with its disk in the same words.
+            if !problems.iter().any(|told| told.ends_with(why)) {
+                problems.push(format!("node {name}, pool {pool}, disk {disk}: {why}"));
+            }
         }
     }
     problems
@@ -242,6 +254,12 @@ fn volume_problem(volume: &Volume) -> Option<String> {
         VolumeState::Unavailable { reason, message } | VolumeState::Faulted { reason, message } => {
             Some(format!("volume {}: {}: {reason}: {message}", volume.name, phase(&volume.state)))
         }
-        VolumeState::Creating | VolumeState::Online | VolumeState::Released | VolumeState::Deleting => None,
+        VolumeState::Creating => {
+            Some(format!("volume {}: Creating: node {} is at it", volume.name, volume.placement.node))
+        }
+        VolumeState::Deleting => {
+            Some(format!("volume {}: Deleting: waiting for node {}", volume.name, volume.placement.node))
+        }
+        VolumeState::Online | VolumeState::Released => None,
     }
 }

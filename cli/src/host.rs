@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use basalt_nvmf_host::{HostOptions, NamespaceFacts};
+use basalt_nvme_wire::Status;
+use basalt_nvmf_host::{BringupError, HostOptions, NamespaceFacts};
 use basalt_nvmf_tcp::host::{
     Load, LoadReport, Progress, TcpHostOptions, Work,
-    blocking::{self, Session},
+    blocking::{self, BlockingError, Session},
     pattern,
 };
 use basalt_nvmf_transport::{HostId, Nqn};
@@ -152,7 +153,7 @@ pub(crate) fn verify(
     format: Format,
 ) -> anyhow::Result<ExitCode> {
     let writes = !arguments.check_only;
-    let session = Session::connect(&target.options).with_context(|| connecting(target))?;
+    let session = Session::connect(&target.options).map_err(|error| explained(error, target))?;
     let size = region(&session, target, arguments.size)?;
     let full = writes && !arguments.overwrite && holds_data(&session, size, arguments.seed)?;
     session.disconnect()?;
@@ -197,11 +198,24 @@ pub(crate) fn verify(
 
 fn run(target: &Target, load: &Load, progress: impl FnMut(Progress)) -> anyhow::Result<LoadReport> {
     blocking::load(&target.options, load, None, Polling::default(), progress)
-        .with_context(|| connecting(target))
+        .map_err(|error| explained(error, target))
 }
 
-fn connecting(target: &Target) -> String {
-    format!("volume {} at {}", target.name, target.options.address)
+/// An error with the volume that it is about, and with what to do where the status alone does not tell.
+fn explained(error: BlockingError, target: &Target) -> anyhow::Error {
+    let whom = format!("volume {} at {}", target.name, target.options.address);
+    match &error {
+        BlockingError::Bringup(BringupError::Refused { status, .. })
+            if status.bare() == Status::CONNECT_INVALID_HOST =>
+        {
+            anyhow::anyhow!(
+                "{whom} does not let host {} in: add it to spec.allowedHosts of the Volume, or name a host that is listed \
+                 with --host-nqn",
+                target.options.host.host
+            )
+        }
+        _ => anyhow::Error::from(error).context(whom),
+    }
 }
 
 /// How much of the volume is meant.

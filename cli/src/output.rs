@@ -1,6 +1,8 @@
 //! Tables for people, JSON for programs.
 #![allow(clippy::print_stdout, reason = "this is what the program is for")]
 
+use std::io::{ErrorKind, Write as _};
+
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
@@ -24,20 +26,28 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
 /// Prints a table, or says that there is nothing to put into it.
 pub(crate) fn print_table(table: &Table, none: &str) {
     if table.is_empty() {
-        println!("{none}");
+        print_line(none);
     } else {
-        println!("{}", table.trim_fmt());
+        print_line(&table.trim_fmt());
     }
 }
 
-/// Prints a line.
+/// Prints a line. Ends the program quietly when nobody reads any more, as behind `| head`.
 pub(crate) fn print_line(line: &str) {
-    println!("{line}");
+    let written = writeln!(std::io::stdout(), "{line}");
+    match written {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("kubectl-basalt: cannot write to standard output: {error}");
+            std::process::exit(1);
+        }
+    }
 }
 
 /// Prints a document.
 pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    print_line(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 

@@ -57,6 +57,8 @@ pub struct StorageNodeSpec {
     #[x_kube(
         validation = Rule::new("isIP(self)").message(
             "spec.address must be an IP address without a port, for example 192.0.2.7"),
+        validation = Rule::new("!self.matches('^(22[4-9]|23[0-9])[.]|^[fF][fF]')").message(
+            "spec.address must be the machine's own address, not a multicast one"),
         validation = Rule::new("!self.matches('^(0[.]0[.]0[.]0|[0:.]+)$')").message(
             "spec.address must be an address that hosts can reach, not a wildcard: give the machine's own, for \
             example 192.0.2.7")
@@ -208,15 +210,17 @@ pub struct Pool {
             "spec.pools[].disks must be absolute paths without . or .., for example /dev/disk/by-id/nvme-..."),
         validation = Rule::new("self.all(d, !d.matches('//|/$'))").message(
             "spec.pools[].disks must be written without // and without / at the end, so that one disk has one name"),
-        validation = Rule::new("self.all(d, !d.matches('^/dev/(sd|vd|xvd|hd|nvme)[a-z0-9]+$'))").message(
+        validation = Rule::new("self.all(d, !d.matches('^/dev/((sd|vd|xvd|hd|nvme)[a-z0-9]+|dm-[0-9]+)$'))").message(
             "spec.pools[].disks must be names that survive a reboot: use the disk's link in /dev/disk/by-id \
-            instead of /dev/sdX, /dev/vdX or /dev/nvmeXnY")
+            instead of /dev/sdX, /dev/vdX, /dev/dm-X or /dev/nvmeXnY")
     )]
     pub disks: Vec<String>,
 
     /// Words to choose pools by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
+    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))").message(
+        "spec.pools[].labels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
     pub labels: BTreeMap<String, String>,
 }
 

@@ -60,7 +60,7 @@ pub struct VolumeSpec {
     /// How large the volume is: a whole number with Mi, Gi, Ti or Pi, or a number of bytes that is a multiple of 1Mi.
     #[x_kube(
         validation = Rule::new("string(self).matches('^[1-9][0-9]{0,15}(Mi|Gi|Ti|Pi)?$')").message(
-            "spec.size must be a positive whole number with a binary suffix, for example 512Mi, 10Gi or 2Ti"),
+            "spec.size must be a positive whole number with Mi, Gi, Ti or Pi, for example 512Mi, 10Gi or 2Ti"),
         validation = Rule::new("!string(self).matches('^[0-9]{1,16}$') || int(string(self)) % 1048576 == 0").message(
             "spec.size must be a multiple of 1Mi (1048576 bytes): write it with Mi or Gi, for example 10Gi"),
         validation = Rule::new("!isQuantity(string(self)) || \

@@ -156,6 +156,9 @@ fn addresses() {
     for address in ["0.0.0.0", "::", "0:0:0:0:0:0:0:0", "::0"] {
         refused::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None, "not a wildcard");
     }
+    for address in ["224.0.0.1", "239.255.255.255", "ff02::1"] {
+        refused::<StorageNode>(&node(|spec| spec["address"] = json!(address)), None, "not a multicast one");
+    }
 }
 
 #[test]
@@ -227,7 +230,7 @@ fn pools_and_disks() {
     for disk in ["/a//x", "//x", "/a/x/"] {
         refused::<StorageNode>(&with(json!([disk])), None, "without // and without / at the end");
     }
-    for disk in ["/dev/sda", "/dev/vdb1", "/dev/nvme0n1"] {
+    for disk in ["/dev/sda", "/dev/vdb1", "/dev/nvme0n1", "/dev/dm-0"] {
         refused::<StorageNode>(&with(json!([disk])), None, "survive a reboot");
     }
     let shared = node(|spec| {
@@ -240,6 +243,11 @@ fn pools_and_disks() {
         "pools[].name",
     );
     accepted::<StorageNode>(&node(|spec| spec["pools"] = json!([])), None);
+    let labelled = |key: &str| {
+        node(|spec| spec["pools"] = json!([{ "name": "a", "disks": ["/x"], "labels": { key: "fast" } }]))
+    };
+    accepted::<StorageNode>(&labelled("example.com/tier"), None);
+    refused::<StorageNode>(&labelled("bad key!"), None, "pools[].labels");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::node::PoolHealth;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Where a volume's data is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,12 +28,7 @@ pub struct Selector {
 }
 
 /// Why no pool fits, by how many pools each reason rules out.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error(
-    "no pool can take it: of {pools} pools, {not_selected} are not selected, {unschedulable} are on unschedulable nodes, \
-     {not_live} are on nodes that are not connected, {not_online} are not online, {too_small} have too little free space \
-     (the largest has {largest_free} bytes free, {needed} are needed)"
-)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoFit {
     /// Pools of the cluster.
     pub pools: u32,
@@ -50,6 +46,39 @@ pub struct NoFit {
     pub largest_free: Bytes,
     /// The space that is needed.
     pub needed: Bytes,
+}
+
+impl std::error::Error for NoFit {}
+
+impl fmt::Display for NoFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pools == 0 {
+            return f.write_str("there is no pool yet");
+        }
+        if self.not_selected == self.pools {
+            let pools = self.pools;
+            return write!(
+                f,
+                "no pool is what spec.topology asks for (there are {pools}): check the names and labels in it"
+            );
+        }
+        write!(f, "no pool can take it: of {} pools", self.pools)?;
+        let reasons = [
+            (self.not_selected, "not selected"),
+            (self.unschedulable, "on unschedulable nodes"),
+            (self.not_live, "on nodes that are not connected"),
+            (self.not_online, "not online"),
+            (self.too_small, "with too little free space"),
+        ];
+        for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {reason}")?;
+        }
+        if self.too_small > 0 {
+            let (largest, needed) = (self.largest_free.0, self.needed.0);
+            write!(f, " (the largest has {largest} bytes free, {needed} are needed)")?;
+        }
+        Ok(())
+    }
 }
 
 impl NoFit {

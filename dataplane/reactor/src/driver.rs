@@ -80,7 +80,9 @@ pub enum DiskError {
     #[error("the file exists already")]
     Exists,
     /// Another process, or another pool of this one, holds the disk's exclusive lock.
-    #[error("the disk is in use by another process; stop it, or name another disk")]
+    #[error(
+        "the disk is in use by another process, or by another pool of this one: stop it, or name another disk"
+    )]
     InUse,
     /// The process may not open it.
     #[error("permission denied; check the owner and mode of the path")]
