@@ -61,8 +61,16 @@ pub(crate) struct IoContext<'a> {
 impl IoContext<'_> {
     /// Checks `sqe` and says what to do.
     pub(crate) fn command(&self, sqe: &Sqe) -> Step {
-        match self.check(sqe) {
-            Ok(step) => step,
+        let (opcode, operation) = match Io::from_code(sqe.opcode) {
+            Some(Io::Read) => (Io::Read, Operation::Read),
+            Some(Io::Write) => (Io::Write, Operation::Write { fua: ReadWrite::parse(sqe).fua }),
+            Some(other) => return self.check_other(other, sqe).unwrap_or_else(Step::complete),
+            None => return Step::refuse(Status::INVALID_OPCODE),
+        };
+        // The answer is put together once and here: copied right after it was written in parts, it stalls every command.
+        let found = self.namespace(sqe.nsid.get(), opcode);
+        match found.and_then(|(slot, namespace)| self.transfer(sqe, slot, namespace, operation)) {
+            Ok(block) => Step::Block(block),
             Err(status) => Step::complete(status),
         }
     }
@@ -73,28 +81,26 @@ impl IoContext<'_> {
         if opcode != expected {
             return Err(Status::INVALID_FIELD.dnr());
         }
-        let (slot, namespace) = self.namespace(sqe.nsid.get(), Access::of(opcode))?;
+        let (slot, namespace) = self.namespace(sqe.nsid.get(), opcode)?;
         if !namespace.fuses() {
             return Err(Status::INVALID_FIELD.dnr());
         }
-        let block =
-            self.transfer(sqe, slot, namespace, |fields| Operation::CompareAndWrite { fua: fields.fua })?;
+        let operation = Operation::CompareAndWrite { fua: ReadWrite::parse(sqe).fua };
+        let block = self.transfer(sqe, slot, namespace, operation)?;
         if block.blocks > namespace.device().info().atomic_write() {
             return Err(Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
         }
         Ok(block)
     }
 
-    fn check(&self, sqe: &Sqe) -> Result<Step, Status> {
-        let Some(opcode) = Io::from_code(sqe.opcode) else { return Err(Status::INVALID_OPCODE.dnr()) };
-        let (slot, namespace) = self.namespace(sqe.nsid.get(), Access::of(opcode))?;
-        let transfer = |operation| self.transfer(sqe, slot, namespace, operation).map(Step::Block);
+    /// What is not read or write, kept apart so that these stay small.
+    #[inline(never)]
+    fn check_other(&self, opcode: Io, sqe: &Sqe) -> Result<Step, Status> {
+        let (slot, namespace) = self.namespace(sqe.nsid.get(), opcode)?;
         match opcode {
-            Io::Read => transfer(|_| Operation::Read),
-            Io::Write => transfer(|fields| Operation::Write { fua: fields.fua }),
             Io::Compare => {
                 requires(namespace, Capabilities::COMPARE)?;
-                transfer(|_| Operation::Compare)
+                self.transfer(sqe, slot, namespace, Operation::Compare).map(Step::Block)
             }
             Io::Flush => Ok(Step::Block(BlockCommand {
                 slot,
@@ -109,17 +115,18 @@ impl IoContext<'_> {
                 reservation::begin(opcode, sqe)
             }
             Io::ReservationReport => self.report(sqe, namespace),
-            Io::WriteUncorrectable | Io::Verify => Err(Status::INVALID_OPCODE.dnr()),
+            Io::Read | Io::Write | Io::WriteUncorrectable | Io::Verify => Err(Status::INVALID_OPCODE.dnr()),
         }
     }
 
     /// The namespace of a command, if it exists and lets the host's command through.
-    fn namespace(&self, nsid: u32, access: Access) -> Result<(NamespaceSlot, &Namespace), Status> {
+    #[inline]
+    fn namespace(&self, nsid: u32, opcode: Io) -> Result<(NamespaceSlot, &Namespace), Status> {
         let place = self.namespaces.binary_search_by_key(&nsid, |namespace| namespace.nsid().0);
         let Ok(index) = place else { return Err(Status::INVALID_NAMESPACE.dnr()) };
         let namespace = &self.namespaces[index];
         if !namespace.gate().look().is_open() {
-            self.look_closer(index, namespace, access)?;
+            self.look_closer(index, namespace, Access::of(opcode))?;
         }
         Ok((NamespaceSlot(index), namespace))
     }
@@ -150,6 +157,7 @@ impl IoContext<'_> {
         if gauge.is_held() { self.rights.check(index, namespace, access) } else { Ok(()) }
     }
 
+    #[cold]
     fn report(&self, sqe: &Sqe, namespace: &Namespace) -> Result<Step, Status> {
         let data = reservation::report(&namespace.reservations().state(), sqe, self.transfer_bytes_max)?;
         give(sqe, data, Reply::SUCCESS)
@@ -157,18 +165,19 @@ impl IoContext<'_> {
 
     /// A reservation command whose data is there.
     pub(crate) fn reserve(&self, host: HostId, pending: &mut Pending, sqe: &Sqe, data: &[u8]) -> Step {
-        match self.namespace(sqe.nsid.get(), Access::Free) {
+        match self.namespace(sqe.nsid.get(), Io::ReservationReport) {
             Ok((_, namespace)) => pending.command(host, namespace, sqe, data),
             Err(status) => Step::complete(status),
         }
     }
 
+    #[inline(always)]
     fn transfer(
         &self,
         sqe: &Sqe,
         slot: NamespaceSlot,
         namespace: &Namespace,
-        operation: fn(&ReadWrite) -> Operation,
+        operation: Operation,
     ) -> Result<BlockCommand, Status> {
         let fields = ReadWrite::parse(sqe);
         let blocks = BlockCount(u64::from(fields.block_count));
@@ -182,7 +191,7 @@ impl IoContext<'_> {
             return Err(Status::SGL_LENGTH_INVALID.dnr());
         }
         let lba = Lba(fields.first_block);
-        Ok(BlockCommand { slot, operation: operation(&fields), lba, blocks, bytes })
+        Ok(BlockCommand { slot, operation, lba, blocks, bytes })
     }
 
     /// Dataset Management with its ranges.
@@ -194,7 +203,7 @@ impl IoContext<'_> {
     }
 
     fn check_ranges(&self, sqe: &Sqe, data: &[u8]) -> Result<Step, Status> {
-        let (slot, namespace) = self.namespace(sqe.nsid.get(), Access::Writes)?;
+        let (slot, namespace) = self.namespace(sqe.nsid.get(), Io::DatasetManagement)?;
         let count = range_count(sqe);
         let Some(ranges) = Range::list(data, count) else { return Err(Status::SGL_LENGTH_INVALID.dnr()) };
         let blocks = namespace.device().info().blocks().0;

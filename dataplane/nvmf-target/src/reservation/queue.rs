@@ -97,6 +97,7 @@ impl KnownRights {
 }
 
 /// How a reservation command begins: the data that it needs is taken first.
+#[cold]
 pub(crate) fn begin(opcode: Io, sqe: &Sqe) -> Result<Step, Status> {
     /// Hosts may send more than the keys; more than this is no such command.
     const DATA_MAX: u32 = 4096;
