@@ -313,6 +313,8 @@ fn hostile_scripts() -> Vec<Vec<u8>> {
         let fields = [opcode, 0, 0, 0, 0, 0, kind, action, 1];
         [say(9, peer, &[&fields[..], &data, &[0]].concat()), read(peer)].concat()
     };
+    // Of the I/O queue's last command.
+    let abort = |peer: u8| say(7, peer, &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
     let session = [admin(0, 0), queue(1)].concat();
     let both = [session.clone(), admin(2, 3), queue(3)].concat();
     let registered = [both, reserve(1, 8, 0, 0, [1, 1]), reserve(3, 8, 0, 0, [2, 2])].concat();
@@ -323,6 +325,8 @@ fn hostile_scripts() -> Vec<Vec<u8>> {
         [session.clone(), write(1), read(1), say(18, 0, &[])].concat(),
         [session.clone(), load.clone(), write(1), read(1), say(15, 1, &[0, 9, 63, 0])].concat(),
         [session.clone(), say(20, 1, &[1, 0, 1, 1, 1, 0, 1]), say(17, 1, &[200, 0])].concat(),
+        // A write that waits for its data is aborted, then the data comes.
+        [session.clone(), write(1), read(1), abort(0), read(0), answer.clone(), read(1)].concat(),
         // Write and read, then preempted by the other identity, then the data.
         [held.clone(), load.clone(), reserve(3, 10, 2, 1, [2, 1]), answer, read(1), load, read(1)].concat(),
         // Preempted while its connection goes.

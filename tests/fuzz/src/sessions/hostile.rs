@@ -51,6 +51,8 @@ struct Reached {
     asked: u32,
     /// Commands that ended because their host was preempted.
     preempted: u32,
+    /// Commands that Abort ended.
+    aborted: u32,
 }
 
 /// The input is the script.
@@ -185,6 +187,11 @@ impl Hostile<'_> {
         let mut sqe = Sqe::new(known, 0);
         sqe.nsid = U32::new(self.choices.u32() % 3);
         sqe.cdw10 = U32::new(self.choices.u32());
+        if known == Admin::Abort.code() {
+            // One of the last commands, of the admin or the I/O queue.
+            let id = u32::from(self.next_id.wrapping_sub(u16::from(self.choices.byte() % 6)) % 40);
+            sqe.cdw10 = U32::new(u32::from(self.choices.flag()) | id << 16);
+        }
         sqe.cdw11 = U32::new(u32::from(self.choices.u16()));
         sqe.sgl = Sgl::Transport { length: u32::from(self.choices.u16()) % 8192 }.emit();
         self.capsule(at, sqe, &[]);
@@ -305,8 +312,11 @@ impl Hostile<'_> {
                 }
                 Some(Kind::Response) => {
                     let cqe = whole.get(8..24).and_then(|bytes| Cqe::read_from_bytes(bytes).ok());
-                    let preempted = |cqe: &Cqe| cqe.status().bare() == Status::ABORTED_PREEMPT;
-                    self.reached.preempted += u32::from(cqe.as_ref().is_some_and(preempted));
+                    match cqe.as_ref().map(|cqe| cqe.status().bare()) {
+                        Some(Status::ABORTED_PREEMPT) => self.reached.preempted += 1,
+                        Some(Status::ABORT_REQUESTED) => self.reached.aborted += 1,
+                        _ => {}
+                    }
                     if let Some(cqe) = cqe
                         && cqe.status().is_success()
                     {
@@ -355,5 +365,6 @@ mod tests {
         assert!(reached.iter().filter(|script| script.succeeded >= 3).count() >= 6, "{reached:?}");
         assert!(reached.iter().any(|script| script.asked > 0), "no data was asked for: {reached:?}");
         assert!(reached.iter().any(|script| script.preempted > 0), "nothing was preempted: {reached:?}");
+        assert!(reached.iter().any(|script| script.aborted > 0), "nothing was aborted: {reached:?}");
     }
 }
