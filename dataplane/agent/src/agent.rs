@@ -19,7 +19,7 @@ use crate::desired::DesiredNode;
 use crate::items::{Items, Key};
 use crate::notify::Notify;
 use crate::ports::{DiskOpener, Exporter, Reporter, StateStore, StoreError};
-use crate::report::NodeReport;
+use crate::report::{NodeReport, Problem, Reason};
 
 /// How an agent works.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub enum Refused {
     /// It contradicts itself.
     #[error("the desired state is malformed: {0}")]
     Malformed(&'static str),
-    /// It could not be made durable, so it is not acted upon.
+    /// It could not be made durable, so it is not acted upon; the report says so until a state is kept. Give it again later.
     #[error("the desired state could not be kept: {0}")]
     NotKept(#[from] StoreError),
 }
@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     pub(crate) ports: Ports,
     pub(crate) desired: RefCell<Option<Rc<DesiredNode>>>,
     pub(crate) items: RefCell<Items>,
+    /// Why the newest desired state is not in effect, if it could not be kept.
+    pub(crate) not_kept: RefCell<Option<Problem>>,
     last_report: RefCell<NodeReport>,
     applying: Mutex<()>,
     changed: Notify,
@@ -112,6 +114,7 @@ impl Agent {
             ports,
             desired: RefCell::new(kept.map(Rc::new)),
             items: RefCell::new(Items::default()),
+            not_kept: RefCell::new(None),
             last_report: RefCell::new(NodeReport::default()),
             applying: Mutex::new(()),
             changed: Notify::default(),
@@ -136,11 +139,16 @@ impl Agent {
                 return Err(Refused::OtherCluster { given: desired.cluster, own: current.cluster });
             }
             if *current == desired {
+                inner.note_kept(Ok(()));
                 return Ok(());
             }
         }
         inner.check_revision(&desired)?;
-        inner.ports.store.save(&desired).await?;
+        if let Err(error) = inner.ports.store.save(&desired).await {
+            inner.note_kept(Err((desired.revision, &error)));
+            return Err(error.into());
+        }
+        inner.note_kept(Ok(()));
         inner.items.borrow_mut().retry_now();
         *inner.desired.borrow_mut() = Some(Rc::new(desired));
         inner.changed.ring();
@@ -178,6 +186,22 @@ impl Inner {
                 Err(Refused::Stale { given, seen })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Notes whether the newest desired state could be made durable, and tells it.
+    fn note_kept(&self, kept: Result<(), (Revision, &StoreError)>) {
+        let problem = kept.err().map(|(revision, error)| {
+            mark!("agent-state-not-kept");
+            let message = format!(
+                "the desired state of revision {revision} cannot be kept, so it is not put into effect: {error}; make room in \
+                 the daemon's data directory, or mend it: it is tried again"
+            );
+            Problem::new(Reason::StateNotKept, message)
+        });
+        if *self.not_kept.borrow() != problem {
+            *self.not_kept.borrow_mut() = problem;
+            self.changed.ring();
         }
     }
 

@@ -20,7 +20,7 @@ pub struct NodeReport {
     pub deleted: Vec<DeletedVolume>,
     /// Addresses at which hosts reach the node now.
     pub endpoints: Vec<SocketAddr>,
-    /// What is wrong with the node itself: listeners, refused tombstones.
+    /// What is wrong with the node itself: a desired state that could not be kept, listeners, refused tombstones.
     pub problems: Vec<Problem>,
 }
 
@@ -203,8 +203,8 @@ reasons! {
     TombstoneRefused,
     /// A write or read of metadata failed.
     IoError,
-    /// The desired state could not be made durable.
-    StateNotSaved,
+    /// The newest desired state could not be made durable, so it is not acted upon.
+    StateNotKept,
 }
 
 impl fmt::Display for Reason {

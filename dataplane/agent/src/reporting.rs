@@ -14,8 +14,9 @@ use crate::report::{
 impl Inner {
     /// What is now.
     pub(crate) fn observe(&self) -> NodeReport {
+        let not_kept = self.not_kept.borrow().clone();
         let Some(desired) = self.desired.borrow().clone() else {
-            return NodeReport::default();
+            return NodeReport { problems: not_kept.into_iter().collect(), ..NodeReport::default() };
         };
         let mut items = self.items.borrow_mut();
         items.forget_all_but(&desired);
@@ -26,7 +27,7 @@ impl Inner {
             volumes: desired.volumes.iter().map(|volume| volume_report(&items, &desired, volume)).collect(),
             deleted: deleted(&items, &desired),
             endpoints: items.endpoints(),
-            problems: problems(&items, &desired),
+            problems: not_kept.into_iter().chain(problems(&items, &desired)).collect(),
         }
     }
 }
@@ -41,11 +42,11 @@ fn deleted(items: &Items, desired: &DesiredNode) -> Vec<DeletedVolume> {
         .collect()
 }
 
-fn problems(items: &Items, desired: &DesiredNode) -> Vec<Problem> {
+fn problems<'a>(items: &'a Items, desired: &'a DesiredNode) -> impl Iterator<Item = Problem> + 'a {
     let listeners = desired.listeners.iter().map(|listener| Key::Listener(listener.bind));
     let deletions = desired.tombstones.iter().map(|tombstone| Key::Deletion(tombstone.volume));
     let failures = listeners.chain(deletions).filter_map(|key| items.failure(&key));
-    failures.map(|failure| failure.problem.clone()).collect()
+    failures.map(|failure| failure.problem.clone())
 }
 
 fn not_in_use(path: &str) -> Problem {

@@ -33,6 +33,7 @@ struct Node {
     listeners: RefCell<BTreeSet<SocketAddr>>,
     address_in_use: Cell<bool>,
     kept: RefCell<Option<DesiredNode>>,
+    store_full: Cell<bool>,
     reports: RefCell<Vec<NodeReport>>,
 }
 
@@ -81,6 +82,9 @@ impl StateStore for Port {
     }
 
     fn save(&self, desired: &DesiredNode) -> LocalFuture<Result<(), StoreError>> {
+        if self.0.store_full.get() {
+            return Box::pin(async { Err(StoreError::Io(std::io::ErrorKind::StorageFull.into())) });
+        }
         *self.0.kept.borrow_mut() = Some(desired.clone());
         Box::pin(async { Ok(()) })
     }
@@ -515,6 +519,39 @@ fn a_pool_whose_disk_was_full_goes_on_by_itself() {
             |report: &NodeReport| report.volumes.iter().all(|volume| volume.health == VolumeHealth::Online);
         let report = eventually(&handle, &agent, online).await;
         assert_eq!(report.pools[0].health, PoolHealth::Online);
+    });
+}
+
+#[test]
+fn a_state_that_cannot_be_kept_is_told_and_not_acted_upon() {
+    run(13, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.store_full.set(true);
+        let agent = node.start(&handle).await;
+        let told = |report: &NodeReport| {
+            report.problems.iter().any(|problem| problem.reason == Reason::StateNotKept)
+        };
+        // The very first one, and one that follows another.
+        assert!(matches!(agent.apply(desired(1)).await, Err(Refused::NotKept(_))));
+        let report = eventually(&handle, &agent, told).await;
+        assert_eq!((report.revision, report.pools.len()), (Revision::default(), 0));
+        node.store_full.set(false);
+        agent.apply(desired(1)).await.unwrap();
+        assert_eq!(settled(&handle, &agent).await.problems, []);
+        node.store_full.set(true);
+        let next = DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(2) };
+        assert!(matches!(agent.apply(next.clone()).await, Err(Refused::NotKept(_))));
+        let report = eventually(&handle, &agent, told).await;
+        assert_eq!((report.revision.index, report.volumes.len()), (1, 0), "nothing is done for it");
+        assert!(report.problems[0].message.contains("data directory"), "{:?}", report.problems);
+        let reports = node.reports.borrow().len();
+        assert!(matches!(agent.apply(next.clone()).await, Err(Refused::NotKept(_))));
+        handle.sleep(Duration::from_secs(1)).await;
+        assert_eq!(node.reports.borrow().len(), reports, "the same again is no news");
+        node.store_full.set(false);
+        agent.apply(next).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.problems, report.volumes.len()), (Vec::new(), 1));
     });
 }
 

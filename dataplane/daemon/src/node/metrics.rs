@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use ::metrics::{describe_gauge, gauge};
+use ::metrics::{counter, describe_counter, describe_gauge, gauge};
 use basalt_agent::{NodeReport, PoolHealth, VolumeHealth};
 use tokio::sync::watch;
 
 use super::meters::VolumeMeters;
 use crate::metrics::{self, Sources, count, metric_value};
+
+const NOT_KEPT: &str = "basalt_daemon_state_save_failures_total";
 
 /// Gathers for as long as it is polled: from the sources, and from the newest report.
 pub(crate) async fn keep(
@@ -39,7 +41,14 @@ fn describe() {
     describe_gauge!("basalt_pool_used_bytes", "Bytes of the pool that hold data");
     describe_gauge!("basalt_pool_online", "1 if the pool is in service and can be changed");
     describe_gauge!("basalt_daemon_volumes", "Volumes on this node by health");
+    describe_counter!(NOT_KEPT, "Times a desired state could not be written to the data directory");
+    counter!(NOT_KEPT).absolute(0);
     describe_gauge!("basalt_daemon_revision", "The desired state that this daemon has accepted");
+}
+
+/// Counts a desired state that could not be made durable.
+pub(crate) fn state_not_kept() {
+    counter!(NOT_KEPT).increment(1);
 }
 
 fn report_metrics(report: &NodeReport) {

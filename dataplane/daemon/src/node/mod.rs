@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 mod convert;
+mod follow;
 mod meters;
 mod metrics;
 mod ports;
@@ -120,7 +121,7 @@ async fn serve(
     tokio::spawn(session::run(session, identity, ends));
     let sources = Sources { reactors: reactors.remotes(), controls, target };
     tokio::spawn(metrics::keep(sources, meters, report_changes.clone()));
-    tokio::spawn(follow_readiness(readiness.clone(), states, report_changes));
+    tokio::spawn(follow::readiness(readiness.clone(), states, report_changes));
     let signal = signals::wait().await?;
     tracing::info!(signal, "basaltd stops");
     // Joining waits for each reactor's last turn; its disks are closed then.
@@ -169,53 +170,11 @@ fn start_reactors(
             if tell.send(Ok(controls)).is_err() {
                 return;
             }
-            follow_desired(&agent, ends.desired).await;
+            follow::desired(&handle, &agent, ends.desired).await;
         });
         drop(task);
     };
     Ok((Reactors::start(start, target, set_up)?, started))
-}
-
-/// Gives the agent each desired state that comes. Runs on the reactor.
-async fn follow_desired(agent: &Agent, mut desired: watch::Receiver<Option<DesiredNode>>) {
-    // The agent has loaded the first one itself.
-    desired.mark_unchanged();
-    while desired.changed().await.is_ok() {
-        let newest = desired.borrow_and_update().clone();
-        let Some(newest) = newest else { continue };
-        let revision = newest.revision;
-        if let Err(error) = agent.apply(newest).await {
-            tracing::error!(%revision, %error, "a desired state was refused");
-        }
-    }
-    // The daemon stops; what is exported stays exported until the reactor ends.
-}
-
-/// Ready when the control plane was heard and everything of the newest desired state was tried.
-async fn follow_readiness(
-    readiness: Readiness,
-    mut states: watch::Receiver<SessionState>,
-    mut reports: watch::Receiver<Option<NodeReport>>,
-) {
-    let control = readiness.gate("control-plane", "no session yet");
-    let settled = readiness.gate("desired-state", "not tried yet");
-    loop {
-        match &*states.borrow_and_update() {
-            SessionState::Connected { .. } => control.open(),
-            SessionState::Disconnected(reason) => control.close(reason.clone()),
-        }
-        match &*reports.borrow_and_update() {
-            Some(report) if report.settled => settled.open(),
-            _ => settled.close("pools and volumes are still being brought up"),
-        }
-        let ended = tokio::select! {
-            changed = states.changed() => changed.is_err(),
-            changed = reports.changed() => changed.is_err(),
-        };
-        if ended {
-            return;
-        }
-    }
 }
 
 /// The machine's run (random each boot): a new one means that the disks' volatile caches are gone.

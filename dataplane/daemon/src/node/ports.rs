@@ -11,6 +11,7 @@ use basalt_reactor::{DiskError, DiskOptions, Handle};
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 
+use super::metrics;
 use super::store::DesiredFile;
 use crate::device::named_uuid;
 
@@ -86,7 +87,13 @@ impl StateStore for ManagementStore {
 
     fn save(&self, desired: &DesiredNode) -> LocalFuture<Result<(), StoreError>> {
         let desired = desired.clone();
-        self.on_management(move |file| file.save(&desired))
+        self.on_management(move |file| {
+            let saved = file.save(&desired);
+            if saved.is_err() {
+                metrics::state_not_kept();
+            }
+            saved
+        })
     }
 }
 
