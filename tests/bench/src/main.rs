@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "prints its results")]
 
 mod exchange;
+mod paused;
 mod peers;
 mod ratio;
 mod settings;
@@ -22,6 +23,7 @@ use basalt_nvmf_transport::Nqn;
 use clap::{Parser, Subcommand};
 
 use exchange::Exchange;
+use paused::Paused;
 use subject::{Figures, Served, Subject, Work};
 use table::Row;
 
@@ -43,6 +45,10 @@ struct Arguments {
     /// The subsystem of the other target
     #[arg(long, value_name = "NQN", requires = "vs")]
     vs_nqn: Option<String>,
+    /// The other target's process, where it runs on this machine: it is paused whenever it is not its turn, as a target that
+    /// never sleeps takes the core from the rest
+    #[arg(long, value_name = "PID", requires = "vs")]
+    vs_pid: Option<i32>,
     /// Only rows whose name contains this
     #[arg(long, global = true, default_value = "")]
     only: String,
@@ -95,15 +101,19 @@ fn run(arguments: &Arguments) -> Result<()> {
         None => {}
     }
     ensure!((0.1..=600.0).contains(&arguments.seconds), "--seconds must be from 0.1 to 600, for example 3");
-    let served = Served::start()?;
     let other = match (&arguments.vs, &arguments.vs_nqn) {
-        (Some(address), Some(nqn)) => Some(Subject::new(*address, Nqn::new(nqn)?, None)),
+        (Some(address), Some(nqn)) => {
+            let subject = Subject::new(*address, Nqn::new(nqn)?, None);
+            subject.fill()?;
+            let pause = arguments.vs_pid.map(Paused::new).transpose()?;
+            Some((subject, pause))
+        }
         _ => None,
     };
     let mut rows = Vec::new();
     for work in Work::ALL.iter().filter(|work| work.name().contains(&arguments.only)) {
         eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
-        let row = measure(work, &served.subject(), other.as_ref(), arguments.pairs, duration)?;
+        let row = measure(work, other.as_ref(), arguments.pairs, duration)?;
         if !arguments.json {
             table::print_row(&row, rows.is_empty());
         }
@@ -153,10 +163,10 @@ fn memory(arguments: &Arguments, queue_pairs: usize) -> Result<()> {
     Ok(())
 }
 
+/// Runs in turn, one subject at a time: nobody else is on the target's core.
 fn measure(
     work: &Work,
-    ours: &Subject,
-    other: Option<&Subject>,
+    other: Option<&(Subject, Option<Paused>)>,
     pairs: u32,
     duration: Duration,
 ) -> Result<Row> {
@@ -166,9 +176,12 @@ fn measure(
         let order = if pair % 2 == 0 { [0, 1, 2] } else { [2, 1, 0] };
         for subject in order {
             match (subject, other) {
-                (0, _) => runs[0].push(ours.run(work, duration)?),
+                (0, _) => runs[0].push(Served::start()?.subject().run(work, duration)?),
                 (1, _) => runs[1].push(exchange.run(duration)?),
-                (_, Some(other)) => runs[2].push(other.run(work, duration)?),
+                (_, Some((other, pause))) => {
+                    let _turn = pause.as_ref().map(Paused::turn).transpose()?;
+                    runs[2].push(other.run(work, duration)?);
+                }
                 (_, None) => {}
             }
         }

@@ -114,11 +114,23 @@ impl Subject {
         Self { address, subsystem, reactor }
     }
 
+    fn options(&self, digests: bool) -> Result<TcpHostOptions> {
+        let host = HostOptions::new(self.subsystem.clone(), Nqn::new(HOST)?, HostId([5; 16]));
+        let digests = Digests { header: digests, data: digests };
+        Ok(TcpHostOptions { address: self.address, host, digests })
+    }
+
+    /// Writes all of the working set: memory that nobody has written to is one page of zeroes, which no read has to fetch.
+    pub(crate) fn fill(&self) -> Result<()> {
+        let fill = Load { bytes: 131_072, depth: 16, region: Some(REGION), ..Load::new(1, LoadWork::Fill) };
+        let report = load(&self.options(false)?, &fill, Some(LOAD_CORE), Polling::Busy, |_| {})?;
+        ensure!(report.failed == 0, "{} of the first writes failed", report.failed);
+        Ok(())
+    }
+
     /// Loads it for a time.
     pub(crate) fn run(&self, work: &Work, duration: Duration) -> Result<Figures> {
-        let host = HostOptions::new(self.subsystem.clone(), Nqn::new(HOST)?, HostId([5; 16]));
-        let digests = Digests { header: work.digests, data: work.digests };
-        let options = TcpHostOptions { address: self.address, host, digests };
+        let options = self.options(work.digests)?;
         let random = LoadWork::Random { read_percent: work.read_percent, duration };
         let (bytes, depth, queues) = (work.bytes, work.depth, work.queues);
         let run = Load { bytes, depth, queues, region: Some(REGION), ..Load::new(1, random) };
@@ -186,7 +198,9 @@ impl Served {
         target.add_namespace(&nqn, Nsid(1), identity, device, AnaState::Optimized)?;
         let control = TcpTarget::start_on(reactor.remote(), target, tcp)?;
         let address = control.listen(ListenerAddress::new(SocketAddr::from(([127, 0, 0, 1], 0))))?;
-        Ok(Self { reactor, control, address, subsystem: nqn })
+        let served = Self { reactor, control, address, subsystem: nqn };
+        served.subject().fill()?;
+        Ok(served)
     }
 
     /// Where it listens.
