@@ -123,7 +123,11 @@ impl RamChannel {
         let memory = &*self.medium.memory;
         match request.operation {
             Operation::Read => match &mut request.payload {
-                payload @ Payload::None => *payload = Payload::Lent(self.lender.lend(offset, len)),
+                payload @ Payload::None => {
+                    let view = self.lender.lend(offset, len);
+                    view.prefetch();
+                    *payload = Payload::Lent(view);
+                }
                 payload => {
                     let mut at = offset;
                     for buffer in payload.buffers_mut() {
