@@ -44,6 +44,9 @@ pub use generated::basalt::peer::v1 as peer;
 /// The encoded `FileDescriptorSet` of all services, for reflection and for tests that enumerate the methods.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The header in which a caller names the cluster that it means, and a member the cluster that it is of: a UUID.
+pub const CLUSTER_ID_HEADER: &str = "basalt-cluster-id";
+
 /// Protocol version of the node session that this build speaks at most.
 pub const NODE_PROTOCOL_VERSION_MAX: u32 = 1;
 /// Protocol version of the node session that this build speaks at least.

@@ -13,17 +13,19 @@ use basalt_model::{
     Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
 };
 use basalt_proto::{
+    CLUSTER_ID_HEADER,
     api::{self, control_plane_client::ControlPlaneClient, get_volume_request},
     membership::membership_client::MembershipClient,
 };
 use tonic::{
     Request, Response, Status,
-    metadata::MetadataValue,
+    metadata::{MetadataMap, MetadataValue},
     transport::{Channel, Endpoint},
 };
 
 use crate::{
-    ClientError, Pages, Watch, error,
+    ClientError, Pages, Watch,
+    error::{self, is_stranger, stranger},
     pages::Page,
     retry::{Advice, Backoff, advice},
     wire::{self, WireError},
@@ -47,6 +49,8 @@ pub struct ClientConfig {
     pub deadline: Duration,
     /// How long one member has for one answer.
     pub attempt_timeout: Duration,
+    /// The only cluster to speak to; `None` takes the one whose member answers first, and stays with it.
+    pub cluster: Option<ClusterId>,
 }
 
 impl ClientConfig {
@@ -57,6 +61,7 @@ impl ClientConfig {
             security,
             deadline: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(5),
+            cluster: None,
         }
     }
 }
@@ -153,6 +158,8 @@ struct Connections {
     channels: BTreeMap<String, Channel>,
     /// The member that answered last.
     preferred: String,
+    /// The cluster that this client is of: a member of another one is no member.
+    cluster: Option<ClusterId>,
 }
 
 impl Client {
@@ -163,7 +170,7 @@ impl Client {
         for endpoint in &config.endpoints {
             channels.insert(endpoint.clone(), channel(endpoint, &config.security)?);
         }
-        let state = Mutex::new(Connections { channels, preferred });
+        let state = Mutex::new(Connections { channels, preferred, cluster: config.cluster });
         Ok(Self { shared: Arc::new(Shared { config, state }) })
     }
 
@@ -379,23 +386,37 @@ impl Client {
         let end = Instant::now() + config.deadline;
         let mut backoff = Backoff::new();
         let mut failed_in_a_row = 0;
+        let mut strangers_in_a_row = 0;
         loop {
             let (endpoint, channel) = self.preferred();
             let attempt = method(channel, self.request(request.clone(), config.attempt_timeout));
             let status = match tokio::time::timeout(config.attempt_timeout, attempt).await {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Ok(answer)) => match self.recognise(&endpoint, answer.metadata()) {
+                    Ok(()) => return Ok(answer.into_inner()),
+                    Err(stranger) => stranger,
+                },
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded(format!(
                     "no answer within {} s",
                     config.attempt_timeout.as_secs()
                 )),
             };
-            tracing::debug!(%endpoint, %status, "call failed");
+            tracing::debug!(%endpoint, why = error::status_words(&status), "call failed");
             let mut hinted = false;
             match advice(&status) {
                 Advice::GiveUp => return Err(ClientError::refused(&status)),
                 Advice::Ask(leader) => hinted = self.prefer(&endpoint, &leader)?,
                 Advice::Retry => self.rotate(&endpoint),
+            }
+            strangers_in_a_row = if is_stranger(&status) { strangers_in_a_row + 1 } else { 0 };
+            if let Some(cluster) = self.cluster()
+                && strangers_in_a_row >= config.endpoints.len()
+            {
+                return Err(ClientError::OtherCluster {
+                    cluster,
+                    endpoint,
+                    found: status.message().to_owned(),
+                });
             }
             // Every member is asked once without waiting; so is a hint that leads somewhere new.
             failed_in_a_row += 1;
@@ -420,8 +441,32 @@ impl Client {
         request
     }
 
-    /// States who this process is, where TLS does not.
+    /// The cluster that this client is of, once it is known.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.lock().cluster
+    }
+
+    /// Checks that an answer comes from a member of this client's cluster; the first one to answer decides which that is.
+    pub(crate) fn recognise(&self, endpoint: &str, answer: &MetadataMap) -> Result<(), Status> {
+        let stated = answer.get(CLUSTER_ID_HEADER).and_then(|value| value.to_str().ok());
+        // Without it: a member that is of no cluster yet, or older than the header.
+        let found = stated.and_then(|value| wire::uuid::<ClusterId>(CLUSTER_ID_HEADER, value).ok());
+        let Some(found) = found else { return Ok(()) };
+        let expected = *self.lock().cluster.get_or_insert(found);
+        if expected == found {
+            return Ok(());
+        }
+        tracing::warn!(%endpoint, %found, %expected, "a member of another cluster answered; asking the others");
+        Err(stranger(&format!("it is of cluster {found}")))
+    }
+
+    /// States who this process is, where TLS does not, and which cluster it means.
     pub(crate) fn identify<Q>(&self, request: &mut Request<Q>) {
+        if let Some(cluster) = self.cluster()
+            && let Ok(value) = MetadataValue::try_from(cluster.to_string())
+        {
+            request.metadata_mut().insert(CLUSTER_ID_HEADER, value);
+        }
         if let Security::Plaintext(identity) = &self.shared.config.security
             && let Ok(value) = MetadataValue::try_from(identity.to_string())
         {

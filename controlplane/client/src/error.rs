@@ -3,6 +3,7 @@
 use std::{error::Error, time::Duration};
 
 use basalt_identity::IdentityError;
+use basalt_model::ClusterId;
 use basalt_proto::api::{ErrorDetail, Reason};
 use prost::Message;
 use tonic::{Code, Status};
@@ -41,6 +42,19 @@ pub enum ClientError {
         /// The last member that was asked, with what it answered or why it was not reached.
         last: String,
     },
+    /// The members that answered are of another cluster than the one that this client knows. Nothing was done.
+    #[error(
+        "the control plane at {endpoint} is not that of cluster {cluster}: {found}; if the cluster was created anew on purpose, \
+         start this program again"
+    )]
+    OtherCluster {
+        /// The cluster that this client is of.
+        cluster: ClusterId,
+        /// The last member that was asked.
+        endpoint: String,
+        /// What it said.
+        found: String,
+    },
     /// A member answered something that this version does not understand.
     #[error("the control plane's answer cannot be understood")]
     Answer(#[from] WireError),
@@ -73,6 +87,17 @@ impl ClientError {
         };
         ClientError::Refused { reason, field: detail.field, message: status.message().to_owned() }
     }
+}
+
+/// What stands for an answer of a member of another cluster.
+pub(crate) fn stranger(message: &str) -> Status {
+    let detail = ErrorDetail { reason: Reason::OtherCluster.into(), ..ErrorDetail::default() };
+    Status::with_details(Code::Unavailable, message, detail.encode_to_vec().into())
+}
+
+/// Whether an answer is from a member of another cluster.
+pub(crate) fn is_stranger(status: &Status) -> bool {
+    detail(status).reason() == Reason::OtherCluster
 }
 
 /// What lies at the bottom of an error, for people: the layers of a transport say nothing more.

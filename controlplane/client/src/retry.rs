@@ -28,7 +28,7 @@ pub(crate) fn advice(status: &Status) -> Advice {
     let detail = detail(status);
     match (status.code(), detail.reason()) {
         (_, Reason::NoLeader) if !detail.leader_address.is_empty() => Advice::Ask(detail.leader_address),
-        (_, Reason::NoLeader | Reason::Overloaded | Reason::Storage) => Advice::Retry,
+        (_, Reason::NoLeader | Reason::Overloaded | Reason::Storage | Reason::OtherCluster) => Advice::Retry,
         // Without our detail these come from the transport: not reached, reset, timed out, shut down.
         (
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted,
@@ -86,6 +86,7 @@ mod tests {
         assert_eq!(advice(&hinted), Advice::Ask("127.0.0.1:1".into()));
         assert_eq!(advice(&status(Code::Unavailable, Reason::NoLeader, "")), Advice::Retry);
         assert_eq!(advice(&status(Code::ResourceExhausted, Reason::Overloaded, "")), Advice::Retry);
+        assert_eq!(advice(&status(Code::Unavailable, Reason::OtherCluster, "")), Advice::Retry);
         assert_eq!(advice(&Status::unavailable("connection refused")), Advice::Retry);
         for reason in [Reason::NotFound, Reason::Conflict, Reason::Exhausted, Reason::Precondition] {
             assert_eq!(advice(&status(Code::FailedPrecondition, reason, "")), Advice::GiveUp);

@@ -9,6 +9,7 @@ use tonic::{Request, Status, Streaming};
 use crate::{
     Client, ClientError,
     client::control,
+    error::status_words,
     retry::{Advice, Backoff, advice},
     wire::{self, WireError},
 };
@@ -45,14 +46,23 @@ pub enum Event {
 pub struct Watch {
     client: Client,
     from: Revision,
+    /// Where `from` is from, once the server has said so.
+    place: Option<Place>,
     stream: Option<Streaming<api::WatchResponse>>,
     endpoint: String,
     backoff: Backoff,
 }
 
+/// Where revisions are from: those of another cluster or incarnation are other revisions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    cluster_id: String,
+    incarnation: u64,
+}
+
 impl Watch {
     pub(crate) fn new(client: Client, from: Revision) -> Self {
-        Self { client, from, stream: None, endpoint: String::new(), backoff: Backoff::new() }
+        Self { client, from, place: None, stream: None, endpoint: String::new(), backoff: Backoff::new() }
     }
 
     /// The revision from which this watch would go on.
@@ -76,6 +86,10 @@ impl Watch {
             let status = match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
                 Ok(Ok(Some(message))) => {
                     self.backoff.reset();
+                    if let Some(watch_response::Event::Progress(progress)) = &message.event {
+                        let (cluster_id, incarnation) = (progress.cluster_id.clone(), progress.incarnation);
+                        self.place = (incarnation != 0).then_some(Place { cluster_id, incarnation });
+                    }
                     match decode(message)? {
                         Some(event) => {
                             if let Event::Synced(revision) = event {
@@ -98,17 +112,26 @@ impl Watch {
     async fn open(&mut self) -> Result<Streaming<api::WatchResponse>, Status> {
         let (endpoint, channel) = self.client.preferred();
         self.endpoint = endpoint;
-        let mut request = Request::new(api::WatchRequest { from_revision: self.from.0 });
+        let place = self.place.clone();
+        let mut request = Request::new(api::WatchRequest {
+            from_revision: self.from.0,
+            incarnation: place.as_ref().map_or(0, |place| place.incarnation),
+            cluster_id: place.map(|place| place.cluster_id).unwrap_or_default(),
+        });
         self.client.identify(&mut request);
         let mut control = control(channel);
         match tokio::time::timeout(OPEN_TIMEOUT, control.watch(request)).await {
-            Ok(answer) => Ok(answer?.into_inner()),
+            Ok(answer) => {
+                let answer = answer?;
+                self.client.recognise(&self.endpoint, answer.metadata())?;
+                Ok(answer.into_inner())
+            }
             Err(_) => Err(Status::deadline_exceeded("the member does not open a watch")),
         }
     }
 
     async fn interrupted(&mut self, status: &Status) -> Result<(), ClientError> {
-        tracing::debug!(endpoint = %self.endpoint, %status, "watch interrupted");
+        tracing::debug!(endpoint = %self.endpoint, why = status_words(status), "watch interrupted");
         if advice(status) == Advice::GiveUp {
             return Err(ClientError::refused(status));
         }
@@ -130,6 +153,8 @@ fn decode(message: api::WatchResponse) -> Result<Option<Event>, WireError> {
             name: wire::name("volume_deleted.name", &deleted.name)?,
         },
         watch_response::Event::Reset(api::WatchReset {}) => Event::Reset,
-        watch_response::Event::Progress(api::WatchProgress {}) => Event::Synced(Revision(message.revision)),
+        watch_response::Event::Progress(api::WatchProgress { .. }) => {
+            Event::Synced(Revision(message.revision))
+        }
     }))
 }

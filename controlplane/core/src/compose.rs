@@ -65,6 +65,14 @@ fn new_member(
     peer_address: String,
     api_address: String,
 ) -> Result<Member, Refusal> {
+    let others = state.members().values().filter(|other| other.id != id && Some(other.id) != replaces);
+    for other in others {
+        // The one that is replaced may leave its place to the one that comes.
+        let theirs = [&other.peer_address, &other.api_address];
+        if let Some(taken) = [&peer_address, &api_address].into_iter().find(|ours| theirs.contains(ours)) {
+            return Err(Refusal::AddressTaken { address: taken.clone(), member: other.id });
+        }
+    }
     let present = state.members().get(&id);
     // Until it has a disk it does not take part, and a wrong address can be put right.
     if present.is_some_and(|member| {

@@ -8,6 +8,7 @@
 pub mod api;
 
 mod compose;
+mod founding;
 mod history;
 mod member;
 mod membership;

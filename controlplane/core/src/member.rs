@@ -1,11 +1,12 @@
 //! The member: its inputs, and the order in which their consequences come out.
 
 use crate::api::{Config, Event, EventKind, Fatal, Now, Outputs, RequestError, Role, Start, Status};
+use crate::founding::{Founder, first_state};
 use crate::history::History;
 use crate::pending::{Proposals, Questions};
 use crate::sessions::Sessions;
 use basalt_clock::{Instant, Random, SeededRandom, mark, planted};
-use basalt_model::{Body, Command, DiskId, Member as Listed, MemberId, Revision, State};
+use basalt_model::{Command, DiskId, Member as Listed, MemberId, Revision, State};
 use basalt_raft::{
     Applied, Disk, Group, GroupConfig, GroupStatus, Log, LogConfig, LogError, Membership, PeerRefusal,
     Progress,
@@ -34,6 +35,10 @@ pub struct Member<D: Disk> {
     pub(crate) history: History,
     pub(crate) outputs: Outputs,
     pub(crate) refused: Option<PeerRefusal>,
+    /// Set while this member has an empty disk and is to create the cluster.
+    pub(crate) founder: Option<Founder>,
+    /// Ticks since a message of the group was heard.
+    pub(crate) silent_ticks: u64,
     /// Whom peers have named to this member while it has not joined.
     pub(crate) introduced: BTreeMap<MemberId, Listed>,
     pub(crate) failed: Option<Fatal>,
@@ -58,7 +63,7 @@ impl<D: Disk> Member<D> {
         };
         let mut log = Log::open(disk, log_config)?;
         config.member.disk = Some(log.identity().disk);
-        prepare(&config, &mut log)?;
+        let founder = prepare(&config, &mut log)?;
         let state = match log.snapshot() {
             None => State::new(),
             Some(snapshot) => State::decode(&snapshot.data)
@@ -91,6 +96,8 @@ impl<D: Disk> Member<D> {
             sessions: Sessions::default(),
             outputs: Outputs::default(),
             refused: None,
+            founder,
+            silent_ticks: 0,
             introduced: BTreeMap::new(),
             failed: None,
             announce_in: 0,
@@ -112,9 +119,11 @@ impl<D: Disk> Member<D> {
                 mark!("ticks-skipped");
                 break;
             }
-            if self.refused != Some(PeerRefusal::Removed) {
+            self.silent_ticks = self.silent_ticks.saturating_add(1);
+            if !self.is_expelled() {
                 self.group.tick();
             }
+            self.tick_founding();
         }
         if ticks > 0 {
             self.tick_requests();
@@ -170,6 +179,10 @@ impl<D: Disk> Member<D> {
                     let revision = self.state.revision();
                     self.history.restart(revision);
                     self.publish(vec![Event { revision, kind: EventKind::Resync }]);
+                    if self.group.membership().voters == [self.config.member.id.get()] {
+                        // The first voter of a cluster that was created just now waits for nobody.
+                        self.group.campaign();
+                    }
                 }
             }
         }
@@ -220,7 +233,7 @@ impl<D: Disk> Member<D> {
         if self.ready_term.is_some_and(|term| term != status.term) {
             self.ready_term = None;
         }
-        if !status.is_leader {
+        if !status.is_leader || self.is_expelled() {
             if self.proposals.len() > 0 {
                 self.fail_proposals(&RequestError::Uncertain);
             }
@@ -238,7 +251,13 @@ impl<D: Disk> Member<D> {
     /// Whether this member leads and its state holds everything that was committed before it did.
     pub(crate) fn ready_to_lead(&self) -> bool {
         let status = self.group.status();
-        status.is_leader && self.ready_term == Some(status.term)
+        status.is_leader && self.ready_term == Some(status.term) && !self.is_expelled()
+    }
+
+    /// Whether the cluster will have nothing to do with this member any more. It serves nobody from then on, whatever it
+    /// believes to be.
+    pub(crate) fn is_expelled(&self) -> bool {
+        self.refused.is_some_and(PeerRefusal::is_final)
     }
 
     /// What the member is at the moment.
@@ -276,6 +295,7 @@ impl<D: Disk> Member<D> {
             snapshot,
             sessions: self.sessions.len(),
             refused: self.refused,
+            founding: self.founding(),
         }
     }
 
@@ -291,38 +311,34 @@ impl<D: Disk> Member<D> {
 
     /// The events after a revision, if the history reaches back so far.
     pub fn history(&self, from: Revision) -> Option<Vec<Event>> {
-        self.history.since(from)
+        self.history.since(from).filter(|_| from <= self.state.revision())
     }
 }
 
 /// Whether a status is worth telling: everything but the counters.
 fn differs(old: &Status, new: &Status) -> bool {
-    (old.role, old.term, old.leader, old.cluster, old.refused)
-        != (new.role, new.term, new.leader, new.cluster, new.refused)
+    let told = |status: &Status| (status.role, status.term, status.leader, status.cluster, status.refused);
+    told(old) != told(new) || old.founding != new.founding
 }
 
-/// Makes an empty disk part of a cluster if it is to create one, and refuses a disk of another cluster.
-fn prepare<D: Disk>(config: &Config, log: &mut Log<D>) -> Result<(), Fatal> {
+/// Creates the cluster on an empty disk if there is nobody to ask before, and refuses a disk of another cluster. Returns what is
+/// left to find out before the cluster is created.
+fn prepare<D: Disk>(config: &Config, log: &mut Log<D>) -> Result<Option<Founder>, Fatal> {
     let bound = log.identity().cluster;
-    match &config.start {
-        Start::Join { cluster } => {
-            if let (Some(found), Some(expected)) = (bound, *cluster)
-                && found != expected
-            {
-                return Err(Fatal::Log(LogError::OtherCluster { found, expected }));
-            }
-        }
-        Start::Bootstrap { cluster, .. } if log.is_blank() => {
-            log.bind_cluster(*cluster)?;
-            let mut state = State::new();
-            let command =
-                Command::new(basalt_model::Timestamp(0), None, Body::Bootstrap { cluster: *cluster });
-            let outcome = state.apply(Revision(1), &command);
-            assert!(outcome.result.is_ok(), "the first command of a cluster is not refused");
-            log.bootstrap(state.encode()?)?;
-            mark!("bootstrapped");
-        }
-        Start::Bootstrap { .. } => {}
+    if let Start::Join { cluster: Some(expected) } = config.start
+        && let Some(found) = bound
+        && found != expected
+    {
+        return Err(Fatal::Log(LogError::OtherCluster { found, expected }));
     }
-    Ok(())
+    let Some(founder) = Founder::new(config, bound).filter(|_| log.is_blank()) else { return Ok(None) };
+    match founder.cluster_to_create_alone() {
+        None => Ok(Some(founder)),
+        Some(cluster) => {
+            log.bind_cluster(cluster)?;
+            log.bootstrap(first_state(cluster).encode()?)?;
+            mark!("bootstrapped-alone");
+            Ok(None)
+        }
+    }
 }

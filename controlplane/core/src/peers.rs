@@ -11,6 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Ticks between announcements, and between looks at everything that may have got lost.
 const ANNOUNCE_TICKS: u64 = 10;
 
+/// After how many election timeouts of silence a member asks everybody whether it still belongs to them.
+const SILENT_ELECTIONS: u64 = 2;
+
 /// The most members that peers may name to one that wants to join.
 const INTRODUCED_MAX: usize = 64;
 
@@ -20,21 +23,25 @@ impl<D: Disk> Member<D> {
         if message.to != self.config.member.id || message.from == self.config.member.id {
             return;
         }
+        self.note_for_founding(&message);
         if let PeerBody::Refused(refusal) = message.body {
-            return self.refused_by(message.from, refusal);
+            let known = self.state.members().contains_key(&message.from) || self.is_acquainted(message.from);
+            return if known {
+                self.refused_by(&message, refusal)
+            };
         }
         if message.to_disk.is_some_and(|disk| disk != self.group.log().identity().disk) {
             // They mean the disk that this id was given to first.
             mark!("meant-for-another-disk");
-            self.refused = Some(PeerRefusal::WrongDisk);
-            return;
+            return self.refused_by(&message, PeerRefusal::WrongDisk);
         }
         if let Err(refusal) = self.check_peer(&message) {
             mark!("peer-refused");
             return self.send_to(message.from, None, PeerBody::Refused(refusal));
         }
+        self.answer_founder(&message);
         match message.body {
-            PeerBody::Announce(member) => self.announced(message.from, member, message.from_disk),
+            PeerBody::Announce { member, .. } => self.announced(message.from, member, message.from_disk),
             PeerBody::Introduce(members) => self.introduced_to(message.from, members),
             PeerBody::Refused(_) => {}
             PeerBody::Raft(_) | PeerBody::SnapshotChunk(_) | PeerBody::SnapshotAck(_) => {
@@ -42,11 +49,12 @@ impl<D: Disk> Member<D> {
                     return;
                 }
                 self.refused = None;
+                self.silent_ticks = 0;
                 match message.body {
                     PeerBody::Raft(raft) => self.group.step(message.from, raft),
                     PeerBody::SnapshotChunk(chunk) => self.group.snapshot_chunk(message.from, chunk),
                     PeerBody::SnapshotAck(ack) => self.group.snapshot_ack(message.from, ack),
-                    PeerBody::Announce(_) | PeerBody::Introduce(_) | PeerBody::Refused(_) => {}
+                    PeerBody::Announce { .. } | PeerBody::Introduce(_) | PeerBody::Refused(_) => {}
                 }
             }
         }
@@ -80,21 +88,54 @@ impl<D: Disk> Member<D> {
         everybody.any(|id| *id == member.get())
     }
 
-    fn refused_by(&mut self, from: MemberId, refusal: PeerRefusal) {
-        let known = self.state.members().contains_key(&from) || self.is_acquainted(from);
-        // A member that follows a leader takes part, whatever a stranger under a peer's name says.
-        let follows = self.group.status().leader.is_some();
-        if known && !follows && self.refused != Some(refusal) {
+    /// A peer will have nothing to do with this member. It may be right, or be the one that does not belong here.
+    fn refused_by(&mut self, message: &PeerMessage, refusal: PeerRefusal) {
+        let from = message.from;
+        if self.state.is_retired(from) && !self.takes_part(from) {
+            // Of an earlier incarnation, or removed itself.
+            return;
+        }
+        let refusal = match (refusal, message.cluster) {
+            // Told to create a cluster, and another one is there.
+            (PeerRefusal::Unknown, Some(cluster)) if self.founder.is_some() => {
+                PeerRefusal::WrongCluster { cluster }
+            }
+            _ => refusal,
+        };
+        let counts = match refusal {
+            // Nothing takes a removal back, and whoever still hears a leader will soon hear none.
+            PeerRefusal::Removed => self.cluster().is_none_or(|ours| message.cluster == Some(ours)),
+            // A member that takes part with others is not put off by a stranger under a peer's name.
+            PeerRefusal::WrongCluster { .. } | PeerRefusal::WrongDisk | PeerRefusal::Unknown => {
+                !self.is_confirmed()
+            }
+        };
+        if counts && self.refused != Some(refusal) && !self.is_expelled() {
             tracing::warn!(%from, %refusal, "a peer refuses this member");
             self.refused = Some(refusal);
         }
+    }
+
+    /// Whether others take part with this member: it hears a leader, or leads and needs others for a majority. The only voter
+    /// of a group has nobody's word for it but its own.
+    fn is_confirmed(&self) -> bool {
+        match self.group.status().leader {
+            Some(leader) if leader == self.config.member.id => self.group.membership().voters.len() > 1,
+            Some(_) => !self.hears_nobody(),
+            None => false,
+        }
+    }
+
+    /// Whether the group has been silent for longer than an election takes to begin.
+    fn hears_nobody(&self) -> bool {
+        self.silent_ticks > SILENT_ELECTIONS * u64::from(self.config.timing.election_ticks)
     }
 
     /// The cluster that this member belongs to, or would join.
     pub(crate) fn cluster(&self) -> Option<ClusterId> {
         let chosen = match &self.config.start {
             Start::Join { cluster } => *cluster,
-            Start::Bootstrap { cluster, .. } => Some(*cluster),
+            Start::Bootstrap { .. } => None,
         };
         self.group.log().identity().cluster.or(chosen)
     }
@@ -127,6 +168,8 @@ impl<D: Disk> Member<D> {
             return;
         }
         match self.state.members().get(&from) {
+            // Will be listed in a moment.
+            None if self.is_initial(from) => {}
             None => self.send_to(from, Some(disk), PeerBody::Refused(PeerRefusal::Unknown)),
             Some(listed) => {
                 let merged = Listed { replaces: listed.replaces, ..member };
@@ -179,7 +222,9 @@ impl<D: Disk> Member<D> {
         if listed.is_some() {
             self.introduced.clear();
         }
-        if listed == Some(&me) {
+        // Who is out of the group, or in it and hears nobody, may have been removed: the leader does not say so.
+        let alone = !self.ready_to_lead() && (!self.takes_part(id) || self.hears_nobody());
+        if listed == Some(&me) && !alone {
             return;
         }
         if self.ready_to_lead() {
@@ -190,8 +235,15 @@ impl<D: Disk> Member<D> {
         peers.extend(self.introduced.keys().copied());
         peers.remove(&id);
         for peer in peers {
-            self.send_to(peer, None, PeerBody::Announce(self.config.member.clone()));
+            let announcement = self.announcement();
+            self.send_to(peer, None, announcement);
         }
+    }
+
+    /// Whether a member is one of those that this one's cluster begins with.
+    fn is_initial(&self, member: MemberId) -> bool {
+        let Start::Bootstrap { others, .. } = &self.config.start else { return false };
+        others.iter().any(|other| other.id == member) && !self.state.is_retired(member)
     }
 
     fn list_initial_members(&mut self) {

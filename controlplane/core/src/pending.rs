@@ -2,7 +2,7 @@
 
 use crate::api::{Read, ReplyTo};
 use basalt_clock::Instant;
-use basalt_model::{Bytes, MemberId, NodeName, Placement, RequestId, VolumeId};
+use basalt_model::{Bytes, MemberId, NodeName, Placement, RequestId, Revision, VolumeId};
 use std::collections::BTreeMap;
 
 /// Why a command was proposed.
@@ -116,12 +116,16 @@ pub(crate) enum Question {
     Read(Read, ReplyTo),
     /// A refusal that is to be confirmed by the present state.
     Retry(RequestId, Box<crate::api::Mutation>, ReplyTo),
+    /// A watch from a revision that this member has not got to; another one may have.
+    Watch(Revision, ReplyTo),
 }
 
 impl Question {
     pub(crate) fn reply_to(&self) -> ReplyTo {
         match self {
-            Question::Read(_, reply_to) | Question::Retry(_, _, reply_to) => *reply_to,
+            Question::Read(_, reply_to) | Question::Retry(_, _, reply_to) | Question::Watch(_, reply_to) => {
+                *reply_to
+            }
         }
     }
 }

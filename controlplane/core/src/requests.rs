@@ -13,6 +13,9 @@ use basalt_raft::{Disk, ProposeError};
 impl<D: Disk> Member<D> {
     /// A client asks. The reply comes out under `reply_to`, exactly once while the member lives.
     pub fn request(&mut self, request: ClientRequest, reply_to: ReplyTo) {
+        if self.is_expelled() {
+            return self.fail(reply_to, RequestError::Stopped);
+        }
         if self.proposals.len() + self.questions.len() >= self.config.limits.requests {
             return self.fail(reply_to, RequestError::Overloaded);
         }
@@ -187,6 +190,7 @@ impl<D: Disk> Member<D> {
                     self.reply(reply_to, Reply::Read { revision: self.state.revision(), result });
                 }
                 Question::Retry(id, mutation, reply_to) => self.mutate(id, *mutation, reply_to, true),
+                Question::Watch(from, reply_to) => self.watch_from(from, reply_to),
             }
         }
         any
@@ -220,8 +224,21 @@ impl<D: Disk> Member<D> {
     }
 
     fn watch(&mut self, from: Option<Revision>, reply_to: ReplyTo) {
+        let present = self.state.revision();
+        match from {
+            // This member may be behind the one that the watcher saw it at.
+            Some(from) if from > present => self.questions.fresh.push(Question::Watch(from, reply_to)),
+            from => self.watch_from(from.unwrap_or(present), reply_to),
+        }
+    }
+
+    fn watch_from(&mut self, from: Revision, reply_to: ReplyTo) {
         let revision = self.state.revision();
-        match self.history.since(from.unwrap_or(revision)) {
+        if from > revision {
+            mark!("watcher-from-the-future");
+            return self.fail(reply_to, RequestError::Ahead { present: revision });
+        }
+        match self.history.since(from) {
             Some(backlog) => self.reply(reply_to, Reply::Watching { revision, backlog }),
             None => self.fail(reply_to, RequestError::TooOld { oldest: self.history.oldest() }),
         }
@@ -232,14 +249,19 @@ impl<D: Disk> Member<D> {
             let leader = self.group.status().leader;
             return self.fail(reply_to, RequestError::NotLeader { leader });
         }
-        let choice = self.best_successor(to);
-        match choice {
-            Some(to) => {
-                self.group.transfer_leader(to);
-                self.reply(reply_to, Reply::Transferring { to });
-            }
-            None => self.fail(reply_to, RequestError::NoSuchVoter),
+        if to == Some(self.config.member.id) {
+            return self.reply(reply_to, Reply::Transferring { to: self.config.member.id });
         }
+        if let Some(to) = self.best_successor(to) {
+            self.group.transfer_leader(to);
+            return self.reply(reply_to, Reply::Transferring { to });
+        }
+        let error = match to {
+            None => RequestError::NoSuccessor,
+            Some(member) if self.state.members().contains_key(&member) => RequestError::NoVote { member },
+            Some(member) => RequestError::NoSuchMember { member },
+        };
+        self.fail(reply_to, error);
     }
 
     /// The voter to hand over to: the given one, or the active one that is furthest.

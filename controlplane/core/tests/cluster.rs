@@ -155,6 +155,24 @@ fn watches_resume_or_say_that_they_cannot() {
     }
     let reply = world.ask(1, ClientRequest::Watch { from: Some(from) });
     assert!(matches!(world.wait_reply(reply), Reply::Failed(RequestError::TooOld { .. })));
+    // A revision that the cluster never had: of another one, or of this one before it was restored from a copy.
+    let reply = world.ask(1, ClientRequest::Watch { from: Some(Revision(1 << 40)) });
+    assert!(matches!(world.wait_reply(reply), Reply::Failed(RequestError::Ahead { .. })));
+}
+
+#[test]
+fn a_member_that_is_behind_its_watcher_waits_until_it_is_not() {
+    let mut world = World::new(27, 3);
+    world.wait_settled(3);
+    let follower = if world.leader() == Some(3) { 2 } else { 3 };
+    world.cut_off.insert(follower);
+    let (seen, _) = world.mutate("a", put_node("a")).unwrap();
+    assert!(world.members[&follower].state().revision() < seen);
+    let reply = world.ask(follower, ClientRequest::Watch { from: Some(seen) });
+    world.run(SECOND / 10);
+    world.cut_off.clear();
+    let reply = world.wait_reply(reply);
+    assert!(matches!(reply, Reply::Watching { revision, .. } if revision >= seen), "{reply:?}");
 }
 
 #[test]
@@ -317,6 +335,45 @@ fn leadership_is_transferred_on_request() {
     let reply = world.ask(old, ClientRequest::TransferLeader { to: None });
     let Reply::Transferring { to } = world.wait_reply(reply) else { panic!() };
     world.run_until("the other leads", |world| world.leader() == Some(to.get()));
+    world.wait_settled(3);
+    let leader = world.wait_leader();
+    world.mutate("add", add_member(4, "peer-4:1", "api-4:1")).unwrap();
+    let mut transfer = |to| {
+        let reply = world.ask(leader, ClientRequest::TransferLeader { to: Some(member_id(to)) });
+        world.wait_reply(reply)
+    };
+    // To the one that leads already: done.
+    assert_eq!(transfer(leader), Reply::Transferring { to: member_id(leader) });
+    assert_eq!(transfer(4), Reply::Failed(RequestError::NoVote { member: member_id(4) }));
+    assert_eq!(transfer(9), Reply::Failed(RequestError::NoSuchMember { member: member_id(9) }));
+}
+
+fn add_member(id: u64, peer: &str, api: &str) -> Mutation {
+    Mutation::AddMember { id: member_id(id), peer_address: peer.to_owned(), api_address: api.to_owned() }
+}
+
+#[test]
+fn an_address_belongs_to_one_member() {
+    let mut world = World::new(28, 3);
+    world.wait_settled(3);
+    let taken =
+        |address: &str, by| Err(Refusal::AddressTaken { address: address.to_owned(), member: member_id(by) });
+    for (key, peer, api, address, by) in [
+        ("a", "peer-1:1", "api-4:1", "peer-1:1", 1),
+        ("b", "peer-4:1", "api-2:1", "api-2:1", 2),
+        ("c", "api-3:1", "api-4:1", "api-3:1", 3),
+    ] {
+        assert_eq!(world.mutate(key, add_member(4, peer, api)), taken(address, by));
+    }
+    let replace = |peer: &str| Mutation::ReplaceMember {
+        old: member_id(2),
+        new: member_id(4),
+        peer_address: peer.to_owned(),
+        api_address: "api-4:1".to_owned(),
+    };
+    assert_eq!(world.mutate("d", replace("peer-1:1")), taken("peer-1:1", 1));
+    // The new one may run where the old one did.
+    world.mutate("e", replace("peer-2:1")).unwrap();
 }
 
 #[test]

@@ -87,6 +87,14 @@ pub enum Refusal {
         /// The member.
         member: MemberId,
     },
+    /// An address belongs to one member.
+    #[error("{address} is an address of member {member}; a new member needs addresses of its own")]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// The member that has it.
+        member: MemberId,
+    },
     /// The group needs a member.
     #[error("member {member} is the last one; add another one first")]
     LastMember {
@@ -317,6 +325,7 @@ impl Refusal {
             | Refusal::NameTaken { .. }
             | Refusal::Different { .. }
             | Refusal::VolumeIdTaken { .. }
+            | Refusal::AddressTaken { .. }
             | Refusal::OtherInstance { .. } => RefusalKind::Conflict,
             Refusal::RequestIdReused | Refusal::Unsupported { .. } | Refusal::OutOfRange { .. } => {
                 RefusalKind::Invalid

@@ -364,6 +364,23 @@ impl<D: Disk> Group<D> {
         }
     }
 
+    /// Makes this member, which has an empty log, the first voter of a new group whose state is `data`. Takes effect with the
+    /// next [`Group::drive`], as a snapshot that arrived would: index and term 1 stand for the bootstrap.
+    pub fn found(&mut self, data: Vec<u8>) {
+        assert!(self.log().is_blank(), "a group is founded on an empty log");
+        let membership = Membership { voters: vec![self.config.member.get()], ..Membership::default() };
+        let snapshot = Snapshot { index: 1, term: 1, membership, data: data.into() };
+        let mut metadata = raft::eraftpb::Snapshot::default();
+        metadata.mut_metadata().index = snapshot.index;
+        metadata.mut_metadata().term = snapshot.term;
+        metadata.mut_metadata().set_conf_state(crate::convert::membership_to_raft(&snapshot.membership));
+        self.arrived.insert((snapshot.index, snapshot.term), snapshot);
+        let term = self.node.raft.term.max(1);
+        self.node.raft.become_follower(term, raft::INVALID_ID);
+        let restored = self.node.raft.restore(metadata);
+        assert!(restored, "an empty log takes the first snapshot");
+    }
+
     /// Does all work that is due: makes durable what must be, hands out what was committed and what is to be sent.
     /// Everything that came in since the last call shares one disk sync. The caller applies all of it before it calls again.
     pub fn drive(&mut self) -> Result<Progress, LogError> {

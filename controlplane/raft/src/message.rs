@@ -32,7 +32,13 @@ pub enum PeerBody {
     /// How much of a snapshot has arrived.
     SnapshotAck(SnapshotAck),
     /// The sender exists, wants to take part, and is reached so. Sent to everybody until the leader knows it.
-    Announce(Member),
+    Announce {
+        /// The sender.
+        member: Member,
+        /// It has an empty disk and would create the cluster. Whoever has an empty disk too answers with an announcement of
+        /// its own that names the sender's disk.
+        founds: bool,
+    },
     /// The members of the sender's group, for a receiver that wants to take part: one of them leads.
     Introduce(Vec<Member>),
     /// A message of the receiver was refused.
@@ -44,7 +50,7 @@ pub enum PeerBody {
 #[serde(rename_all = "snake_case")]
 pub enum PeerRefusal {
     /// It belongs to another cluster.
-    #[error("the peer belongs to cluster {cluster}")]
+    #[error("they are of cluster {cluster}")]
     WrongCluster {
         /// The cluster of the member that refuses.
         cluster: ClusterId,
@@ -58,6 +64,16 @@ pub enum PeerRefusal {
     /// It was never added to the group.
     #[error("the cluster does not know this member; add it first")]
     Unknown,
+}
+
+impl PeerRefusal {
+    /// Whether nothing that this process could wait for ends it: it should end.
+    pub fn is_final(self) -> bool {
+        match self {
+            PeerRefusal::WrongCluster { .. } | PeerRefusal::WrongDisk | PeerRefusal::Removed => true,
+            PeerRefusal::Unknown => false,
+        }
+    }
 }
 
 /// The kinds of raft messages that go between members.

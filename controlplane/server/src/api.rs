@@ -240,7 +240,7 @@ impl ControlPlane for ControlPlaneService {
         request: Request<api::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (_, message) = edge::open(request)?;
-        self.watches.start(self.edge.clone(), message.from_revision).map(Response::new)
+        self.watches.start(self.edge.clone(), message).map(Response::new)
     }
 }
 

@@ -180,7 +180,7 @@ pub(crate) fn start(
     clock: Clock,
     tick: Duration,
     configured: AddressBook,
-    peers: impl FnOnce(Arc<ArcSwap<AddressBook>>) -> Peers,
+    peers: impl FnOnce(Arc<ArcSwap<AddressBook>>, SyncSender<Input>) -> Peers,
 ) -> std::io::Result<(Driver, oneshot::Receiver<Result<(), Fatal>>)> {
     let (inputs_in, inputs) = sync_channel(INPUTS_MAX);
     let (status, status_out) = watch::channel(member.status());
@@ -193,12 +193,13 @@ pub(crate) fn start(
         addresses: Arc::clone(&addresses),
         sessions: Arc::new(AtomicU64::new(1)),
     };
+    let peers = peers(Arc::clone(&addresses), driver.inputs.clone());
     let turning = Turning {
         member,
         inputs,
         clock,
         tick,
-        peers: peers(Arc::clone(&addresses)),
+        peers,
         status,
         events,
         addresses,

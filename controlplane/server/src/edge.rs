@@ -10,7 +10,7 @@ use basalt_client::wire::{self, WireError};
 use basalt_core::{ClientRequest, Mutation, Read, ReadResult, Reply, RequestError};
 use basalt_identity::{ASSERTED_IDENTITY_HEADER, Connector, FORWARDED_IDENTITY_HEADER, Identity, Security};
 use basalt_model::{MemberId, Node, ObjectUid, RequestId, Revision, Volume};
-use basalt_proto::api::MutationContext;
+use basalt_proto::{CLUSTER_ID_HEADER, api::MutationContext};
 use tonic::{
     Request, Status,
     metadata::MetadataValue,
@@ -125,6 +125,11 @@ impl Edge {
         let mut request = Request::new(message);
         request.set_timeout(FORWARD_TIMEOUT);
         request.metadata_mut().insert(FORWARDED_IDENTITY_HEADER, header(&caller.identity)?);
+        if let Some(cluster) = self.driver.status().borrow().cluster
+            && let Ok(value) = MetadataValue::try_from(cluster.to_string())
+        {
+            request.metadata_mut().insert(CLUSTER_ID_HEADER, value);
+        }
         if let Security::Plaintext(own) = &self.security {
             request.metadata_mut().insert(ASSERTED_IDENTITY_HEADER, header(own)?);
         }

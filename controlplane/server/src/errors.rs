@@ -56,8 +56,13 @@ pub(crate) fn failed(error: &RequestError, leader: Option<String>) -> Status {
         | RequestError::Stopped => no_leader(message, leader),
         RequestError::Overloaded => status(Code::ResourceExhausted, Reason::Overloaded, message),
         RequestError::Refused(refusal) => refusal_status(refusal),
-        RequestError::TooOld { .. } => status(Code::OutOfRange, Reason::Precondition, message),
-        RequestError::NoSuchVoter => status(Code::FailedPrecondition, Reason::Precondition, message),
+        RequestError::TooOld { .. } | RequestError::Ahead { .. } => {
+            status(Code::OutOfRange, Reason::Precondition, message)
+        }
+        RequestError::NoSuchMember { .. } => status(Code::NotFound, Reason::NotFound, message),
+        RequestError::NoVote { .. } | RequestError::NoSuccessor => {
+            status(Code::FailedPrecondition, Reason::Precondition, message)
+        }
     }
 }
 

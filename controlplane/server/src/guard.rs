@@ -5,12 +5,18 @@ use std::{
     task::{Context, Poll},
 };
 
+use basalt_core::Status as MemberStatus;
 use basalt_identity::{
     ASSERTED_IDENTITY_HEADER, FORWARDED_IDENTITY_HEADER, Identity, Role, Security, access,
 };
-use basalt_proto::api::Reason;
-use futures::future::Either;
-use http::HeaderMap;
+use basalt_model::ClusterId;
+use basalt_proto::{CLUSTER_ID_HEADER, api::Reason};
+use futures::{
+    TryFutureExt,
+    future::{Either, MapOk},
+};
+use http::{HeaderMap, HeaderValue};
+use tokio::sync::watch;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
@@ -29,12 +35,13 @@ pub(crate) struct Caller {
 #[derive(Debug, Clone)]
 pub(crate) struct GuardLayer {
     security: Security,
+    status: watch::Receiver<MemberStatus>,
 }
 
 impl GuardLayer {
-    /// A layer for a process that speaks like this.
-    pub(crate) fn new(security: Security) -> Self {
-        Self { security }
+    /// A layer for a process that speaks like this, with a member that is this.
+    pub(crate) fn new(security: Security, status: watch::Receiver<MemberStatus>) -> Self {
+        Self { security, status }
     }
 }
 
@@ -42,7 +49,7 @@ impl<S> Layer<S> for GuardLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, security: self.security.clone() }
+        Guard { inner, security: self.security.clone(), status: self.status.clone() }
     }
 }
 
@@ -51,7 +58,11 @@ impl<S> Layer<S> for GuardLayer {
 pub(crate) struct Guard<S> {
     inner: S,
     security: Security,
+    status: watch::Receiver<MemberStatus>,
 }
+
+/// Writes on an answer which cluster it is from.
+type Stamp = Box<dyn FnOnce(http::Response<Body>) -> http::Response<Body> + Send>;
 
 impl<S> Service<http::Request<Body>> for Guard<S>
 where
@@ -59,7 +70,7 @@ where
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
+    type Future = Either<MapOk<S::Future, Stamp>, Ready<Result<Self::Response, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -67,18 +78,44 @@ where
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let peer = request.extensions().get::<PeerInfo>().and_then(|peer| peer.identity.as_ref());
-        match check(&self.security, peer, request.headers(), request.uri().path()) {
+        let cluster = self.status.borrow().cluster;
+        let checked = check(&self.security, peer, request.headers(), request.uri().path())
+            .and_then(|caller| means_us(cluster, request.headers()).map(|()| caller));
+        match checked {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
-                Either::Left(self.inner.call(request))
+                Either::Left(self.inner.call(request).map_ok(stamp(cluster)))
             }
             Err(status) => {
                 metrics::counter!("basalt_control_calls_denied_total").increment(1);
-                tracing::warn!(method = request.uri().path(), %status, "a call was denied");
+                tracing::warn!(method = request.uri().path(), why = status.message(), "a call was denied");
                 Either::Right(ready(Ok(status.into_http())))
             }
         }
     }
+}
+
+/// Refuses a request that is meant for another cluster: this member may be the one that is not where it should be.
+fn means_us(ours: Option<ClusterId>, headers: &HeaderMap) -> Result<(), Box<Status>> {
+    let meant = headers.get(CLUSTER_ID_HEADER).and_then(|value| value.to_str().ok());
+    match (ours.map(|ours| ours.to_string()), meant) {
+        (Some(ours), Some(meant)) if ours != meant => {
+            let message =
+                format!("this member is of cluster {ours}, the request is meant for cluster {meant}");
+            Err(Box::new(errors::status(Code::Unavailable, Reason::OtherCluster, message)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn stamp(cluster: Option<ClusterId>) -> Stamp {
+    let value = cluster.and_then(|cluster| HeaderValue::from_str(&cluster.to_string()).ok());
+    Box::new(move |mut response| {
+        if let Some(value) = value {
+            response.headers_mut().insert(CLUSTER_ID_HEADER, value);
+        }
+        response
+    })
 }
 
 /// Who calls, if they may. `peer` is what the certificate said.
@@ -166,6 +203,19 @@ mod tests {
         assert!(forward(&member, &node, CREATE).is_err());
         assert!(forward(&node, &cli, CREATE).is_err());
         assert!(forward(&cli, &member, SEND).is_err());
+    }
+
+    #[test]
+    fn a_request_for_another_cluster_is_not_taken() {
+        let (ours, theirs) = (ClusterId::from_random(1), ClusterId::from_random(2));
+        let meant = |cluster: ClusterId| {
+            HeaderMap::from_iter([(CLUSTER_ID_HEADER.parse().unwrap(), cluster.to_string().parse().unwrap())])
+        };
+        assert!(means_us(Some(ours), &meant(ours)).is_ok());
+        assert!(means_us(Some(ours), &HeaderMap::new()).is_ok());
+        assert!(means_us(None, &meant(ours)).is_ok());
+        let refused = means_us(Some(ours), &meant(theirs)).unwrap_err();
+        assert!(refused.message().contains(&ours.to_string()), "{refused}");
     }
 
     #[test]

@@ -30,7 +30,9 @@ pub(crate) fn encode(message: PeerMessage) -> proto::PeerMessage {
             received_bytes: ack.received,
             restart: ack.restart,
         }),
-        PeerBody::Announce(member) => Body::Announcement(encode_member(member)),
+        PeerBody::Announce { member, founds } => {
+            Body::Announcement(proto::Announcement { founds, ..encode_member(member) })
+        }
         PeerBody::Introduce(members) => Body::Introduction(proto::Introduction {
             members: members.into_iter().map(encode_member).collect(),
         }),
@@ -67,7 +69,9 @@ pub(crate) fn decode(message: proto::PeerMessage) -> Result<PeerMessage, WireErr
             received: ack.received_bytes,
             restart: ack.restart,
         }),
-        Body::Announcement(member) => PeerBody::Announce(decode_member(member)?),
+        Body::Announcement(member) => {
+            PeerBody::Announce { founds: member.founds, member: decode_member(member)? }
+        }
         Body::Introduction(introduction) => {
             let members: Result<_, WireError> = introduction.members.into_iter().map(decode_member).collect();
             PeerBody::Introduce(members?)
@@ -92,6 +96,7 @@ fn encode_member(member: Member) -> proto::Announcement {
         api_address: member.api_address,
         feature_level: member.supports.0,
         version: member.version,
+        founds: false,
     }
 }
 
@@ -326,7 +331,9 @@ mod tests {
             version: "0.1.0".into(),
             replaces: None,
         };
-        round_trip(PeerBody::Announce(member.clone()));
+        for founds in [true, false] {
+            round_trip(PeerBody::Announce { member: member.clone(), founds });
+        }
         round_trip(PeerBody::Introduce(vec![member]));
         for refusal in [
             PeerRefusal::WrongCluster { cluster: ClusterId::from_random(5) },

@@ -1,6 +1,13 @@
 //! The way to the other members and from them: one stream per direction, bounded queues, reconnection with back-off.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{SyncSender, TrySendError},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use basalt_client::{root_cause, status_words};
@@ -10,8 +17,12 @@ use basalt_proto::{
     api::Reason,
     peer::{self as proto, peer_client::PeerClient, peer_server::Peer},
 };
-use basalt_raft::PeerMessage;
-use tokio::{runtime::Handle, sync::mpsc, time::timeout};
+use basalt_raft::{PeerBody, PeerMessage};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -35,22 +46,66 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bounds of the pause between tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// The streams that other members have opened to this one: the way to refuse a member whose address is not known (any more).
+/// One entry per member that ever connected, of which there are few.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Inbound {
+    streams: Arc<Mutex<BTreeMap<MemberId, watch::Sender<Option<proto::PeerMessage>>>>>,
+}
+
+impl Inbound {
+    /// Ends the streams of a member with this refusal.
+    fn refuse(&self, message: &PeerMessage) {
+        if let Some(stream) = self.lock().get(&message.to) {
+            stream.send_replace(Some(peer_wire::encode(message.clone())));
+        }
+    }
+
+    /// What will be said to the streams of a member from now on.
+    fn follow(&self, member: MemberId) -> watch::Receiver<Option<proto::PeerMessage>> {
+        let mut refusals = self.lock().entry(member).or_insert_with(|| watch::channel(None).0).subscribe();
+        refusals.mark_unchanged();
+        refusals
+    }
+
+    /// Held only to look something up.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<MemberId, watch::Sender<Option<proto::PeerMessage>>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Sends messages to other members. Lives on the member's thread.
 pub(crate) struct Peers {
     runtime: Handle,
     addresses: Arc<ArcSwap<AddressBook>>,
     security: Security,
+    inbound: Inbound,
+    /// Where what other members answer goes.
+    inputs: SyncSender<Input>,
     queues: BTreeMap<MemberId, mpsc::Sender<proto::PeerMessage>>,
 }
 
 impl Peers {
-    pub(crate) fn new(runtime: Handle, addresses: Arc<ArcSwap<AddressBook>>, security: Security) -> Self {
-        Self { runtime, addresses, security, queues: BTreeMap::new() }
+    pub(crate) fn new(
+        runtime: Handle,
+        addresses: Arc<ArcSwap<AddressBook>>,
+        security: Security,
+        inbound: Inbound,
+        inputs: SyncSender<Input>,
+    ) -> Self {
+        Self { runtime, addresses, security, inbound, inputs, queues: BTreeMap::new() }
     }
 
     /// Queues a message; drops it when the queue is full.
     pub(crate) fn send(&mut self, message: PeerMessage) {
         let to = message.to;
+        // Whoever is refused for good may be reached no other way: where it was is forgotten with it.
+        let known = self.addresses.load().contains_key(&to);
+        if let PeerBody::Refused(refusal) = message.body
+            && (refusal.is_final() || !known)
+        {
+            self.inbound.refuse(&message);
+        }
         if !self.queues.contains_key(&to) {
             if self.queues.len() >= PEERS_MAX {
                 metrics::counter!("basalt_control_peer_messages_dropped_total").increment(1);
@@ -62,6 +117,7 @@ impl Peers {
                 messages,
                 addresses: Arc::clone(&self.addresses),
                 security: self.security.clone(),
+                inputs: self.inputs.clone(),
                 away: false,
             };
             self.runtime.spawn(link.run());
@@ -84,6 +140,7 @@ struct Link {
     messages: mpsc::Receiver<proto::PeerMessage>,
     addresses: Arc<ArcSwap<AddressBook>>,
     security: Security,
+    inputs: SyncSender<Input>,
     /// Whether it was said that the member cannot be reached.
     away: bool,
 }
@@ -101,6 +158,8 @@ enum LinkEnd {
     Timeout,
     #[error("it broke the stream off: {}", status_words(.0.as_ref()))]
     Broken(#[from] Box<Status>),
+    #[error("it refuses this member")]
+    Refused(Box<proto::PeerMessage>),
     #[error("this member stops")]
     Stopping,
 }
@@ -118,6 +177,11 @@ impl Link {
                 Err(end) => end,
             };
             self.report(&end);
+            if let LinkEnd::Refused(refusal) = end
+                && !self.take_refusal(*refusal)
+            {
+                return;
+            }
             metrics::counter!("basalt_control_peer_streams_ended_total").increment(1);
             if began.elapsed() > BACKOFF.1 {
                 backoff = BACKOFF.0;
@@ -127,6 +191,21 @@ impl Link {
             // What was said to a member that was not there is of no use to it any more.
             while self.messages.try_recv().is_ok() {
                 metrics::counter!("basalt_control_peer_messages_dropped_total").increment(1);
+            }
+        }
+    }
+
+    /// Hands a refusal to the member, as if it had come on the other's own stream. False when the member has stopped.
+    fn take_refusal(&self, refusal: proto::PeerMessage) -> bool {
+        match peer_wire::decode(refusal) {
+            Ok(message) if message.from == self.to => {
+                let given = self.inputs.try_send(Input::Peer(Box::new(message)));
+                !matches!(given, Err(TrySendError::Disconnected(_)))
+            }
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(member = %self.to, %error, "a refusal that is not understood");
+                true
             }
         }
     }
@@ -195,8 +274,11 @@ impl Link {
 
 /// Why the stream is over, from the receiver's only answer.
 fn over(answer: Result<Response<proto::SendResponse>, Status>) -> LinkEnd {
-    let status = answer.err().unwrap_or_else(|| Status::unavailable("the stream was closed"));
-    LinkEnd::Broken(Box::new(status))
+    match answer.map(Response::into_inner) {
+        Ok(proto::SendResponse { refusal: Some(refusal), .. }) => LinkEnd::Refused(Box::new(refusal)),
+        Ok(_) => LinkEnd::Broken(Box::new(Status::unavailable("the stream was closed"))),
+        Err(status) => LinkEnd::Broken(Box::new(status)),
+    }
 }
 
 /// Between half and all of it, so that members do not dial in step.
@@ -209,11 +291,12 @@ fn jittered(backoff: Duration) -> Duration {
 #[derive(Debug, Clone)]
 pub(crate) struct PeerService {
     driver: Driver,
+    inbound: Inbound,
 }
 
 impl PeerService {
-    pub(crate) fn new(driver: Driver) -> Self {
-        Self { driver }
+    pub(crate) fn new(driver: Driver, inbound: Inbound) -> Self {
+        Self { driver, inbound }
     }
 }
 
@@ -225,7 +308,17 @@ impl Peer for PeerService {
     ) -> Result<Response<proto::SendResponse>, Status> {
         let (caller, mut stream) = edge::open(request)?;
         let mut received = 0;
-        while let Some(message) = stream.message().await? {
+        // A caller whose name is no member id sends nothing that is taken.
+        let member = caller.identity.name().parse().ok().and_then(MemberId::new);
+        let mut refusals = member.map(|member| self.inbound.follow(member));
+        loop {
+            let message = tokio::select! {
+                message = stream.message() => message?,
+                refusal = next_refusal(&mut refusals) => {
+                    return Ok(Response::new(proto::SendResponse { received, refusal: Some(refusal) }));
+                }
+            };
+            let Some(message) = message else { break };
             let message = peer_wire::decode(message).map_err(|error| errors::invalid(&error))?;
             if message.from.to_string() != caller.identity.name() {
                 let text = format!("{} sends in the name of member {}", caller.identity, message.from);
@@ -238,6 +331,21 @@ impl Peer for PeerService {
                 Err(stopped) => return Err(errors::refused(stopped)),
             }
         }
-        Ok(Response::new(proto::SendResponse { received }))
+        Ok(Response::new(proto::SendResponse { received, refusal: None }))
     }
+}
+
+/// The next refusal of the sender of a stream, if there ever is one.
+async fn next_refusal(
+    refusals: &mut Option<watch::Receiver<Option<proto::PeerMessage>>>,
+) -> proto::PeerMessage {
+    if let Some(refusals) = refusals {
+        while refusals.changed().await.is_ok() {
+            let refusal = refusals.borrow_and_update().clone();
+            if let Some(refusal) = refusal {
+                return refusal;
+            }
+        }
+    }
+    std::future::pending().await
 }

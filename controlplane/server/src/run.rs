@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use basalt_core::{ClientRequest, Fatal, Limits, Member, Recovered, Reply, Role, Start, Status, Timing};
+use basalt_core::{
+    ClientRequest, Fatal, Founding, Limits, Member, Recovered, Reply, Role, Start, Status, Timing,
+};
 use basalt_identity::{Credentials, Identity, IdentityError, Security};
 use basalt_model::{ClusterId, FeatureLevel};
 use basalt_proto::{
@@ -33,7 +35,7 @@ use crate::{
     guard::GuardLayer,
     listen::{self, ListenError},
     membership::MembershipService,
-    peers::{self, PeerService, Peers},
+    peers::{self, Inbound, PeerService, Peers},
     sessions::NodeSessionService,
 };
 
@@ -133,10 +135,13 @@ async fn serve(
     }
     let handle = tokio::runtime::Handle::current();
     let peer_security = security.clone();
-    let (driver, ended) = driver::start(member, clock, tick, config.peers.clone(), move |addresses| {
-        Peers::new(handle, addresses, peer_security)
-    })
-    .map_err(Failure::System)?;
+    let inbound = Inbound::default();
+    let refusals = inbound.clone();
+    let (driver, ended) =
+        driver::start(member, clock, tick, config.peers.clone(), move |addresses, inputs| {
+            Peers::new(handle, addresses, peer_security, refusals, inputs)
+        })
+        .map_err(Failure::System)?;
     // Set once, here.
     let driver = shared.get_or_init(|| driver).clone();
     tracing::info!(member = %config.member, api = %config.api_listen, peers = %config.peer_listen, "member runs");
@@ -152,7 +157,7 @@ async fn serve(
         Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .layer(GuardLayer::new(security.clone()))
+            .layer(GuardLayer::new(security.clone(), driver.status()))
     };
     let api = server()
         .add_service(ControlPlaneServer::new(ControlPlaneService::new(edge.clone())))
@@ -167,7 +172,7 @@ async fn serve(
         .serve_with_incoming(api_connections);
     let peer = server()
         .add_service(
-            PeerServer::new(PeerService::new(driver.clone()))
+            PeerServer::new(PeerService::new(driver.clone(), inbound))
                 .max_decoding_message_size(peers::MESSAGE_BYTES_MAX),
         )
         .serve_with_incoming(peer_connections);
@@ -192,18 +197,18 @@ fn end_of(end: Result<Result<(), Fatal>, oneshot::error::RecvError>) -> Result<(
     end.map_err(|_| Failure::Thread)?.map_err(Failure::from)
 }
 
-/// Keeps readiness and health at what the member is. Returns when the other members refuse it for good.
+/// Keeps readiness and health at what the member is. Returns when the other members refuse it for good, whatever it believes to
+/// be: with the process end its listeners.
 async fn follow_status(mut status: watch::Receiver<Status>, gate: &Gate, health: &HealthReporter) -> Failure {
     let mut logged = None;
     loop {
         let now = status.borrow_and_update().clone();
-        let told = (now.role, now.term, now.leader, now.refused);
-        if logged.replace(told) != Some(told) {
-            let leader = now.leader.map_or(0, basalt_model::MemberId::get);
-            tracing::info!(role = ?now.role, term = now.term, leader, refused = ?now.refused, "status");
+        let told = status_words(&now);
+        if logged.as_ref() != Some(&told) {
+            tracing::info!("{told}");
+            logged = Some(told);
         }
         if let Some(refusal) = now.refused
-            && now.leader.is_none()
             && let Some(remedy) = remedy(refusal)
         {
             return Failure::Refused { refusal, remedy };
@@ -226,22 +231,73 @@ async fn follow_status(mut status: watch::Receiver<Status>, gate: &Gate, health:
     }
 }
 
+/// What a member is, for its log.
+fn status_words(status: &Status) -> String {
+    let role = match status.role {
+        Role::Waiting => "waits to be part of a cluster",
+        Role::Learner => "learns and does not vote",
+        Role::Follower => "follows",
+        Role::Candidate => "asks for votes",
+        Role::Leader => "leads",
+    };
+    let leader = match status.leader {
+        Some(leader) if leader == status.id => String::new(),
+        Some(leader) => format!(", member {leader} leads"),
+        None => ", no leader is known".to_owned(),
+    };
+    let waits = match status.role {
+        Role::Waiting => waits_for(status).map(|reason| format!(": {reason}")),
+        Role::Learner | Role::Follower | Role::Candidate | Role::Leader => {
+            status.refused.map(|refusal| format!("; the other members refuse it: {refusal}"))
+        }
+    };
+    format!("this member {role} in term {}{leader}{}", status.term, waits.unwrap_or_default())
+}
+
 fn waits_for(status: &Status) -> Option<String> {
-    match (status.refused, status.role, status.leader) {
-        (Some(refusal), ..) => Some(format!("the other members refuse this one: {refusal}")),
+    if let Some(refusal) = status.refused {
+        return Some(format!("the other members refuse this one: {refusal}"));
+    }
+    match (&status.founding, status.role, status.leader) {
+        (Some(founding), ..) => Some(founding_words(founding)),
         (None, Role::Waiting, _) => Some("the cluster has not taken this member in yet".to_owned()),
         (None, _, None) => Some("no leader is known".to_owned()),
         (None, _, Some(_)) => None,
     }
 }
 
+fn founding_words(founding: &Founding) -> String {
+    match founding {
+        Founding::Asking { silent } => {
+            let silent = silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            format!(
+                "the cluster is created as soon as every member of --peers has answered that it knows none; silent: {silent}"
+            )
+        }
+        Founding::Yielding { to } => {
+            format!(
+                "member {to} has --bootstrap too and the lower id: it creates the cluster and takes this one in"
+            )
+        }
+        Founding::Exists { by, cluster } => {
+            format!(
+                "--bootstrap has no effect: member {by} knows cluster {cluster}, which has not taken this member in yet"
+            )
+        }
+    }
+}
+
 /// What to do about a refusal that waiting does not end.
 fn remedy(refusal: PeerRefusal) -> Option<&'static str> {
     match refusal {
-        PeerRefusal::WrongCluster { .. } => Some("start it with the directory of its own cluster"),
-        PeerRefusal::WrongDisk => {
-            Some("start it under a new id with an empty directory, and add that member")
-        }
+        PeerRefusal::WrongCluster { .. } => Some(
+            "start it with the directory of that cluster, or, to join it, with an empty directory, without --bootstrap and \
+             under an id that is added to it",
+        ),
+        PeerRefusal::WrongDisk => Some(
+            "the directory that belongs to this id was lost or exchanged: restore it, or add a new member under a new id with \
+             an empty directory, in place of this one; --bootstrap helps nothing, for the cluster exists",
+        ),
         PeerRefusal::Removed => Some("its id is never used again: add a new member with an empty directory"),
         PeerRefusal::Unknown => None,
     }
@@ -268,7 +324,9 @@ async fn hand_over(driver: &Driver) {
                 // An error means that the thread is gone, and with it the leadership.
                 drop(status.wait_for(|status| status.role != Role::Leader).await);
             }
-            other => tracing::info!(?other, "nobody to hand over to"),
+            Ok(Answer { reply: Reply::Failed(error), .. }) => tracing::info!("cannot hand over: {error}"),
+            Ok(_) => tracing::info!("cannot hand over: the member gave an answer of another kind"),
+            Err(refused) => tracing::info!("cannot hand over: {refused}"),
         }
     };
     if tokio::time::timeout(HANDOVER_TIMEOUT, handed_over).await.is_err() {

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use basalt_client::wire::WireError;
+use basalt_client::{status_words, wire::WireError};
 use basalt_core::{NodeMessage, SessionId, SessionRefusal, ToNode};
 use basalt_model::{BootId, MemberId};
 use basalt_proto::node::{self as proto, control_message, node_message, node_session_server::NodeSession};
@@ -44,6 +44,7 @@ impl NodeSession for NodeSessionService {
         request: Request<Streaming<proto::NodeMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (caller, stream) = edge::open(request)?;
+        let node = caller.identity.name().to_owned();
         let session = self.driver.new_session();
         let (to_node, from_member) = mpsc::channel(QUEUE_MAX);
         self.driver.send(Input::SessionOpened { session, to_node }).map_err(errors::refused)?;
@@ -57,7 +58,7 @@ impl NodeSession for NodeSessionService {
             shared: Arc::clone(&shared),
             hello: None,
         };
-        let writer = Writer { driver: self.driver.clone(), from_member, out, shared };
+        let writer = Writer { driver: self.driver.clone(), node, from_member, out, shared };
         tokio::spawn(async move {
             tokio::select! {
                 () = reader.run(stream) => {}
@@ -106,12 +107,14 @@ impl Reader {
                 Ok(Some(message)) => message,
                 Ok(None) => return,
                 Err(status) => {
-                    tracing::debug!(node = self.caller.identity.name(), %status, "a node's stream broke");
+                    let why = status_words(&status);
+                    tracing::debug!(node = self.caller.identity.name(), why, "a node's stream broke");
                     return;
                 }
             };
             if let Err(status) = self.take(message) {
-                tracing::warn!(node = self.caller.identity.name(), %status, "a node's session is ended");
+                let why = status.message();
+                tracing::warn!(node = self.caller.identity.name(), why, "a node's session is ended");
                 // The last word; the daemon may be gone.
                 drop(self.out.send(Err(*status)).await);
                 return;
@@ -157,6 +160,8 @@ impl Reader {
 /// From the member to the daemon.
 struct Writer {
     driver: Driver,
+    /// The node's name, as its certificate says.
+    node: String,
     from_member: mpsc::Receiver<ToNode>,
     out: mpsc::Sender<Result<proto::ControlMessage, Status>>,
     shared: Arc<Shared>,
@@ -190,6 +195,13 @@ impl Writer {
                 (welcome.term, body)
             }
             ToNode::Refused(refusal) => {
+                match &refusal {
+                    // Daemons look for the leader this way.
+                    SessionRefusal::NotLeader { .. } => {
+                        tracing::debug!(node = self.node, "refused a daemon: {refusal}")
+                    }
+                    _ => tracing::warn!(node = self.node, "refused a daemon: {refusal}"),
+                }
                 let leader = match &refusal {
                     SessionRefusal::NotLeader { leader } => leader.and_then(|id| self.leader_address(id)),
                     _ => None,

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use basalt_core::{ClientRequest, Event, EventKind, Page, Read, ReadResult, Reply, RequestError};
-use basalt_model::Revision;
+use basalt_model::{Revision, State};
 use basalt_proto::api::{self, watch_response};
 use tokio::{
     sync::{Semaphore, broadcast, mpsc},
@@ -36,7 +36,7 @@ pub(crate) struct Watches {
 enum End {
     /// Nobody listens any more.
     Gone,
-    /// The watcher must begin anew: what it saw last is too old.
+    /// The watcher must begin anew: what it saw last is too old, or from elsewhere.
     Anew,
     /// The watcher was slower than events came: go on from what it has.
     Behind,
@@ -55,11 +55,11 @@ impl Watches {
         Self { permits: Arc::new(Semaphore::new(WATCHES_MAX)) }
     }
 
-    /// Starts a stream of what happens after `from`.
+    /// Starts a stream.
     pub(crate) fn start(
         &self,
         edge: Edge,
-        from: u64,
+        request: api::WatchRequest,
     ) -> Result<ReceiverStream<Result<api::WatchResponse, Status>>, Status> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             errors::status(
@@ -72,7 +72,8 @@ impl Watches {
         tokio::spawn(async move {
             let gauge = metrics::gauge!("basalt_control_watches");
             gauge.increment(1);
-            let mut watch = Watch { edge, out, seen: Revision(from) };
+            let (seen, origin) = (Revision(request.from_revision), Origin::of(&request));
+            let mut watch = Watch { edge, out, seen, origin, place: api::WatchProgress::default() };
             watch.run().await;
             gauge.decrement(1);
             drop(permit);
@@ -86,6 +87,25 @@ struct Watch {
     out: mpsc::Sender<Result<api::WatchResponse, Status>>,
     /// Everything up to this revision was sent. 0: nothing.
     seen: Revision,
+    /// Where `seen` is from, until that was checked.
+    origin: Option<Origin>,
+    /// Where the revisions of this stream are from.
+    place: api::WatchProgress,
+}
+
+/// Where the revision that a watcher comes with is from.
+#[derive(Debug)]
+struct Origin {
+    cluster_id: String,
+    incarnation: u64,
+}
+
+impl Origin {
+    /// What the watcher says; `None` if it does not know, or has no revision.
+    fn of(request: &api::WatchRequest) -> Option<Self> {
+        let known = request.from_revision != 0 && request.incarnation != 0;
+        known.then(|| Self { cluster_id: request.cluster_id.clone(), incarnation: request.incarnation })
+    }
 }
 
 impl Watch {
@@ -114,10 +134,12 @@ impl Watch {
     async fn try_follow(&mut self) -> Result<std::convert::Infallible, End> {
         // Subscribed before anything is read, so that nothing falls between.
         let mut events = self.edge.driver.events();
+        self.check_origin().await?;
         if self.seen == Revision(0) {
             self.list().await?;
         }
         self.catch_up().await?;
+        self.note_place().await?;
         self.progress().await?;
         let mut quiet_until = Instant::now() + PROGRESS_INTERVAL;
         loop {
@@ -149,6 +171,29 @@ impl Watch {
                 () = self.out.closed() => return Err(End::Gone),
             }
         }
+    }
+
+    /// Begins anew if the watcher comes from another cluster or incarnation.
+    async fn check_origin(&mut self) -> Result<(), End> {
+        let Some(origin) = self.origin.take() else { return Ok(()) };
+        let (_, ReadResult::Cluster(view)) = self.edge.read(Read::Cluster).await? else {
+            return Err(edge::mismatch().into());
+        };
+        let cluster_id = view.cluster.map(|cluster| cluster.to_string()).unwrap_or_default();
+        if (origin.cluster_id, origin.incarnation) != (cluster_id, view.incarnation.0) {
+            return Err(End::Anew);
+        }
+        Ok(())
+    }
+
+    /// Notes where the revisions are from. That changes only with a snapshot, after which the watch begins anew.
+    async fn note_place(&mut self) -> Result<(), End> {
+        let look = |state: &State, _: &basalt_core::Status| api::WatchProgress {
+            cluster_id: state.cluster().map(|cluster| cluster.to_string()).unwrap_or_default(),
+            incarnation: state.incarnation().0,
+        };
+        self.place = self.edge.driver.inspect(look).await.map_err(errors::refused)?;
+        Ok(())
     }
 
     /// Everything that exists. Afterwards `seen` is the revision of the first page: later changes of later pages come again.
@@ -196,7 +241,7 @@ impl Watch {
                 self.seen = self.seen.max(revision);
                 Ok(())
             }
-            Reply::Failed(RequestError::TooOld { .. }) => Err(End::Anew),
+            Reply::Failed(RequestError::TooOld { .. } | RequestError::Ahead { .. }) => Err(End::Anew),
             Reply::Failed(error) => Err(errors::failed(&error, None).into()),
             Reply::Done { .. } | Reply::Read { .. } | Reply::Transferring { .. } => {
                 Err(edge::mismatch().into())
@@ -222,7 +267,7 @@ impl Watch {
     }
 
     async fn progress(&self) -> Result<(), End> {
-        self.send(self.seen, watch_response::Event::Progress(api::WatchProgress {})).await
+        self.send(self.seen, watch_response::Event::Progress(self.place.clone())).await
     }
 
     async fn send(&self, revision: Revision, event: watch_response::Event) -> Result<(), End> {

@@ -113,7 +113,14 @@ fn translate(error: ClientError) -> ControlPlaneError {
         Some(Reason::NoPool) => RejectionKind::NoPool,
         Some(Reason::Unsupported) => RejectionKind::Unsupported,
         Some(Reason::Forbidden) => RejectionKind::Forbidden,
-        Some(Reason::Unspecified | Reason::NoLeader | Reason::Overloaded | Reason::Storage) | None => {
+        Some(
+            Reason::Unspecified
+            | Reason::NoLeader
+            | Reason::Overloaded
+            | Reason::Storage
+            | Reason::OtherCluster,
+        )
+        | None => {
             return ControlPlaneError::Unavailable { message: error.to_string() };
         }
     };

@@ -246,7 +246,7 @@ pub enum Reply {
         /// What happened since the revision that was asked for.
         backlog: Vec<Event>,
     },
-    /// The leadership is being transferred.
+    /// The leadership is being transferred, or is where it should be.
     Transferring {
         /// To this member.
         to: MemberId,
@@ -282,9 +282,28 @@ pub enum RequestError {
         /// The first revision from which a watch can go on.
         oldest: Revision,
     },
-    /// The member to transfer to is no voter.
-    #[error("the member is not a voter that can lead")]
-    NoSuchVoter,
+    /// The cluster has not got to the revision that a watcher saw, so it is not from here (or the cluster was restored from a copy):
+    /// list again, then watch from the list's revision.
+    #[error("the cluster is at revision {present} only; list again")]
+    Ahead {
+        /// The newest revision.
+        present: Revision,
+    },
+    /// There is no such member to transfer to.
+    #[error("there is no member {member}; list the members to see who there is")]
+    NoSuchMember {
+        /// The member that was asked for.
+        member: MemberId,
+    },
+    /// The member to transfer to does not vote (yet).
+    #[error("member {member} does not vote, so it cannot lead; a new member votes once it has caught up")]
+    NoVote {
+        /// The member that was asked for.
+        member: MemberId,
+    },
+    /// Nobody can be transferred to.
+    #[error("no other member that votes is in reach")]
+    NoSuccessor,
     /// The member has stopped.
     #[error("the member has stopped")]
     Stopped,

@@ -12,7 +12,7 @@ pub use node::{Hello, NODE_PROTOCOL, NodeMessage, Report, SessionRefusal, ToNode
 use basalt_clock::Instant;
 use basalt_model::{ClusterId, DiskId, MemberId, Timestamp};
 use basalt_raft::{DiskError, PeerMessage, PeerRefusal};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 /// What a member is told once.
 #[derive(Debug, Clone)]
@@ -37,8 +37,9 @@ pub enum Start {
         /// The only cluster to join; `None` joins the first that has this member in its list.
         cluster: Option<ClusterId>,
     },
-    /// Creates the cluster, once. This member is its first voter; the others are added as soon as they announce
-    /// themselves.
+    /// Creates the cluster, once, as soon as every peer has answered that its disk is empty too ([`Founding`]). This member is
+    /// its first voter; the others are added as soon as they announce themselves. Of several members that are told to, the one
+    /// with the lowest id does it.
     Bootstrap {
         /// The new cluster's identity.
         cluster: ClusterId,
@@ -175,8 +176,33 @@ pub struct Status {
     pub snapshot: u64,
     /// Sessions with daemons.
     pub sessions: usize,
-    /// Why peers refuse this member, when they do.
+    /// Why peers refuse this member, when they do. After a final one it serves nobody any more, and its process should end.
     pub refused: Option<PeerRefusal>,
+    /// How far the creation of the cluster is, while this member has an empty disk and is told to create it.
+    pub founding: Option<Founding>,
+}
+
+/// How far the creation of a cluster is. A member whose disk is empty cannot know whether the cluster exists already and only
+/// its disk was lost; its peers do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Founding {
+    /// Waits until these peers have answered.
+    Asking {
+        /// The peers that are silent.
+        silent: BTreeSet<MemberId>,
+    },
+    /// This peer is told to create the cluster too and has the lower id: it creates it and takes this member in.
+    Yielding {
+        /// The peer.
+        to: MemberId,
+    },
+    /// A cluster exists: this member creates none, and waits to be taken in.
+    Exists {
+        /// The peer that said so.
+        by: MemberId,
+        /// Its cluster.
+        cluster: ClusterId,
+    },
 }
 
 /// What a member is.

@@ -139,7 +139,10 @@ pub enum SessionRefusal {
         max: u32,
     },
     /// The daemon has seen a later revision than the cluster has.
-    #[error("the daemon has seen revision {seen}, the cluster is at {present}: it lost its latest state")]
+    #[error(
+        "the daemon has seen revision {seen}, the cluster is at {present}: it was restored from a copy or lost its latest state; \
+         stop its members and run basalt-control recover on the one with the highest log"
+    )]
     Future {
         /// What the daemon has seen.
         seen: Revision,

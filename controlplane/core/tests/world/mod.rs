@@ -94,8 +94,7 @@ impl World {
             limits,
         };
         self.configs.insert(id, config);
-        self.disks.insert(id, MemoryDisk::new());
-        self.start(id).unwrap();
+        self.start_empty(id);
     }
 
     pub fn now(&self) -> Now {
@@ -108,6 +107,15 @@ impl World {
             basalt_core::Member::open(self.configs[&id].clone(), self.disks[&id].clone(), self.now(), seed)?;
         self.members.insert(id, member);
         Ok(())
+    }
+
+    /// Starts a member whose disk was lost, as it was started before.
+    pub fn start_empty(&mut self, id: u64) {
+        self.members.remove(&id);
+        // Connections end with the process.
+        self.network.retain(|_, message| message.to != member_id(id));
+        self.disks.insert(id, MemoryDisk::new());
+        self.start(id).unwrap();
     }
 
     /// Power loss.

@@ -29,6 +29,17 @@ struct Daemon {
 impl Daemon {
     /// Connects with the certificate of `certificate` and says that it is `name`.
     async fn connect(cluster: &Cluster, member: u64, certificate: &str, name: &str, instance: &str) -> Self {
+        Self::connect_at(cluster, member, (certificate, name), instance, 0).await
+    }
+
+    /// A daemon that has seen this revision.
+    async fn connect_at(
+        cluster: &Cluster,
+        member: u64,
+        (certificate, name): (&str, &str),
+        instance: &str,
+        revision: u64,
+    ) -> Self {
         let security = Security::Tls(cluster.credentials(Role::Node, certificate));
         let uri = format!("http://127.0.0.1:{}", cluster.member(member).api);
         let channel = Endpoint::from_shared(uri).unwrap();
@@ -52,7 +63,7 @@ impl Daemon {
                 client.session(stream).await.unwrap().into_inner()
             },
         };
-        daemon.say(0, FromNode::Hello(hello)).await;
+        daemon.say(revision, FromNode::Hello(hello)).await;
         daemon
     }
 
@@ -218,4 +229,27 @@ async fn sessions_are_for_the_right_daemon_at_the_right_member() {
     first.desired(|_| true).await;
     let mut second = Daemon::connect(&cluster, leader, "n1", "n1", OTHER_INSTANCE).await;
     assert_eq!(second.refusal().await.reason(), node::RefusalReason::DuplicateIdentity);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_ahead_of_a_restored_cluster_comes_back_after_a_recovery() {
+    let mut cluster = Cluster::start(1);
+    let client = cluster.client();
+    leader(&client).await;
+    let node = "n1".parse().unwrap();
+    let put = client.put_node(&Mutation::once(None), &node, &node_spec("/d")).await.unwrap();
+    // What it saw of the time that the copy does not know.
+    let seen = put.revision.0 + 1_000_000;
+    let connect = async |cluster: &Cluster| {
+        Daemon::connect_at(cluster, 1, ("n1", "n1"), INSTANCE, seen).await.hear().await.unwrap().body
+    };
+    let Some(FromControl::Refusal(refusal)) = connect(&cluster).await else { panic!("not refused") };
+    assert_eq!(refusal.reason(), node::RefusalReason::RevisionAhead);
+    assert!(refusal.message.contains("recover"), "{}", refusal.message);
+    assert!(cluster.stop(1).success());
+    assert!(cluster.command(1).arg("recover").output().unwrap().status.success());
+    cluster.spawn(1, false);
+    leader(&client).await;
+    let welcome = connect(&cluster).await;
+    assert!(matches!(welcome, Some(FromControl::Welcome(_))), "{welcome:?}");
 }

@@ -56,7 +56,13 @@ impl Cluster {
 
     /// Starts a member's process.
     pub(crate) fn spawn(&mut self, id: u64, bootstrap: bool) {
-        let mut command = self.command(id);
+        let all = self.members.iter().map(|member| member.id).collect::<Vec<_>>();
+        self.spawn_among(id, bootstrap, &all);
+    }
+
+    /// Starts a member's process that is told of these members.
+    pub(crate) fn spawn_among(&mut self, id: u64, bootstrap: bool, peers: &[u64]) {
+        let mut command = self.command_among(id, peers);
         if bootstrap {
             command.arg("--bootstrap");
         }
@@ -71,9 +77,14 @@ impl Cluster {
 
     /// The command line of a member.
     pub(crate) fn command(&self, id: u64) -> Command {
+        let all = self.members.iter().map(|member| member.id).collect::<Vec<_>>();
+        self.command_among(id, &all)
+    }
+
+    fn command_among(&self, id: u64, peers: &[u64]) -> Command {
         let list = |port: fn(&MemberProcess) -> u16| {
-            let entries =
-                self.members.iter().map(|member| format!("{}=127.0.0.1:{}", member.id, port(member)));
+            let peers = self.members.iter().filter(|member| peers.contains(&member.id));
+            let entries = peers.map(|member| format!("{}=127.0.0.1:{}", member.id, port(member)));
             entries.collect::<Vec<_>>().join(",")
         };
         let files = self.authority().issue(
@@ -125,6 +136,16 @@ impl Cluster {
     pub(crate) async fn ends(&mut self, id: u64) -> ExitStatus {
         let mut process = self.member_mut(id).process.take().unwrap();
         eventually("the member ends", async || process.try_wait().unwrap()).await
+    }
+
+    /// Puts a stopped member's directory aside as a copy, or the copy back.
+    pub(crate) fn copy_directory(&self, id: u64, back: bool) {
+        let (live, copy) = (self.data_dir(id), self.directory.path().join(format!("copy-of-{id}")));
+        let (from, to) = if back { (copy, live) } else { (live, copy) };
+        if to.exists() {
+            fs::remove_dir_all(&to).unwrap();
+        }
+        assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
     }
 
     pub(crate) fn authority(&self) -> CertificateAuthority {

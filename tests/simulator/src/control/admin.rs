@@ -227,12 +227,19 @@ impl World {
         let mutation = match change {
             0 => self.add_member(),
             1 => Mutation::RemoveMember { id: some },
-            _ => {
-                let new = self.new_process();
-                let Member { peer_address, api_address, .. } = member(new);
-                Mutation::ReplaceMember { old: some, new, peer_address, api_address }
-            }
+            _ => return self.replace_member(some),
         };
+        self.begin_change(mutation);
+    }
+
+    /// Queues the replacement of a member by a new one.
+    pub(crate) fn replace_member(&mut self, old: MemberId) {
+        let new = self.new_process();
+        let Member { peer_address, api_address, .. } = member(new);
+        self.begin_change(Mutation::ReplaceMember { old, new, peer_address, api_address });
+    }
+
+    fn begin_change(&mut self, mutation: Mutation) {
         self.tally.fault("change of members", 1);
         self.admin.queue.push_back(mutation);
         self.scheduler.after(Duration::from_millis(1), Event::Wake(Caller::Admin, 0));

@@ -1,14 +1,15 @@
 //! What goes wrong.
 
+use crate::control::admin::member;
 use crate::control::process::Running;
 use crate::control::strangers;
 use crate::control::world::{Caller, Event, World};
 use crate::event;
 use crate::network::{Address, Weather};
 use basalt_clock::Random;
-use basalt_core::ClientRequest;
-use basalt_model::{MemberId, State};
-use basalt_raft::{CrashStyle, DiskFault};
+use basalt_core::{ClientRequest, Start};
+use basalt_model::{ClusterId, MemberId, State};
+use basalt_raft::{CrashStyle, DiskFault, MemoryDisk};
 use std::mem;
 use std::time::Duration;
 
@@ -82,9 +83,33 @@ impl World {
             20 => self.change_members(),
             21 if self.random.chance(1, 2) => self.stranger(victim),
             21 => self.change_members(),
+            22 if self.random.chance(1, 3) => self.disk_is_lost(),
             _ if self.majorities_to_lose == 0 || self.random.chance(4, 5) => self.daemon_fault(),
             _ => self.majority_is_lost(),
         }
+    }
+
+    /// The disk of a voter is lost. Its supervisor starts the process on an empty one with the flags that it had, `--bootstrap` among
+    /// them; the administrator replaces the member.
+    fn disk_is_lost(&mut self) {
+        if !self.admin.is_idle() || self.admin.voters.len() < 3 {
+            return;
+        }
+        let voters: Vec<MemberId> = self.admin.voters.iter().copied().collect();
+        let victim = voters[usize::try_from(self.random.below(voters.len() as u64)).unwrap_or(0)];
+        self.crash(victim);
+        let cluster = ClusterId::from_random(u128::from(self.random.next_u64()));
+        let off = self.millis(10, 3_000);
+        let Some(process) = self.processes.get_mut(&victim) else { return };
+        event!("the disk of member {victim} is lost");
+        process.disk = MemoryDisk::new();
+        process.disk_lost = true;
+        process.config.peers = voters.iter().copied().filter(|voter| *voter != victim).collect();
+        let others = process.config.peers.iter().copied().map(member).collect();
+        process.config.start = Start::Bootstrap { cluster, others };
+        self.tally.fault("lost disk", 1);
+        self.scheduler.after(off, Event::Restart(victim));
+        self.replace_member(victim);
     }
 
     fn kill(&mut self, victim: MemberId, kind: &'static str) {

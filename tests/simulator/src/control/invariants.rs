@@ -246,6 +246,7 @@ mod tests {
             snapshot: 0,
             sessions: 0,
             refused: None,
+            founding: None,
         }
     }
 

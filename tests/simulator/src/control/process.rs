@@ -30,6 +30,8 @@ pub struct Process {
     pub running: Option<Running>,
     /// Never starts again: its disk was destroyed or its member removed for good.
     pub buried: bool,
+    /// Its disk was lost after it had voted: it must not be part of any cluster again.
+    pub disk_lost: bool,
 }
 
 /// A process that runs.
@@ -73,6 +75,7 @@ impl Process {
             life: Life(0),
             running: None,
             buried: false,
+            disk_lost: false,
         }
     }
 

@@ -63,7 +63,7 @@ impl World {
             from_disk: if kind == 1 { random_disk } else { own.unwrap_or(random_disk) },
             to: victim,
             to_disk: (kind == 2).then_some(random_disk),
-            body: PeerBody::Announce(member(from)),
+            body: PeerBody::Announce { member: member(from), founds: false },
         };
         event!("a stranger speaks to member {victim} as member {from}, kind {kind}");
         if let Some(running) = self.processes.get_mut(&victim).and_then(|process| process.running.as_mut()) {

@@ -14,7 +14,7 @@ use crate::run::{Tally, Violation};
 use crate::scheduler::Scheduler;
 use crate::trace;
 use basalt_clock::{Instant, Random, SeededRandom};
-use basalt_core::{ClientRequest, NodeMessage, Outputs, Reply, SessionId, ToNode};
+use basalt_core::{ClientRequest, NodeMessage, Outputs, Reply, Role, SessionId, ToNode};
 use basalt_model::MemberId;
 use basalt_raft::PeerMessage;
 use std::collections::BTreeMap;
@@ -243,7 +243,20 @@ impl World {
         match result {
             Ok(outputs) => {
                 self.oracle.observe(member, &outputs, running.member.state())?;
-                self.route(member, life, outputs)
+                let status = outputs.status.clone();
+                if process.disk_lost && status.as_ref().is_some_and(|status| status.role == Role::Leader) {
+                    return Err(Violation::Invariant {
+                        invariant: "a lost disk makes no second cluster",
+                        detail: format!("member {member} leads: {status:?}"),
+                    });
+                }
+                self.route(member, life, outputs)?;
+                // As the server's process does.
+                if let Some(refusal) = status.and_then(|status| status.refused).filter(|why| why.is_final()) {
+                    event!("member {member} ends itself: it is refused, {refusal}");
+                    self.crash_soon_restart(member);
+                }
+                Ok(())
             }
             Err(fatal) => {
                 event!("member {member} ends itself: {fatal}");
