@@ -205,6 +205,8 @@ reasons! {
     IoError,
     /// The newest desired state could not be made durable, so it is not acted upon.
     StateNotKept,
+    /// The machine does not have the cores that are wanted, or does not give them to the daemon.
+    CoresNotPossible,
 }
 
 impl fmt::Display for Reason {

@@ -33,6 +33,6 @@ pub use reactor::{Polling, Reactor, ReactorOptions, Turn};
 pub use remote::{PostError, Remote};
 pub use socket::{Listener, Socket};
 pub use stats::{ReactorStats, StatsSnapshot};
-pub use thread::{ReactorThread, StartError, keep_off, start};
+pub use thread::{ReactorThread, StartError, keep_off, start, usable_cores};
 pub use timer::Sleep;
 pub use watch::ReadyList;

@@ -121,13 +121,7 @@ fn prepare(core: Option<usize>, options: &ReactorOptions) -> Result<Reactor, Sta
 /// What the system says.
 pub fn keep_off(cores: &[usize]) -> io::Result<bool> {
     let capacity = 8 * size_of::<libc::cpu_set_t>();
-    // SAFETY: a zeroed set is a valid empty one and outlives the call.
-    let mut allowed = unsafe { std::mem::zeroed::<libc::cpu_set_t>() };
-    // SAFETY: the set is valid for writes of its size.
-    let asked = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed) };
-    if asked != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut allowed = affinity()?;
     for core in cores.iter().filter(|core| **core < capacity) {
         // SAFETY: `core` is within the set's bits.
         unsafe { libc::CPU_CLR(*core, &mut allowed) }
@@ -139,6 +133,32 @@ pub fn keep_off(cores: &[usize]) -> io::Result<bool> {
     // SAFETY: the set is valid for its size and outlives the call.
     let set = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const allowed) };
     if set == 0 { Ok(true) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The cores that reactors of this process can be pinned to, ascending: those that the calling thread may run on and that the system
+/// gives when it is asked for them.
+///
+/// # Errors
+/// What the system says.
+pub fn usable_cores() -> io::Result<Vec<usize>> {
+    let allowed = affinity()?;
+    // A thread of its own: the caller stays where it is.
+    let tried = thread::Builder::new().spawn(move || {
+        (0..8 * size_of::<libc::cpu_set_t>())
+            // SAFETY: `core` is within the set's bits.
+            .filter(|core| unsafe { libc::CPU_ISSET(*core, &allowed) } && pin(*core).is_ok())
+            .collect()
+    })?;
+    tried.join().map_err(|_| io::Error::other("the thread that tries the cores panicked"))
+}
+
+/// The cores that the calling thread may run on.
+fn affinity() -> io::Result<libc::cpu_set_t> {
+    // SAFETY: a zeroed set is a valid empty one and outlives the call.
+    let mut allowed = unsafe { std::mem::zeroed::<libc::cpu_set_t>() };
+    // SAFETY: the set is valid for writes of its size.
+    let asked = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed) };
+    if asked == 0 { Ok(allowed) } else { Err(io::Error::last_os_error()) }
 }
 
 fn pin(core: usize) -> io::Result<()> {
@@ -168,6 +188,9 @@ mod tests {
             let all: Vec<usize> = (0..8 * size_of::<libc::cpu_set_t>()).collect();
             assert!(!keep_off(&all).unwrap(), "no core would be left");
             assert_eq!(cores(), before);
+            let usable = usable_cores().unwrap();
+            assert_eq!((usable.len(), cores()), (before, before), "{usable:?}");
+            assert!(usable.is_sorted());
             if before > 1 {
                 assert!(keep_off(&[0]).unwrap());
                 assert_eq!(cores(), before - 1);

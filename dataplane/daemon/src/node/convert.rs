@@ -12,7 +12,7 @@ use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
 use basalt_proto::{api, node};
 use uuid::Uuid;
 
-use crate::cores::{CoreList, CoreListError};
+use crate::cores::{CoreList, CoreListError, WantedCores};
 
 /// Why a message of the control plane makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +60,14 @@ pub(crate) fn desired(state: &node::DesiredState, index: u64) -> Result<DesiredN
 ///
 /// # Errors
 /// [`ConvertError::Cores`].
-pub(crate) fn cores(state: &node::DesiredState) -> Result<Option<CoreList>, ConvertError> {
+pub(crate) fn cores(state: &node::DesiredState) -> Result<Option<WantedCores>, ConvertError> {
     let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Ok(match &state.cores {
         None => None,
-        Some(node::desired_state::Cores::CoreCount(count)) => Some(CoreList::first(size(*count))?),
+        Some(node::desired_state::Cores::CoreCount(count)) => Some(WantedCores::count(size(*count))?),
         Some(node::desired_state::Cores::CoreList(list)) => {
-            Some(CoreList::try_from(list.cores.iter().copied().map(size).collect::<Vec<_>>())?)
+            let cores: Vec<usize> = list.cores.iter().copied().map(size).collect();
+            Some(WantedCores::List(CoreList::try_from(cores)?))
         }
     })
 }
@@ -139,13 +140,13 @@ fn tombstone(tombstone: &api::VolumeTombstone) -> Result<Tombstone, ConvertError
     })
 }
 
-/// The wire's form of a report by the node of this name.
-pub(crate) fn report(node_name: &str, report: &NodeReport) -> node::NodeReport {
+/// The wire's form of a report by the node of this name, with more problems of its own.
+pub(crate) fn report(node_name: &str, report: &NodeReport, more: &[Problem]) -> node::NodeReport {
     node::NodeReport {
         observed_revision: report.revision.index,
         pools: report.pools.iter().map(pool_status).collect(),
         endpoints: report.endpoints.iter().map(SocketAddr::to_string).collect(),
-        problems: report.problems.iter().map(problem).collect(),
+        problems: report.problems.iter().chain(more).map(problem).collect(),
         volumes: report.volumes.iter().map(|volume| volume_report(node_name, volume)).collect(),
         deleted: report
             .deleted

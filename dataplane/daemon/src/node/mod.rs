@@ -29,7 +29,7 @@ use self::meters::{MeteredExporter, VolumeMeters};
 use self::ports::{MachineDisks, ManagementStore, ReportSender};
 use self::session::{SessionConfig, SessionEnds, SessionState};
 use self::store::{DesiredFile, IdentityFile};
-use crate::cores::CoreList;
+use crate::cores::CoresInUse;
 use crate::metrics::Sources;
 use crate::reactors::{Reactors, Start};
 use crate::signals;
@@ -44,9 +44,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     basalt_identity::install_provider();
     let security = security(&config)?;
     let identity = IdentityFile::open(&config.data_dir)?;
-    let first = CoreList::first(1)?;
-    let cores = config.cores.as_ref().or(identity.cores()).unwrap_or(&first).clone();
-    let start = Start { cores: &cores, pin: config.pin, options: ReactorOptions::default() };
+    let cores = cores(&config, &identity)?;
+    let start = Start { cores: cores.cores(), pin: config.pin, options: ReactorOptions::default() };
     start.keep_management_off();
     let readiness = Readiness::new();
     let exporter_config = ExporterConfig {
@@ -64,9 +63,22 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the management threads")?;
-    let outcome = runtime.block_on(serve(&config, start, security, identity, &readiness, meters));
+    let outcome = runtime.block_on(serve(&config, &cores, start, security, identity, &readiness, meters));
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+/// The cores of the command line, which are right or an error; else what the control plane wanted last, as far as it is possible.
+fn cores(config: &Config, identity: &IdentityFile) -> anyhow::Result<CoresInUse> {
+    if let Some(cores) = &config.cores {
+        return Ok(CoresInUse::named(cores.clone()));
+    }
+    let cores =
+        CoresInUse::wanted(identity.cores(), config.pin).context("cannot tell which cores there are")?;
+    if let Some(problem) = cores.problem(identity.cores()) {
+        tracing::warn!(reason = %problem.reason, "{}", problem.message);
+    }
+    Ok(cores)
 }
 
 fn security(config: &Config) -> anyhow::Result<Security> {
@@ -92,6 +104,7 @@ fn security(config: &Config) -> anyhow::Result<Security> {
 
 async fn serve(
     config: &Config,
+    cores: &CoresInUse,
     start: Start<'_>,
     security: Security,
     identity: IdentityFile,
@@ -116,6 +129,7 @@ async fn serve(
         endpoints: config.control.clone(),
         security,
         boot_id: boot_id()?,
+        cores: cores.clone(),
     };
     let ends = SessionEnds { desired, report: report_changes.clone(), state };
     tokio::spawn(session::run(session, identity, ends));

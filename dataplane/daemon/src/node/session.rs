@@ -6,7 +6,7 @@
 use std::future::pending;
 use std::time::Duration;
 
-use basalt_agent::{DesiredNode, NodeReport};
+use basalt_agent::{DesiredNode, NodeReport, Problem, Reason};
 use basalt_identity::{Connector, Security};
 use basalt_lvol::id::Revision;
 use basalt_proto::node::control_message::Body as FromControl;
@@ -21,6 +21,7 @@ use tonic::transport::Endpoint;
 
 use super::convert::{self, ConvertError};
 use super::store::{IdentityFile, StoreError};
+use crate::cores::{CoresInUse, WantedCores};
 
 /// Messages that wait for the stream: a heartbeat and a report or two; a full queue delays the next report.
 const OUTGOING_MAX: usize = 16;
@@ -45,6 +46,8 @@ pub(crate) struct SessionConfig {
     pub(crate) security: Security,
     /// The machine's run.
     pub(crate) boot_id: String,
+    /// What reactors run on.
+    pub(crate) cores: CoresInUse,
 }
 
 /// How the session stands, for readiness and metrics.
@@ -174,6 +177,8 @@ async fn session(
     let mut stream = Stream {
         node_name: config.node_name.clone(),
         endpoint: named(),
+        cores: config.cores.clone(),
+        not_kept: None,
         outgoing,
         incoming: None,
         sequence: 0,
@@ -221,6 +226,9 @@ fn hello(config: &SessionConfig, store: &IdentityFile) -> NodeHello {
 struct Stream {
     node_name: String,
     endpoint: String,
+    cores: CoresInUse,
+    /// The cores that are wanted, while they could not be remembered, and why.
+    not_kept: Option<(WantedCores, String)>,
     outgoing: mpsc::Sender<NodeMessage>,
     incoming: Option<tonic::Streaming<ControlMessage>>,
     sequence: u64,
@@ -294,6 +302,9 @@ impl Stream {
                 _ = beats.tick() => {
                     self.sequence += 1;
                     self.send(ends, FromNode::Heartbeat(Heartbeat { sequence: self.sequence })).await?;
+                    if let Some((cores, _)) = self.not_kept.clone() {
+                        self.keep_cores(cores, store, ends);
+                    }
                 }
                 changed = ends.report.changed() => {
                     if changed.is_err() {
@@ -301,7 +312,7 @@ impl Stream {
                     }
                     let report = ends.report.borrow_and_update().clone();
                     if let Some(report) = report {
-                        self.send(ends, FromNode::Report(convert::report(&self.node_name, &report))).await?;
+                        self.send(ends, FromNode::Report(convert::report(&self.node_name, &report, &self.problems(store)))).await?;
                     }
                 }
                 () = tokio::time::sleep_until(silent_at) => {
@@ -314,11 +325,41 @@ impl Stream {
         }
     }
 
+    fn want_cores(&mut self, cores: WantedCores, store: &mut IdentityFile, ends: &mut SessionEnds) {
+        if store.cores() != Some(&cores) {
+            tracing::info!(%cores, "other cores are wanted; they take effect at the next start");
+            self.keep_cores(cores, store, ends);
+        } else if self.not_kept.take().is_some() {
+            ends.report.mark_changed();
+        }
+    }
+
+    /// Remembers the cores for the next start. Where that fails, everything else goes on; it is told and tried again.
+    fn keep_cores(&mut self, cores: WantedCores, store: &mut IdentityFile, ends: &mut SessionEnds) {
+        let before = self.problems(store);
+        self.not_kept = store.set_cores(cores.clone()).err().map(|error| (cores, error.to_string()));
+        if self.problems(store) != before {
+            ends.report.mark_changed();
+        }
+    }
+
+    /// What is wrong that the agent does not know of.
+    fn problems(&self, store: &IdentityFile) -> Vec<Problem> {
+        let not_kept = self.not_kept.as_ref().map(|(cores, error)| {
+            let message = format!(
+                "the wish for {cores} cannot be kept for the daemon's next start: {error}; make room in its data directory, or mend \
+                 it: it is tried again"
+            );
+            Problem::new(Reason::StateNotKept, message)
+        });
+        not_kept.into_iter().chain(self.cores.problem(store.cores())).collect()
+    }
+
     fn take(
         &mut self,
         message: ControlMessage,
         store: &mut IdentityFile,
-        ends: &SessionEnds,
+        ends: &mut SessionEnds,
     ) -> Result<(), SessionEnd> {
         if message.term < self.term {
             return Err(self.protocol("its term went back"));
@@ -334,12 +375,10 @@ impl Stream {
                     volumes = state.volumes.len(),
                     "new desired state"
                 );
-                if let Some(cores) = convert::cores(&state)
-                    .map_err(|source| SessionEnd::Desired { endpoint: self.endpoint.clone(), source })?
-                    .filter(|cores| store.cores() != Some(cores))
-                {
-                    tracing::info!(%cores, "other cores are wanted; they take effect at the next start");
-                    store.set_cores(cores)?;
+                let cores = convert::cores(&state)
+                    .map_err(|source| SessionEnd::Desired { endpoint: self.endpoint.clone(), source })?;
+                if let Some(cores) = cores {
+                    self.want_cores(cores, store, ends);
                 }
                 let desired = convert::desired(&state, message.revision)
                     .map_err(|source| SessionEnd::Desired { endpoint: self.endpoint.clone(), source })?;

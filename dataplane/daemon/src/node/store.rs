@@ -17,7 +17,7 @@ use basalt_agent::DesiredNode;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::cores::CoreList;
+use crate::cores::WantedCores;
 
 const DESIRED_MAGIC: &[u8; 8] = b"BSLTDES1";
 const DESIRED_HEADER_BYTES: usize = 16;
@@ -67,7 +67,7 @@ struct Identity {
     cluster_id: Option<String>,
     /// The cores that the control plane wants reactors on, since its last word.
     #[serde(default)]
-    cores: Option<CoreList>,
+    cores: Option<WantedCores>,
 }
 
 /// Who this daemon is, and the exclusive hold of its data directory.
@@ -116,7 +116,7 @@ impl IdentityFile {
     }
 
     /// The cores that the control plane wants reactors on, as it last said.
-    pub(crate) fn cores(&self) -> Option<&CoreList> {
+    pub(crate) fn cores(&self) -> Option<&WantedCores> {
         self.identity.cores.as_ref()
     }
 
@@ -124,7 +124,7 @@ impl IdentityFile {
     ///
     /// # Errors
     /// [`StoreError`]; the previous ones are remembered then.
-    pub(crate) fn set_cores(&mut self, cores: CoreList) -> Result<(), StoreError> {
+    pub(crate) fn set_cores(&mut self, cores: WantedCores) -> Result<(), StoreError> {
         let identity = Identity { cores: Some(cores), ..self.identity.clone() };
         write_identity(&self.directory, &identity)?;
         self.identity = identity;
@@ -269,14 +269,14 @@ mod tests {
         let instance = identity.instance_id();
         assert_eq!((identity.cluster_id(), file.load().unwrap()), (None, None));
         identity.bind_cluster("c").unwrap();
-        identity.set_cores(CoreList::first(2).unwrap()).unwrap();
+        identity.set_cores(WantedCores::Count(2)).unwrap();
         file.save(&desired(7)).unwrap();
         file.save(&desired(9)).unwrap();
         drop(identity);
         let identity = IdentityFile::open(directory.path()).unwrap();
         assert_eq!(identity.instance_id(), instance);
         assert_eq!(identity.cluster_id(), Some("c"));
-        assert_eq!(identity.cores(), Some(&CoreList::first(2).unwrap()));
+        assert_eq!(identity.cores(), Some(&WantedCores::Count(2)));
         assert_eq!(file.load().unwrap(), Some(desired(9)));
     }
 
