@@ -16,6 +16,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 
 use crate::desired::DesiredNode;
+use crate::disk_health::LOOK_INTERVAL;
 use crate::items::{Items, Key};
 use crate::notify::Notify;
 use crate::ports::{DiskOpener, Exporter, Reporter, StateStore, StoreError};
@@ -214,6 +215,17 @@ impl Inner {
         }
     }
 
+    /// Looks at the disks of open pools if it is time to; when it is time again.
+    fn look_at_disks(&self, next_look: &mut Instant) -> Instant {
+        let now = self.handle.now();
+        if now < *next_look {
+            return *next_look;
+        }
+        let any = self.items.borrow_mut().look_at_disks(now);
+        *next_look = now + LOOK_INTERVAL;
+        if any { *next_look } else { Instant::FAR_FUTURE }
+    }
+
     async fn work(self: Rc<Self>, key: Key, desired: Rc<DesiredNode>) -> Key {
         match &key {
             Key::Listener(bind) => self.work_listener(*bind, &desired).await,
@@ -238,6 +250,7 @@ impl Inner {
 /// The agent's task: as long as something is to be done it is done, a few things at a time.
 async fn reconcile(inner: Rc<Inner>) {
     let mut running = FuturesUnordered::new();
+    let mut next_look = inner.handle.now();
     loop {
         let desired = inner.desired.borrow().clone();
         let mut next_try = None;
@@ -250,11 +263,12 @@ async fn reconcile(inner: Rc<Inner>) {
                 running.push(Rc::clone(&inner).work(key, Rc::clone(&desired)));
             }
         }
+        let look = inner.look_at_disks(&mut next_look);
         inner.publish();
         if inner.stopped.get() && running.is_empty() {
             return;
         }
-        let mut timer = pin!(inner.handle.sleep_until(next_try.unwrap_or(Instant::FAR_FUTURE)));
+        let mut timer = pin!(inner.handle.sleep_until(next_try.map_or(look, |at| at.min(look))));
         let done = poll_fn(|context| {
             if !running.is_empty()
                 && let Poll::Ready(Some(key)) = running.poll_next_unpin(context)

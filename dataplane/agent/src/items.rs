@@ -8,7 +8,8 @@ use basalt_lvol::id::{Generation, Revision, VolumeId};
 use basalt_lvol::{Pool, PoolHealth, ReadOnlyReason};
 
 use crate::desired::{DesiredNode, DesiredVolume};
-use crate::report::{DiskReport, Problem};
+use crate::disk_health::DiskWatch;
+use crate::report::{DiskHealth, DiskReport, Problem};
 
 /// One thing that work is done for; never by two pieces of work at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,8 +52,20 @@ pub(crate) struct PoolItem {
     pub(crate) pool: Option<Pool>,
     /// One for each disk of the desired state as it was when the pool was tried last.
     pub(crate) disks: Vec<DiskReport>,
+    /// One for each disk that an open pool runs on.
+    pub(crate) watches: Vec<DiskWatch>,
     /// What is wrong with a pool that is open all the same.
     pub(crate) problem: Option<Problem>,
+}
+
+impl PoolItem {
+    /// What is wrong with a disk of the open pool whose requests fail.
+    pub(crate) fn failing_disk(&self) -> Option<Problem> {
+        self.watches.iter().map(DiskWatch::judgement).find_map(|(health, problem)| match health {
+            DiskHealth::Faulted => problem,
+            DiskHealth::Online | DiskHealth::Suspected | DiskHealth::Offline => None,
+        })
+    }
 }
 
 /// A volume that was worked on.
@@ -201,6 +214,16 @@ impl Items {
         let ordered: BTreeSet<VolumeId> =
             desired.tombstones.iter().map(|tombstone| tombstone.volume).collect();
         self.deleted.retain(|volume, _| ordered.contains(volume));
+    }
+
+    /// Looks at the disks of open pools; false if there is none to look at again.
+    pub(crate) fn look_at_disks(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        for watch in self.pools.values_mut().flat_map(|item| &mut item.watches) {
+            watch.look(now);
+            any = true;
+        }
+        any
     }
 
     /// An open pool.

@@ -10,6 +10,7 @@
 
 mod agent;
 mod desired;
+mod disk_health;
 mod items;
 mod listeners;
 mod notify;

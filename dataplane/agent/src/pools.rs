@@ -1,5 +1,7 @@
 //! Opening pools: importing what is there, creating what never was.
 
+use std::sync::Arc;
+
 use basalt_clock::mark;
 use basalt_lvol::id::{ClusterId, PoolId};
 use basalt_lvol::layout::{DamageReason, Role};
@@ -11,6 +13,7 @@ use basalt_reactor::DiskError;
 
 use crate::agent::Inner;
 use crate::desired::{DesiredNode, DesiredPool};
+use crate::disk_health::DiskWatch;
 use crate::items::Key;
 use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 
@@ -35,6 +38,8 @@ impl Inner {
             return self.resume_pool(key, &pool).await;
         }
         let (devices, mut reports) = self.open_disks(wanted).await;
+        let watch = |disk: &PoolDisk| DiskWatch::new(disk.name.clone(), Arc::clone(&disk.device));
+        let watches = devices.iter().map(watch).collect();
         let missing = reports.iter().find_map(|report| report.problem.clone());
         let opened = match (&missing, wanted.id) {
             // A pool that never was is not made of a part of its disks.
@@ -48,6 +53,7 @@ impl Inner {
                 let item = items.pools.entry(name.to_owned()).or_default();
                 item.pool = Some(pool);
                 item.problem = missing;
+                item.watches = watches;
                 items.succeeded(&key);
             }
             Err(Obstacle { problem, disk, lost }) => {

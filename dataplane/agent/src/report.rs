@@ -52,7 +52,7 @@ pub enum PoolHealth {
     Pending,
     /// In service.
     Online,
-    /// Volumes are served and nothing can be created or deleted.
+    /// Volumes are served as far as the disks do it, and nothing can be created or deleted.
     ReadOnly,
     /// Not in service.
     Faulted,
@@ -76,7 +76,9 @@ pub struct DiskReport {
 pub enum DiskHealth {
     /// In service.
     Online,
-    /// There, and refused or failed.
+    /// In service, and requests have failed on it.
+    Suspected,
+    /// There, and refused or failed; or in service, and its requests fail.
     Faulted,
     /// Not there.
     Offline,
@@ -104,7 +106,7 @@ pub enum VolumeHealth {
     Creating,
     /// Served.
     Online,
-    /// Its data is there, or may be, and is not served.
+    /// Its data is there, or may be, and is not served, or only in parts.
     Unavailable(Problem),
     /// Its data is lost.
     Faulted(Problem),
@@ -159,6 +161,8 @@ reasons! {
     DiskMissing,
     /// A disk could not be opened or read.
     DiskFailed,
+    /// Reads or writes of a disk that is in service fail.
+    DiskErrors,
     /// A disk is not part of the pool that runs: it was named later.
     DiskNotInUse,
     /// A disk is open in another process, or named twice.

@@ -5,7 +5,8 @@ use basalt_lvol::layout::EXTENT_BYTES;
 
 use crate::agent::Inner;
 use crate::desired::{DesiredNode, DesiredPool, DesiredVolume, Provision};
-use crate::items::{Items, Key};
+use crate::disk_health::DiskWatch;
+use crate::items::{Items, Key, PoolItem};
 use crate::report::{
     DeletedVolume, DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, Reason, VolumeHealth,
     VolumeReport,
@@ -60,6 +61,10 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
     let item = items.pools.get(&desired.name);
     let disks = desired.disks.iter().map(|disk| {
         let seen = item.and_then(|item| item.disks.iter().find(|report| report.path == disk.path));
+        let watch = item.and_then(|item| item.watches.iter().find(|watch| watch.path() == disk.path));
+        if let (Some(seen), Some((health, Some(problem)))) = (seen, watch.map(DiskWatch::judgement)) {
+            return DiskReport { health, problem: Some(problem), ..seen.clone() };
+        }
         seen.cloned().unwrap_or_else(|| DiskReport {
             path: disk.path.clone(),
             health: DiskHealth::Offline,
@@ -82,7 +87,10 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
         };
     };
     let (health, problem) = match pool.health() {
-        Health::Online => (PoolHealth::Online, item.problem.clone()),
+        Health::Online => match item.failing_disk() {
+            Some(problem) => (PoolHealth::ReadOnly, Some(problem)),
+            None => (PoolHealth::Online, item.problem.clone()),
+        },
         Health::ReadOnly(reason) => (PoolHealth::ReadOnly, Some(Problem::new(Reason::PoolReadOnly, reason))),
     };
     PoolReport {
@@ -115,9 +123,13 @@ fn volume_health(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
     let unavailable = |reason, message: String| VolumeHealth::Unavailable(Problem::new(reason, message));
     let item = items.volumes.get(&volume.id);
     if item.is_some_and(|item| item.exported) {
-        return match items.listeners.is_empty() {
-            false => VolumeHealth::Online,
-            true => unavailable(Reason::NoListener, "the node listens on no address".to_owned()),
+        let failing = items.pools.get(&volume.pool).and_then(PoolItem::failing_disk);
+        return match (items.listeners.is_empty(), failing) {
+            (true, _) => unavailable(Reason::NoListener, "the node listens on no address".to_owned()),
+            (false, Some(problem)) => {
+                unavailable(problem.reason, format!("pool {}: {}", volume.pool, problem.message))
+            }
+            (false, None) => VolumeHealth::Online,
         };
     }
     let pool = &volume.pool;

@@ -17,7 +17,7 @@ use basalt_agent::{
     Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone, VolumeHealth,
 };
 use basalt_bdev::{BlockDevice, IoError, Lba};
-use basalt_device_mem::{Fault, FaultyDevice, OperationKind};
+use basalt_device_mem::{Fault, Faults, FaultyDevice, OperationKind};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
 use basalt_reactor::{DiskError, Handle, SocketError};
 use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
@@ -552,6 +552,87 @@ fn a_state_that_cannot_be_kept_is_told_and_not_acted_upon() {
         agent.apply(next).await.unwrap();
         let report = settled(&handle, &agent).await;
         assert_eq!((report.problems, report.volumes.len()), (Vec::new(), 1));
+    });
+}
+
+/// A node with one volume of a megabyte on a disk that fails by rule.
+async fn on_a_faulty_disk(handle: &Handle) -> (Rc<Node>, Agent, Arc<Faults>, Bytes) {
+    let faulty = FaultyDevice::new(ram(64 * MIB));
+    let faults = Arc::clone(faulty.faults());
+    let node = Rc::new(Node::default());
+    node.disks.borrow_mut().insert("/disk".into(), Ok(Arc::new(faulty)));
+    let agent = node.start(handle).await;
+    agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+    assert_eq!(settled(handle, &agent).await.volumes[0].health, VolumeHealth::Online);
+    let bytes = Bytes::open(handle, &*node.device(volume_id(1)));
+    (node, agent, faults, bytes)
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_told_and_trusted_again_later() {
+    run(14, |handle| async move {
+        let (_node, agent, faults, bytes) = on_a_faulty_disk(&handle).await;
+        faults.inject(Fault::always(OperationKind::Write, IoError::ReadOnly));
+        bytes.write(0, &[1; 512]).await.unwrap_err();
+        let failing = |report: &NodeReport| report.pools[0].disks[0].health == DiskHealth::Faulted;
+        let report = eventually(&handle, &agent, failing).await;
+        let pool = &report.pools[0];
+        assert_eq!(pool.health, PoolHealth::ReadOnly);
+        for problem in [&pool.problem, &pool.disks[0].problem] {
+            let problem = problem.as_ref().unwrap();
+            assert_eq!(problem.reason, Reason::DiskErrors);
+            assert!(problem.message.starts_with("writes of /disk fail (the device is read-only)"));
+        }
+        let problem = problem_of(&report.volumes[0].health);
+        assert_eq!(problem.reason, Reason::DiskErrors);
+        assert!(problem.message.starts_with("pool pool: writes of /disk fail"), "{}", problem.message);
+        // Nothing was tried since: nobody knows better.
+        handle.sleep(Duration::from_secs(100)).await;
+        assert!(failing(&agent.report()));
+        faults.clear();
+        for _ in 0..40 {
+            bytes.write(0, &[2; 512]).await.unwrap();
+            handle.sleep(Duration::from_secs(1)).await;
+        }
+        let report = agent.report();
+        assert_eq!((report.pools[0].health, &report.pools[0].problem), (PoolHealth::Online, &None));
+        assert_eq!(report.pools[0].disks[0].health, DiskHealth::Online);
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+    });
+}
+
+#[test]
+fn a_disk_with_a_bad_sector_is_suspected_and_serves_on() {
+    run(15, |handle| async move {
+        let (_node, agent, faults, bytes) = on_a_faulty_disk(&handle).await;
+        faults.inject(Fault { count: 1, ..Fault::always(OperationKind::Read, IoError::Medium) });
+        bytes.read(0, 512).await.unwrap_err();
+        let suspected = |report: &NodeReport| report.pools[0].disks[0].health == DiskHealth::Suspected;
+        let report = eventually(&handle, &agent, suspected).await;
+        let problem = report.pools[0].disks[0].problem.as_ref().unwrap();
+        assert!(problem.message.starts_with("reads of /disk have failed (the medium"), "{}", problem.message);
+        assert_eq!(report.pools[0].health, PoolHealth::Online);
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+        bytes.read(0, 512).await.unwrap();
+        handle.sleep(Duration::from_secs(40)).await;
+        assert_eq!(agent.report().pools[0].disks[0].health, DiskHealth::Online);
+    });
+}
+
+#[test]
+fn writes_that_fail_again_and_again_make_a_disk_faulted() {
+    run(16, |handle| async move {
+        let (_node, agent, faults, bytes) = on_a_faulty_disk(&handle).await;
+        faults.inject(Fault::always(OperationKind::Flush, IoError::Medium));
+        faults.inject(Fault::always(OperationKind::Write, IoError::Medium));
+        let mut seen = Vec::new();
+        for _ in 0..10 {
+            bytes.write(0, &[1; 512]).await.unwrap_err();
+            handle.sleep(Duration::from_secs(1)).await;
+            seen.push(agent.report().pools[0].disks[0].health);
+        }
+        seen.dedup();
+        assert!(seen.ends_with(&[DiskHealth::Suspected, DiskHealth::Faulted]), "{seen:?}");
     });
 }
 

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use basalt_reactor::{DiskError, Handle};
 use uuid::Uuid;
 
-use crate::request::{Completion, Rejected, Request};
+use crate::error::IoError;
+use crate::faults::{DeviceFaults, FaultLog};
+use crate::request::{Completion, Operation, Rejected, Request};
 use crate::units::{BlockCount, BlockSize};
 
 /// Why a device gave no channel.
@@ -64,7 +66,7 @@ pub enum DeviceState {
     Removed,
 }
 
-/// A device's properties. All but size and state stay the same for its whole life.
+/// A device's properties, and what failed on it. All but size, state and faults stay the same for its whole life.
 #[derive(Debug)]
 pub struct DeviceInfo {
     name: String,
@@ -79,6 +81,7 @@ pub struct DeviceInfo {
     optimal_io: BlockCount,
     max_transfer: BlockCount,
     capabilities: Capabilities,
+    faults: FaultLog,
 }
 
 /// Largest transfer in bytes unless a device says otherwise: the largest buffer of a pool.
@@ -102,6 +105,7 @@ impl DeviceInfo {
             optimal_io: BlockCount(1),
             max_transfer: block_size.blocks_in(DEFAULT_MAX_TRANSFER_BYTES),
             capabilities: Capabilities::NONE,
+            faults: FaultLog::default(),
         }
     }
 
@@ -223,6 +227,23 @@ impl DeviceInfo {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// What failed on the device by its own fault, as far as its provider notes it: disks do.
+    #[must_use]
+    pub fn faults(&self) -> DeviceFaults {
+        self.faults.counts()
+    }
+
+    /// The device works: successes need not be counted any more until the next failure.
+    pub fn trust(&self) {
+        self.faults.trust();
+    }
+
+    /// For providers of disks: a request that was accepted has ended.
+    #[inline]
+    pub fn note(&self, operation: Operation, result: Result<(), IoError>) {
+        self.faults.note(operation, result, self.read_only);
     }
 
     /// For providers: the device has another size from now on.

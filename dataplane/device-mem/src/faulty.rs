@@ -103,7 +103,7 @@ impl fmt::Debug for Faults {
     }
 }
 
-/// A layer that makes requests of a device fail by rule. A request that fails never reaches the device.
+/// A layer that makes requests of a device fail by rule. A request that fails never reaches the device, and is noted as its fault.
 #[derive(Debug)]
 pub struct FaultyDevice {
     inner: Arc<dyn BlockDevice>,
@@ -131,11 +131,17 @@ impl BlockDevice for FaultyDevice {
 
     fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
         let inner = self.inner.open(handle)?;
-        Ok(Box::new(FaultyChannel { inner, faults: Arc::clone(&self.faults), failed: Vec::new() }))
+        Ok(Box::new(FaultyChannel {
+            device: Arc::clone(&self.inner),
+            inner,
+            faults: Arc::clone(&self.faults),
+            failed: Vec::new(),
+        }))
     }
 }
 
 struct FaultyChannel {
+    device: Arc<dyn BlockDevice>,
     inner: Box<dyn Channel>,
     faults: Arc<Faults>,
     failed: Vec<Completion>,
@@ -149,7 +155,10 @@ impl Channel for FaultyChannel {
         if self.failed.len() >= FAILED_MAX {
             return Err(Rejected(request));
         }
-        match self.faults.verdict(&request) {
+        let verdict = self.faults.verdict(&request);
+        // What is let through succeeds, as far as this layer knows.
+        self.device.info().note(request.operation, verdict);
+        match verdict {
             Ok(()) => self.inner.submit(request),
             Err(error) => {
                 self.failed.push(request.complete(Err(error)));

@@ -33,6 +33,7 @@ pub(crate) struct UringChannel {
 /// What is remembered of a request while the disk has it.
 struct Pending {
     tag: u64,
+    operation: Operation,
     stripes: Stripes,
     stage: Stage,
 }
@@ -116,7 +117,8 @@ impl UringChannel {
 
     /// Gives a place back; what was there.
     fn vacate(&mut self, place: usize) -> Pending {
-        let nothing = Pending { tag: 0, stripes: Stripes::NONE, stage: Stage::Free };
+        let nothing =
+            Pending { tag: 0, operation: Operation::Flush, stripes: Stripes::NONE, stage: Stage::Free };
         let pending = std::mem::replace(&mut self.pending[place], nothing);
         self.free.push(place);
         pending
@@ -194,9 +196,10 @@ impl UringChannel {
             Stage::Free => panic!("the disk completed a request twice"),
             Stage::Last | Stage::ThenSync | Stage::Compare { .. } => {}
         }
-        let Pending { tag, stripes, stage } = self.vacate(place);
+        let Pending { tag, operation, stripes, stage } = self.vacate(place);
         self.member.leave(stripes);
         let result = finished.result.map_err(error_of);
+        self.info.note(operation, result);
         Some(match stage {
             Stage::Compare { expected } => {
                 let result = result.and_then(|()| compare(&finished.payload, &expected));
@@ -210,7 +213,10 @@ impl UringChannel {
     fn finish_swap(&mut self, place: usize, finished: DiskCompletion) -> Option<Completion> {
         let Stage::Swap(swap) = &mut self.pending[place].stage else { unreachable!("it is one") };
         let mut result = finished.result.map_err(error_of);
-        if matches!(swap.step, SwapStep::Reads) && result.is_ok() {
+        let reads = matches!(swap.step, SwapStep::Reads);
+        let step = if reads { Operation::Read } else { Operation::Write { fua: swap.fua } };
+        self.info.note(step, result);
+        if reads && result.is_ok() {
             result = compare(&finished.payload, &swap.payload);
             if let (Ok(()), Some(mut buffer)) = (result, finished.payload.into_buffer()) {
                 swap.payload.copy_to(swap.length, &mut buffer);
@@ -237,7 +243,8 @@ impl UringChannel {
             fua,
             step: SwapStep::Waits { closed: false },
         };
-        let place = self.place(Pending { tag: request.tag, stripes, stage: Stage::Swap(Box::new(swap)) });
+        let (tag, operation) = (request.tag, request.operation);
+        let place = self.place(Pending { tag, operation, stripes, stage: Stage::Swap(Box::new(swap)) });
         self.swaps.push_back(place);
         self.advance_swap();
     }
@@ -280,7 +287,8 @@ impl Channel for UringChannel {
         }
         let (operation, stage) = Self::translate(&mut request);
         let payload = if memory.is_empty() { std::mem::take(&mut request.payload) } else { memory };
-        let place = self.place(Pending { tag: request.tag, stripes, stage });
+        let (tag, asked) = (request.tag, request.operation);
+        let place = self.place(Pending { tag, operation: asked, stripes, stage });
         let disk_request =
             DiskRequest { disk: self.disk.info().id, tag: place as u64, operation, offset, length, payload };
         self.disk.submit(disk_request).map_err(|back| {

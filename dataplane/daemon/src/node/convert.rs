@@ -186,6 +186,7 @@ fn pool_status(pool: &PoolReport) -> api::PoolStatus {
 fn disk_status(disk: &DiskReport) -> api::DiskStatus {
     let health = match disk.health {
         DiskHealth::Online => api::DiskHealth::Online,
+        DiskHealth::Suspected => api::DiskHealth::Suspected,
         DiskHealth::Faulted => api::DiskHealth::Faulted,
         DiskHealth::Offline => api::DiskHealth::Offline,
     };

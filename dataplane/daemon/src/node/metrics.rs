@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ::metrics::{counter, describe_counter, describe_gauge, gauge};
-use basalt_agent::{NodeReport, PoolHealth, VolumeHealth};
+use basalt_agent::{DiskHealth, NodeReport, PoolHealth, VolumeHealth};
 use tokio::sync::watch;
 
 use super::meters::VolumeMeters;
@@ -40,6 +40,7 @@ fn describe() {
     describe_gauge!("basalt_pool_capacity_bytes", "Bytes of the pool for data, used or free");
     describe_gauge!("basalt_pool_used_bytes", "Bytes of the pool that hold data");
     describe_gauge!("basalt_pool_online", "1 if the pool is in service and can be changed");
+    describe_gauge!("basalt_disk_online", "1 if the disk of a pool is in service and nothing fails on it");
     describe_gauge!("basalt_daemon_volumes", "Volumes on this node by health");
     describe_counter!(NOT_KEPT, "Times a desired state could not be written to the data directory");
     counter!(NOT_KEPT).absolute(0);
@@ -58,6 +59,11 @@ fn report_metrics(report: &NodeReport) {
         gauge!("basalt_pool_used_bytes", "pool" => pool.name.clone()).set(metric_value(pool.used));
         let online = pool.health == PoolHealth::Online;
         gauge!("basalt_pool_online", "pool" => pool.name.clone()).set(f64::from(u8::from(online)));
+        for disk in &pool.disks {
+            let online = disk.health == DiskHealth::Online;
+            gauge!("basalt_disk_online", "pool" => pool.name.clone(), "disk" => disk.path.clone())
+                .set(f64::from(u8::from(online)));
+        }
     }
     for health in ["creating", "online", "unavailable", "faulted"] {
         let volumes = report.volumes.iter().filter(|volume| word(&volume.health) == health).count();

@@ -101,6 +101,7 @@ fn pool_observed(pool: &agent::PoolReport) -> Option<(PoolName, model::PoolObser
         let observed = model::DiskObserved {
             health: match disk.health {
                 agent::DiskHealth::Online => model::DiskHealth::Online,
+                agent::DiskHealth::Suspected => model::DiskHealth::Suspected,
                 agent::DiskHealth::Faulted => model::DiskHealth::Faulted,
                 agent::DiskHealth::Offline => model::DiskHealth::Offline,
             },
