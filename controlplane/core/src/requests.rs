@@ -235,7 +235,6 @@ impl<D: Disk> Member<D> {
     fn watch_from(&mut self, from: Revision, reply_to: ReplyTo) {
         let revision = self.state.revision();
         if from > revision {
-            mark!("watcher-from-the-future");
             return self.fail(reply_to, RequestError::Ahead { present: revision });
         }
         match self.history.since(from) {

@@ -105,7 +105,6 @@ impl DiskWatch {
                 tracing::warn!(disk = self.path, health = ?after.0, "{}", problem.message);
             }
             None => {
-                mark!("agent-disk-sound-again");
                 self.device.info().trust();
                 tracing::info!(disk = self.path, "the disk is sound again");
             }
