@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -248,6 +248,7 @@ fn open(handle: &Handle, spec: &DeviceSpec, uuid: Uuid) -> anyhow::Result<Arc<dy
             Ok(Arc::new(NullDevice::new("null", uuid, spec.block, spec.block.blocks_in(*bytes))?))
         }
         DeviceKind::File { path, bytes } => {
+            refuse_to_grow(path, *bytes)?;
             let options = UringOptions {
                 name: path.display().to_string(),
                 uuid,
@@ -265,5 +266,44 @@ fn open(handle: &Handle, spec: &DeviceSpec, uuid: Uuid) -> anyhow::Result<Arc<dy
             );
             Ok(Arc::new(device))
         }
+    }
+}
+
+/// A file that exists keeps its size: growing it is for a person to do, who knows what is in it.
+fn refuse_to_grow(path: &Path, wanted: Option<u64>) -> anyhow::Result<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let found = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        // Another kind of thing, or nothing, or not to be seen: opening says what is wrong with it.
+        Ok(_) | Err(_) => return Ok(()),
+    };
+    let path = path.display();
+    anyhow::ensure!(
+        found >= wanted,
+        "{path} exists with {found} bytes, and size= asks for {wanted}: leave size= away to serve it as it is; or grow it first, \
+         with truncate --size {wanted} {path}; or name another path for a new file"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_exists_is_not_grown() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        refuse_to_grow(&path, Some(1 << 30)).unwrap();
+        std::fs::write(&path, [0; 4096]).unwrap();
+        refuse_to_grow(&path, None).unwrap();
+        refuse_to_grow(&path, Some(4096)).unwrap();
+        refuse_to_grow(&path, Some(512)).unwrap();
+        let error = refuse_to_grow(&path, Some(8192)).unwrap_err().to_string();
+        assert!(
+            error.contains("exists with 4096 bytes") && error.contains("truncate --size 8192"),
+            "{error}"
+        );
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
     }
 }

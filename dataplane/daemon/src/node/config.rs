@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use basalt_identity::CertificateFiles;
+use basalt_identity::{CertificateFiles, IdentityError};
 use basalt_telemetry::{LogFormat, LogsError};
 use serde::Deserialize;
 
@@ -107,6 +107,9 @@ pub(crate) enum ConfigError {
     /// Neither TLS nor plaintext, or both.
     #[error("give --tls-ca, --tls-cert and --tls-key, or --insecure-plaintext with --cluster-name")]
     Security,
+    /// Plaintext to another machine.
+    #[error("--control: {0}")]
+    Plaintext(#[from] IdentityError),
     /// A list of cores that makes no sense.
     #[error("--cores: {0}")]
     Cores(#[from] CoreListError),
@@ -171,6 +174,13 @@ impl Settings {
             .collect();
         if control.is_empty() {
             return Err(ConfigError::Control);
+        }
+        if matches!(security, SecurityConfig::Plaintext { .. }) {
+            // A name is looked up when it is dialled, and refused then.
+            let addresses = control.iter().filter_map(|endpoint| endpoint.parse::<SocketAddr>().ok());
+            if let Some(address) = addresses.into_iter().find(|address| !address.ip().is_loopback()) {
+                return Err(IdentityError::PlaintextOffLoopback { address }.into());
+            }
         }
         Ok(Config {
             node: need("node", self.node)?,
@@ -245,6 +255,9 @@ mod tests {
         assert!(matches!(neither, Err(ConfigError::Security)));
         let empty = Settings { control: Some(",".into()), ..settings() }.into_config();
         assert!(matches!(empty, Err(ConfigError::Control)));
+        let far = Settings { control: Some("127.0.0.1:1,192.0.2.2:4999".into()), ..settings() };
+        let far = far.into_config().unwrap_err().to_string();
+        assert!(far.contains("plaintext is possible only on loopback and 192.0.2.2:4999 is not"), "{far}");
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "nodes = \"x\"\n").unwrap();
         assert!(matches!(settings().or_file(file.path()), Err(ConfigError::Parse { .. })));

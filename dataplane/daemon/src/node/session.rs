@@ -82,11 +82,11 @@ impl SessionEnds {
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionEnd {
-    #[error("cannot reach {endpoint}: {source}")]
+    #[error("cannot reach {endpoint}: {}", cause(source))]
     Dial { endpoint: String, source: tonic::transport::Error },
-    #[error("{endpoint} is not a valid address: {source}")]
+    #[error("{endpoint} is not a valid address: {}", cause(source))]
     Address { endpoint: String, source: tonic::transport::Error },
-    #[error("{endpoint} broke the session off: {source}")]
+    #[error("{endpoint} broke the session off: {}", status_words(source))]
     Broken { endpoint: String, source: Box<tonic::Status> },
     #[error("{endpoint} closed the session")]
     Closed { endpoint: String },
@@ -96,8 +96,8 @@ enum SessionEnd {
     Protocol { endpoint: String, what: &'static str },
     #[error("{endpoint} does not lead")]
     NotLeader { endpoint: String, leader: Option<String> },
-    #[error("the control plane refused this daemon ({reason}): {message}")]
-    Refused { reason: &'static str, message: String },
+    #[error("the control plane refused this daemon: {message}{remedy}")]
+    Refused { message: String, remedy: &'static str },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{endpoint} sent a desired state that makes no sense: {source}")]
@@ -107,6 +107,37 @@ enum SessionEnd {
          from an old copy"
     )]
     Behind { sent: Revision, seen: Revision },
+}
+
+/// What lies at the bottom of a transport's error: its layers say nothing to people.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut deepest = error;
+    while let Some(deeper) = deepest.source() {
+        deepest = deeper;
+    }
+    deepest.to_string()
+}
+
+/// What a status says to people: the member's own words, or why the transport failed.
+fn status_words(status: &tonic::Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) => cause(source),
+        None if status.message().is_empty() => status.code().description().to_owned(),
+        None => status.message().to_owned(),
+    }
+}
+
+/// What a person can do about a refusal whose message does not say it.
+fn remedy(reason: RefusalReason) -> &'static str {
+    match reason {
+        RefusalReason::RevisionAhead => {
+            "; it may have been restored from an old copy: nothing is changed here until it has caught up or was recovered"
+        }
+        RefusalReason::OtherCluster => {
+            "; check --control, or give this daemon an empty --data-dir of its own"
+        }
+        _ => "",
+    }
 }
 
 /// Keeps a session open for as long as the future is polled.
@@ -274,7 +305,7 @@ impl Stream {
                     let leader = Some(refusal.leader_address).filter(|address| !address.is_empty());
                     Err(SessionEnd::NotLeader { endpoint: self.endpoint.clone(), leader })
                 }
-                reason => Err(SessionEnd::Refused { reason: reason.as_str_name(), message: refusal.message }),
+                reason => Err(SessionEnd::Refused { remedy: remedy(reason), message: refusal.message }),
             },
             _ => Err(self.protocol("neither welcome nor refusal came first")),
         }
@@ -391,10 +422,40 @@ impl Stream {
             }
             Some(FromControl::Heartbeat(_)) => Ok(()),
             Some(FromControl::Refusal(refusal)) => {
-                Err(SessionEnd::Refused { reason: refusal.reason().as_str_name(), message: refusal.message })
+                Err(SessionEnd::Refused { remedy: remedy(refusal.reason()), message: refusal.message })
             }
             Some(FromControl::Welcome(_)) => Err(self.protocol("a second welcome")),
             None => Err(self.protocol("an empty message")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_member_that_is_not_there_is_told_by_its_cause() {
+        // A port that was free a moment ago.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let identity = basalt_identity::Identity::new("c", basalt_identity::Role::Node, "n").unwrap();
+        let dialled = Endpoint::from_shared(format!("http://{endpoint}")).unwrap();
+        let connector = Connector::new(Security::Plaintext(identity));
+        let source = dialled.connect_with_connector(connector).await.unwrap_err();
+        let said = SessionEnd::Dial { endpoint: endpoint.clone(), source }.to_string();
+        assert!(said.contains("refused") && !said.contains("transport error"), "{said}");
+    }
+
+    #[test]
+    fn refusals_are_words() {
+        let refused = |reason| SessionEnd::Refused { message: "so it is".into(), remedy: remedy(reason) };
+        let said = refused(RefusalReason::RevisionAhead).to_string();
+        assert!(said.starts_with("the control plane refused this daemon: so it is;"), "{said}");
+        let said = refused(RefusalReason::DuplicateIdentity).to_string();
+        assert_eq!(said, "the control plane refused this daemon: so it is");
+        let status = tonic::Status::unavailable("the member stops");
+        assert_eq!(status_words(&status), "the member stops");
     }
 }
