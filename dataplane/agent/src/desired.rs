@@ -86,6 +86,9 @@ pub struct DesiredVolume {
     pub pool: String,
     /// Size in bytes, a multiple of 4096.
     pub size: u64,
+    /// It takes space when it is first written, if it is created.
+    #[serde(default)]
+    pub thin: bool,
     /// Whether it may be created.
     pub provision: Provision,
     /// NQN of its subsystem; at most 223 bytes.

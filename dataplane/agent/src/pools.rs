@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use basalt_clock::mark;
 use basalt_lvol::id::{ClusterId, PoolId};
-use basalt_lvol::layout::{DamageReason, Role};
+use basalt_lvol::layout::{DamageReason, EXTENT_BYTES, Role};
 use basalt_lvol::{
     CreateError, DiskContent, DiskFault, DiskRefusal, ImportError, NewPool, NewPoolDisk, Pool, PoolDisk,
     examine,
@@ -177,13 +177,18 @@ impl Inner {
             .map(|disk| NewPoolDisk { overwrite_foreign_data: overwrite(&disk), disk })
             .collect();
         let (cluster, name, revision) = (desired.cluster, wanted.name.clone(), desired.revision);
-        let pool = Pool::create(&self.handle, NewPool { cluster, name, revision, disks }).await;
+        let pool = Pool::create(
+            &self.handle,
+            NewPool { cluster, name, revision, extent_bytes: EXTENT_BYTES, disks },
+        )
+        .await;
         pool.map_err(|error| match error {
             CreateError::Disk(refusal) => Obstacle::of_refusal(&refusal),
             CreateError::NotReadBack(_) => Obstacle::of(Problem::new(Reason::PoolDamaged, &error)),
-            CreateError::DiskCount(_) | CreateError::NameTooLong(_) | CreateError::MixedBlocks => {
-                Obstacle::of(Problem::new(Reason::DiskFailed, &error))
-            }
+            CreateError::DiskCount(_)
+            | CreateError::NameTooLong(_)
+            | CreateError::ExtentBytes(_)
+            | CreateError::MixedBlocks => Obstacle::of(Problem::new(Reason::DiskFailed, &error)),
         })
     }
 }

@@ -99,7 +99,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
         health,
         capacity: pool.capacity(),
         used: pool.capacity() - pool.free(),
-        allocation_unit: EXTENT_BYTES,
+        allocation_unit: pool.extent_bytes(),
         disks,
         problem,
     }

@@ -180,6 +180,8 @@ async fn create(pool: &Pool, wanted: &DesiredVolume) -> Result<Arc<LogicalVolume
         name: wanted.name.clone(),
         identity: identity_of(wanted),
         size: wanted.size,
+        thin: wanted.thin,
+        hidden: false,
     };
     pool.create_volume(new).await.map_err(|error| volume_problem(&error).into())
 }
@@ -233,7 +235,10 @@ fn volume_problem(error: &VolumeError) -> Problem {
         | VolumeError::NqnTaken(_)
         | VolumeError::NotFound(_)
         | VolumeError::Busy(_)
+        | VolumeError::WrongKind(..)
+        | VolumeError::Shrinks { .. }
         | VolumeError::OutOfBounds(_) => Reason::VolumeConflict,
+        VolumeError::StaleEpoch { .. } => Reason::Fenced,
     };
     Problem::new(reason, error)
 }

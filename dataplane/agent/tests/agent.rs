@@ -138,6 +138,7 @@ fn desired(index: u64) -> DesiredNode {
 
 fn wanted(number: u8, size: u64) -> DesiredVolume {
     DesiredVolume {
+        thin: false,
         id: volume_id(number),
         generation: Generation(1),
         epoch: Epoch { incarnation: 1, counter: 1 },

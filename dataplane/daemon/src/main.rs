@@ -7,6 +7,7 @@ mod cores;
 mod device;
 mod metrics;
 mod node;
+mod pool;
 mod reactors;
 mod reservation_files;
 mod serve;
@@ -38,11 +39,15 @@ enum Command {
         #[arg(long, env = "BASALT_CONFIG", value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Look at the disks of a pool that is not in service
+    #[command(subcommand)]
+    Pool(pool::Command),
 }
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("basaltd: {}", basalt_telemetry::sentence(&*error));
             ExitCode::FAILURE
@@ -50,11 +55,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+/// False: what was to be checked is not in order, and that was said.
+fn run(command: Command) -> anyhow::Result<bool> {
     match command {
+        Command::Pool(command) => pool::run(&command),
         Command::Serve(options) => {
             basalt_telemetry::init_logs(LogFormat::Text, "info")?;
-            serve::run(&options)
+            serve::run(&options).map(|()| true)
         }
         Command::Node { settings, config } => {
             let settings = match config {
@@ -63,7 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             };
             let config = settings.into_config()?;
             basalt_telemetry::init_logs(config.log_format, &config.log_filter)?;
-            node::run(config)
+            node::run(config).map(|()| true)
         }
     }
 }

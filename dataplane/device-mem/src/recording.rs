@@ -9,6 +9,8 @@ use basalt_bdev::{
 use basalt_clock::Random;
 use basalt_reactor::Handle;
 
+use crate::image::{ImageDevice, Overlay, write_over};
+
 /// What a power failure never tears, in bytes.
 const SECTOR_BYTES: usize = 512;
 
@@ -68,7 +70,7 @@ impl Recording {
     pub fn crash(&self, image: &mut [u8], block_size: BlockSize, point: usize, random: &mut dyn Random) {
         let events = self.events();
         let events = &events[..point];
-        let durable = durable(events);
+        let durable = durable(events, true);
         let refused = |id: u64| {
             events.iter().any(|event| matches!(event, Event::Refused { id: other } if *other == id))
         };
@@ -92,8 +94,9 @@ impl Recording {
     }
 }
 
-/// Ids of the writes that are durable after these events: completed with FUA, or covered by a completed flush.
-fn durable(events: &[Event]) -> BTreeSet<u64> {
+/// Ids of the writes that are durable after these events: completed with FUA, or covered by a completed flush; without a volatile
+/// cache all that completed.
+fn durable(events: &[Event], volatile: bool) -> BTreeSet<u64> {
     let mut completed = BTreeSet::new();
     let mut durable = BTreeSet::new();
     let mut flushes: Vec<(u64, BTreeSet<u64>)> = Vec::new();
@@ -110,7 +113,7 @@ fn durable(events: &[Event]) -> BTreeSet<u64> {
             Event::Completed { id } => {
                 if let Some(place) = flushes.iter().position(|(flush, _)| flush == id) {
                     durable.append(&mut flushes.swap_remove(place).1);
-                } else if forced.contains(id) {
+                } else if forced.contains(id) || !volatile {
                     durable.insert(*id);
                 } else {
                     completed.insert(*id);
@@ -133,6 +136,136 @@ fn leave_some(target: &mut [u8], data: &[u8], random: &mut dyn Random) {
                 }
             }
         }
+    }
+}
+
+/// The states that power failures can leave of a recorded device, point by point.
+///
+/// What must be there at a point is kept in one image that grows with the points; only what may or may not be there is decided for
+/// each state anew.
+#[derive(Debug)]
+pub struct Crashes {
+    recording: Arc<Recording>,
+    block_size: BlockSize,
+    volatile: bool,
+    /// What completed is there: nothing but the process of the device's user ended.
+    completed_stays: bool,
+    base: Arc<Vec<u8>>,
+    /// Events whose effect is in `base`.
+    applied: usize,
+    point: usize,
+    /// Writes behind them, in order, and whether each must be there.
+    open: Vec<(usize, Vec<u8>, bool)>,
+}
+
+/// A state that a power failure can leave.
+#[derive(Debug)]
+pub struct CrashState {
+    /// The device as it is found.
+    pub device: ImageDevice,
+    /// The same for states of equal choices at one point, and hardly ever for others.
+    pub fingerprint: u64,
+}
+
+impl Crashes {
+    /// States of a device that held `image` when the recording began and claims the write cache that `volatile` says.
+    #[must_use]
+    pub fn new(recording: &Arc<Recording>, image: Vec<u8>, block_size: BlockSize, volatile: bool) -> Self {
+        let base = Arc::new(image);
+        let recording = Arc::clone(recording);
+        let completed_stays = !volatile;
+        Self {
+            recording,
+            block_size,
+            volatile,
+            completed_stays,
+            base,
+            applied: 0,
+            point: 0,
+            open: Vec::new(),
+        }
+    }
+
+    /// The same for states that the end of the user's process leaves: the device keeps what it completed.
+    #[must_use]
+    pub fn of_process_ends(mut self) -> Self {
+        self.completed_stays = true;
+        self
+    }
+
+    /// Goes on to the moment after the first `point` events.
+    ///
+    /// # Panics
+    /// If that lies before the moment that was gone to last, or beyond the recording.
+    pub fn advance(&mut self, point: usize) {
+        assert!(point >= self.point, "crash points are visited in order");
+        self.point = point;
+        let events = self.recording.events();
+        let events = &events[..point];
+        let durable = durable(events, !self.completed_stays);
+        let refused: BTreeSet<u64> = events
+            .iter()
+            .filter_map(|event| if let Event::Refused { id } = event { Some(*id) } else { None })
+            .collect();
+        let base = Arc::make_mut(&mut self.base);
+        self.open.clear();
+        for (index, event) in events.iter().enumerate().skip(self.applied) {
+            let Event::Submitted { id, change: Change::Write { lba, data, compared, .. } } = event else {
+                if self.open.is_empty() {
+                    self.applied = index + 1;
+                }
+                continue;
+            };
+            if *compared && refused.contains(id) {
+                continue;
+            }
+            let Ok(offset) = usize::try_from(self.block_size.offset_of(*lba)) else {
+                panic!("a recorded write beyond the address space")
+            };
+            let must = durable.contains(id);
+            if must && self.open.is_empty() {
+                base[offset..offset + data.len()].copy_from_slice(data);
+                self.applied = index + 1;
+            } else {
+                self.open.push((offset, data.clone(), must));
+            }
+        }
+    }
+
+    /// Writes that may or may not be there at this moment.
+    #[must_use]
+    pub fn undecided(&self) -> usize {
+        self.open.iter().filter(|(_, _, must)| !must).count()
+    }
+
+    /// A state of this moment: `random` chooses of each write that need not be there whether all, nothing or some sectors are.
+    pub fn state(&self, random: &mut dyn Random) -> CrashState {
+        let mut overlay = Overlay::new();
+        // A hash of all choices (FNV-1a).
+        let mut fingerprint = 0xcbf2_9ce4_8422_2325_u64;
+        let mut note = |choice: u64| {
+            fingerprint = (fingerprint ^ choice).wrapping_mul(0x0100_0000_01b3);
+        };
+        for (offset, data, must) in &self.open {
+            let choice = if *must { 1 } else { random.below(3) };
+            note(choice);
+            match choice {
+                0 => {}
+                1 => write_over(&self.base, &mut overlay, *offset, data),
+                _ => {
+                    for (index, sector) in data.chunks(SECTOR_BYTES).enumerate() {
+                        let kept = random.chance(1, 2);
+                        note(u64::from(kept));
+                        if kept {
+                            write_over(&self.base, &mut overlay, offset + index * SECTOR_BYTES, sector);
+                        }
+                    }
+                }
+            }
+        }
+        let base = Arc::clone(&self.base);
+        let device = ImageDevice::with_overlay(base, overlay, self.block_size, self.volatile);
+        CrashState { device, fingerprint }
     }
 }
 

@@ -61,13 +61,15 @@ fn volume(reactor: &mut Reactor, handle: &Handle) -> Result<Arc<dyn BlockDevice>
         cluster: ClusterId(Uuid::from_u128(1)),
         name: "pool".into(),
         revision: Revision::default(),
+        extent_bytes: basalt_lvol::layout::EXTENT_BYTES,
         disks: vec![NewPoolDisk { disk, overwrite_foreign_data: false }],
     };
     let nguid = [1; 16];
     let identity = VolumeIdentity { nqn: "nqn".into(), nsid: 1, uuid: nguid, nguid, serial: [b' '; 20] };
     let id = VolumeId(Uuid::from_u128(2));
     let (generation, epoch, name) = (Generation(1), Epoch::default(), "volume".into());
-    let volume = NewVolume { id, generation, epoch, name, identity, size: WORKING_SET_BYTES };
+    let (thin, hidden) = (false, false);
+    let volume = NewVolume { id, generation, epoch, name, identity, size: WORKING_SET_BYTES, thin, hidden };
     let own = handle.clone();
     let mut task = handle.spawn(async move {
         let pool = Pool::create(&own, new).await?;

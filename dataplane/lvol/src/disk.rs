@@ -14,7 +14,9 @@ use futures::stream;
 
 use crate::error::{DiskFault, DiskRefusal, FaultCause};
 use crate::foreign::{ForeignContent, PROBE_BYTES, recognise};
-use crate::layout::{EXTENT_BYTES, PAGE_BYTES, SLOT_OFFSETS, SUPERBLOCK_BYTES, Superblock, SuperblockError};
+use crate::layout::{
+    EXTENT_BYTES_MAX, PAGE_BYTES, PIECES, SLOT_OFFSETS, SUPERBLOCK_BYTES, Superblock, SuperblockError,
+};
 
 /// Largest piece of one read or write in bytes.
 const TRANSFER_BYTES_MAX: u64 = 256 << 10;
@@ -79,6 +81,12 @@ impl DiskIo {
         self.block
     }
 
+    /// Whether it takes a piece of the largest extent at once, as copies after a snapshot need.
+    pub(crate) fn takes_pieces(&self) -> bool {
+        let info = self.device.info();
+        self.block.bytes_of(info.max_transfer()) >= EXTENT_BYTES_MAX / PIECES as u64
+    }
+
     /// The refusal for a disk that is too small or has a block that is not supported.
     pub(crate) fn unsuitable(&self) -> DiskRefusal {
         DiskRefusal::Unsuitable {
@@ -117,12 +125,21 @@ impl DiskIo {
 
     /// Writes whole blocks. Durable after the next [`Self::flush`].
     pub(crate) async fn write(&self, offset: u64, content: &[u8]) -> Result<(), DiskFault> {
+        self.write_pieces(offset, content, false).await
+    }
+
+    /// Writes whole blocks durably.
+    pub(crate) async fn write_durably(&self, offset: u64, content: &[u8]) -> Result<(), DiskFault> {
+        self.write_pieces(offset, content, true).await
+    }
+
+    async fn write_pieces(&self, offset: u64, content: &[u8], fua: bool) -> Result<(), DiskFault> {
         for (at, count) in pieces(offset, content.len() as u64, self.transfer_bytes()) {
             let start = usize::try_from(at - offset).expect("within a slice");
             let end = start + usize::try_from(count).expect("within a slice");
             let (lba, blocks) = self.range(at, count);
             let buffer = Buffer::copy_of(&content[start..end]);
-            let written = self.channel.write(lba, blocks, buffer, false).await;
+            let written = self.channel.write(lba, blocks, buffer, fua).await;
             drop(written.map_err(self.fault("write"))?);
         }
         Ok(())
@@ -210,48 +227,44 @@ impl DiskIo {
     /// taken over by another program.
     pub(crate) async fn read_superblock(&self) -> Result<Result<Superblock, SuperblockError>, DiskFault> {
         let mut best: Result<Superblock, SuperblockError> = Err(SuperblockError::Absent);
-        for (slot, offset) in (0..).zip(SLOT_OFFSETS) {
-            // A slot that cannot be read counts as damaged: the other one may do.
-            let found = match self.read(offset, PAGE_BYTES as u64).await {
-                Ok(page) => Superblock::decode(&page, slot),
-                Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
-                    Err(SuperblockError::Checksum)
-                }
-                Err(fault) => return Err(fault),
-            };
-            best = better(best, found);
+        for slot in 0..2 {
+            best = better(best, self.read_slot(slot).await?);
         }
         Ok(best)
     }
 
-    /// Whether `superblock` is the latest for certain: both slots can be read, and none holds a later one.
-    pub(crate) async fn is_latest(&self, superblock: &Superblock) -> Result<bool, DiskFault> {
-        for (slot, offset) in (0..).zip(SLOT_OFFSETS) {
-            match self.read(offset, PAGE_BYTES as u64).await {
-                Ok(page) => match Superblock::decode(&page, slot) {
-                    Ok(found) if found.sequence > superblock.sequence => return Ok(false),
-                    _ => {}
-                },
-                Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => return Ok(false),
-                Err(fault) => return Err(fault),
+    /// What one slot says. One that cannot be read counts as damaged: the other one may do.
+    pub(crate) async fn read_slot(
+        &self,
+        slot: u32,
+    ) -> Result<Result<Superblock, SuperblockError>, DiskFault> {
+        match self.read(SLOT_OFFSETS[slot as usize], PAGE_BYTES as u64).await {
+            Ok(page) => Ok(Superblock::decode(&page, slot)),
+            Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
+                Ok(Err(SuperblockError::Checksum))
             }
+            Err(fault) => Err(fault),
         }
-        Ok(true)
     }
 
-    /// Writes a superblock to the slot of its sequence number and flushes.
+    /// Writes a superblock to both slots, one after the other, and flushes after each: one of them is intact at any time, and when
+    /// this has ended both say the same.
     pub(crate) async fn write_superblock(&self, superblock: &Superblock) -> Result<(), DiskFault> {
-        let page = superblock.encode();
-        assert!(page.len() >= SUPERBLOCK_BYTES, "a slot is a page");
-        self.write(SLOT_OFFSETS[superblock.slot() as usize], &page).await?;
-        self.flush().await
+        let first = superblock.first_slot();
+        for slot in [first, 1 - first] {
+            let page = superblock.encode(slot);
+            assert!(page.len() >= SUPERBLOCK_BYTES, "a slot is a page");
+            self.write(SLOT_OFFSETS[slot as usize], &page).await?;
+            self.flush().await?;
+        }
+        Ok(())
     }
 
     /// Removes what other systems (and we) recognise disks by, and flushes.
     pub(crate) async fn wipe(&self) -> Result<(), DiskFault> {
         let probe = self.bytes().min(PROBE_BYTES as u64);
-        // Both table areas of the largest disk: no table of an earlier pool stays.
-        let metadata = self.bytes().min(33 * EXTENT_BYTES);
+        // Slots and both journals at their longest: no group of an earlier pool stays.
+        let metadata = self.bytes().min(33 << 20);
         self.write_zeroes(0, metadata).await?;
         self.write_zeroes(self.bytes() - probe, probe).await?;
         self.flush().await

@@ -6,8 +6,8 @@ use basalt_bdev::{IoError, OpenError};
 use thiserror::Error;
 
 use crate::foreign::ForeignContent;
-use crate::id::{ClusterId, Generation, PoolId, VolumeId};
-use crate::layout::{DamageReason, SuperblockError, TableError};
+use crate::id::{ClusterId, Epoch, Generation, PoolId, VolumeId};
+use crate::layout::{DamageReason, RootError, SuperblockError};
 
 /// A disk failed to do what it was asked.
 #[derive(Clone, Debug, Error)]
@@ -120,6 +120,9 @@ pub enum CreateError {
     /// The name is too long.
     #[error("the name of a pool has at most 64 bytes, not {0}")]
     NameTooLong(usize),
+    /// The unit of allocation is not supported.
+    #[error("the unit of allocation is a power of two from 64 KiB to 1 MiB, not {0} bytes")]
+    ExtentBytes(u64),
     /// The disks have different block sizes.
     #[error("the disks of a pool must have the same logical block")]
     MixedBlocks,
@@ -129,6 +132,35 @@ pub enum CreateError {
 }
 
 impl From<DiskFault> for CreateError {
+    fn from(fault: DiskFault) -> Self {
+        Self::Disk(fault.into())
+    }
+}
+
+/// Why a disk could not be added to a pool, or a pool not be grown.
+#[derive(Clone, Debug, Error)]
+pub enum GrowError {
+    /// The disk cannot be part of it.
+    #[error(transparent)]
+    Disk(#[from] DiskRefusal),
+    /// The pool takes no change.
+    #[error(transparent)]
+    ReadOnly(#[from] ReadOnlyReason),
+    /// The pool has as many disks as it may have.
+    #[error("a pool has at most 64 disks")]
+    TooManyDisks,
+    /// The pool has no such disk, or it is missing.
+    #[error("the pool has no disk {0} that is there")]
+    NoSuchDisk(u32),
+    /// The block of the disk is not that of the pool.
+    #[error("the disks of a pool must have the same logical block")]
+    MixedBlocks,
+    /// Another growth is under way.
+    #[error("the pool is growing already")]
+    Busy,
+}
+
+impl From<DiskFault> for GrowError {
     fn from(fault: DiskFault) -> Self {
         Self::Disk(fault.into())
     }
@@ -146,9 +178,9 @@ pub enum ImportError {
     /// The lead does not list this disk.
     #[error("disk {0} says that it belongs to the pool, and the pool does not know it")]
     Stranger(String),
-    /// The pool's table is damaged beyond what import can do without.
+    /// The top of the pool's metadata is damaged beyond what import can do without.
     #[error("the metadata of the pool is damaged: {0}")]
-    Damaged(#[source] TableError),
+    Damaged(#[source] RootError),
 }
 
 impl From<DiskFault> for ImportError {
@@ -163,14 +195,22 @@ pub enum ReadOnlyReason {
     /// The superblock has ro-compat features that this program does not know.
     #[error("the pool uses features that this program does not know; use a newer one")]
     UnknownFeature,
-    /// The latest table was damaged and the one before it was taken.
-    #[error("the latest metadata is damaged; the pool was imported as it was before its last change")]
-    PreviousTable,
-    /// A part of the table could not be read: the volumes in it are isolated and must not be written out as damaged.
+    /// A part of the metadata could not be read: the volumes in it are isolated and must not be written out as damaged.
     #[error(
         "a part of the metadata cannot be read; the pool takes no change until it is imported without a read error"
     )]
-    IncompleteTable,
+    Unreadable,
+    /// A group of the journal is damaged and later ones are not: what was written since then is missing.
+    #[error(
+        "the journal is damaged: changes that were flushed are missing; the pool was imported as it was before them"
+    )]
+    JournalDamaged,
+    /// There is no room in the metadata areas for what has changed.
+    #[error("the metadata areas are full; delete snapshots or volumes, or add a disk")]
+    MetadataFull,
+    /// The pool was exported.
+    #[error("the pool was exported")]
+    Exported,
     /// A write of metadata failed: it is unknown what the disk holds.
     #[error("a write of metadata failed ({0}); the pool takes no change until one succeeds")]
     MetadataWriteFailed(Rc<DiskFault>),
@@ -205,12 +245,31 @@ pub enum VolumeError {
         /// Bytes that are free.
         free: u64,
     },
-    /// The table area is full.
+    /// The metadata areas are full.
     #[error("the pool has no room for the metadata of another volume")]
     MetadataFull,
     /// What a damaged volume owns is unknown, so no space can be given out.
     #[error("volume {0} is damaged; the pool gives no space to new volumes until it is deleted")]
     DamagedNeighbour(VolumeId),
+    /// The volume has snapshots or clones, or is one, so this cannot be done to it.
+    #[error("the volume {0} is {1}")]
+    WrongKind(VolumeId, &'static str),
+    /// The order comes from a lower epoch than the volume has seen.
+    #[error("the order names epoch {ordered}, the volume has seen {seen}")]
+    StaleEpoch {
+        /// Epoch of the order.
+        ordered: Epoch,
+        /// Epoch of the volume.
+        seen: Epoch,
+    },
+    /// A volume never shrinks.
+    #[error("the volume has {is} bytes and cannot shrink to {wanted}")]
+    Shrinks {
+        /// Its size.
+        is: u64,
+        /// The size that was asked for.
+        wanted: u64,
+    },
     /// Size, block, name or NQN is out of bounds.
     #[error("the volume's {0} is out of bounds")]
     OutOfBounds(&'static str),

@@ -1,30 +1,51 @@
 //! A pool: the disks of one node that hold logical volumes.
 
-mod commit;
+mod checkpoint;
 mod create;
+mod freeze;
+mod grants;
+mod grow;
 mod import;
+mod inspect;
+mod journal;
+mod load;
+mod owner;
+mod snapshots;
+mod usage;
 mod volumes;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use basalt_bdev::BlockSize;
+use basalt_reactor::Handle;
 use futures::lock::Mutex;
 
 pub use create::{NewPool, NewPoolDisk};
+pub use inspect::{
+    Finding, InspectedDisk, InspectedVolume, Inspection, Remedy, VolumeDetail, inspect, repair,
+};
+pub use snapshots::{NewSnapshot, SnapshotDifference};
+pub use usage::{PoolUsage, RESERVE_LIMIT, VolumeUsage};
 pub use volumes::{NewVolume, VolumeStatus};
 
 use crate::disk::DiskIo;
 use crate::error::ReadOnlyReason;
 use crate::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskRecord, EXTENT_BYTES, EncodedTable, Run, Superblock, VolumeRecord,
+    DamageReason, DirectoryRecord, DiskRecord, JournalRecord, PagePointer, Superblock, VolumeRecord,
 };
+use crate::pages::{PageHold, Pages};
+use crate::port::{Message, Port};
+use crate::refs::{Limbo, Refs};
 use crate::space::Space;
-use crate::volume::{LogicalVolume, MappedDisk};
+use crate::tree::{FrozenTree, Tree};
+use crate::volume::{LogicalVolume, PoolShared};
+use checkpoint::{Checkpoint, PageBytes, Written};
+use grants::OpenGrant;
 
 /// An imported pool. Lives on one reactor; its volumes are block devices for all.
 ///
@@ -36,18 +57,27 @@ pub struct Pool {
 }
 
 struct Inner {
+    handle: Handle,
     cluster: ClusterId,
     id: PoolId,
     name: String,
     block: BlockSize,
     /// By index in the pool; `None`: missing.
-    disks: Vec<Option<DiskIo>>,
-    mapped: Vec<Option<MappedDisk>>,
-    records: Vec<DiskRecord>,
+    disks: RefCell<Vec<Option<Rc<DiskIo>>>>,
+    records: RefCell<Vec<DiskRecord>>,
+    shared: Arc<PoolShared>,
+    port: Port,
+    pages: Rc<Pages>,
     state: RefCell<State>,
-    /// Held while a table is written.
+    /// Held while a checkpoint is written.
     committing: Mutex<()>,
+    /// Held while a group of the journal is written.
+    journaling: Mutex<()>,
     unmap_failures: Cell<u64>,
+    /// Background work of which one at a time suffices.
+    checkpoint_wanted: Cell<bool>,
+    relieving: Cell<bool>,
+    growing: Cell<bool>,
 }
 
 struct State {
@@ -55,39 +85,95 @@ struct State {
     superblock: Superblock,
     revision: Revision,
     space: Space,
+    refs: Refs,
+    limbo: Limbo,
     volumes: BTreeMap<VolumeId, Volume>,
-    /// Space of deleted volumes that may still have requests under way.
-    drained_later: Vec<(Arc<LogicalVolume>, Vec<Run>)>,
-    /// Counts changes of what a table holds, and how many of them are durable.
+    /// Counts changes that need a checkpoint, and how many of them are durable.
     changes: u64,
     durable: u64,
+    /// Counts changes of maps, and how many of them are durable.
+    map_changes: u64,
+    map_durable: u64,
+    /// How many of them are in a group that was written and may not be durable.
+    map_written: u64,
+    /// Extents whose last change was in no group that was written when it was noted, by the number of that change.
+    unwritten: VecDeque<(u64, VolumeId, u64)>,
+    /// Changes of maps that no group of the journal has yet.
+    pending: Vec<JournalRecord>,
+    journal: Journal,
+    grants: BTreeMap<u64, OpenGrant>,
+    grants_made: u64,
+    /// Requests that wait for space or for room in the metadata areas.
+    starving: VecDeque<Message>,
     read_only: Option<ReadOnlyReason>,
     /// What was being written when a write of metadata failed.
-    unfinished: Option<Commit>,
+    unfinished: Option<Checkpoint>,
+    /// Pages that a checkpoint prepared which then found no room.
+    left_over: PageBytes,
+    /// The state that the disk holds: its pages stay in use.
+    on_disk: Option<Written>,
 }
 
-/// A state of the pool on its way to the lead disk.
-struct Commit {
-    superblock: Superblock,
-    table: EncodedTable,
-    /// Changes that it holds.
-    changes: u64,
+/// Where the next group goes.
+#[derive(Clone, Copy, Debug)]
+struct Journal {
+    /// Bytes of the current journal that are in use.
+    used: u64,
+    /// The next group's sequence number.
+    sequence: u64,
+    /// The checkpoint that its groups follow.
+    checkpoint: u64,
+    /// Sequence number of its first group.
+    first: u64,
 }
 
 /// What a pool knows about a volume.
 enum Volume {
-    /// Its space is being zeroed; no table knows it.
-    Preparing(VolumeRecord),
-    /// The next table has it.
-    Committing(VolumeRecord),
+    /// Its space is being zeroed; no checkpoint knows it.
+    Preparing(Box<VolumeData>),
+    /// The next checkpoint has it.
+    Committing(Box<VolumeData>),
     /// In service.
-    Ready(VolumeRecord, Arc<LogicalVolume>),
+    Ready(Box<VolumeData>),
     /// Understood, and a disk of it is missing, or its block size is not the disks'.
-    Isolated(VolumeRecord, DamageReason),
+    Isolated(Box<VolumeData>, DamageReason),
     /// Not understood; kept as it was found.
-    Damaged { directory: DirectoryRecord, bytes: Vec<u8>, reason: DamageReason },
-    /// The next table does not have it any more.
-    Deleting { runs: Vec<Run>, device: Option<Arc<LogicalVolume>> },
+    Damaged {
+        directory: DirectoryRecord,
+        #[allow(dead_code, reason = "held for its drop")]
+        kept: (Option<Rc<StoredPage>>, Option<PageHold>, FrozenTree),
+        reason: DamageReason,
+    },
+    /// The next checkpoint does not have it any more.
+    Deleting(Option<Box<VolumeData>>),
+}
+
+/// A volume that is understood.
+struct VolumeData {
+    record: VolumeRecord,
+    tree: Tree,
+    /// The page that holds the record and names the map; `None`: the next checkpoint writes one.
+    page: Option<Rc<StoredPage>>,
+    device: Option<Arc<LogicalVolume>>,
+    /// Extents that somebody has a grant for.
+    locked: BTreeSet<u64>,
+    /// Requests that wait for a lock, or for the end of a freeze, in the order in which they came.
+    waiting: VecDeque<Message>,
+    /// Extents whose last change may be in no group that was written, with that change. They are not overwritten in place
+    /// behind the owner's back: what is acknowledged there must not depend on a change that the end of the process undoes.
+    unwritten: BTreeMap<u64, u64>,
+    /// No grant is given while this is not zero: a snapshot is being taken.
+    frozen: u32,
+    /// Grants that were given and not ended.
+    granted: u32,
+}
+
+/// A page of a checkpoint.
+#[derive(Debug)]
+struct StoredPage {
+    pointer: PagePointer,
+    #[allow(dead_code, reason = "held for its drop")]
+    hold: PageHold,
 }
 
 /// Whether a pool takes changes.
@@ -133,17 +219,22 @@ impl Pool {
         self.inner.block
     }
 
+    /// Bytes of its unit of allocation.
+    #[must_use]
+    pub fn extent_bytes(&self) -> u64 {
+        self.inner.shared.extent_bytes
+    }
+
     /// Bytes for data on the disks that are present, used or free.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.inner.state.borrow().space.total() * EXTENT_BYTES
+        self.inner.state.borrow().space.total() * self.extent_bytes()
     }
 
-    /// Bytes that can be given to new volumes.
+    /// Bytes that can be given to volumes.
     #[must_use]
     pub fn free(&self) -> u64 {
-        self.inner.release_drained();
-        self.inner.state.borrow().space.free() * EXTENT_BYTES
+        self.inner.state.borrow().space.free() * self.extent_bytes()
     }
 
     /// Whether it takes changes.
@@ -158,13 +249,10 @@ impl Pool {
     /// Its disks, the lead first.
     #[must_use]
     pub fn disks(&self) -> Vec<DiskStatus> {
-        let names = self.inner.disks.iter().map(|disk| disk.as_ref().map(|disk| disk.name.clone()));
-        self.inner
-            .records
-            .iter()
-            .zip(names)
-            .map(|(record, name)| DiskStatus { record: *record, name })
-            .collect()
+        let disks = self.inner.disks.borrow();
+        let names = disks.iter().map(|disk| disk.as_ref().map(|disk| disk.name.clone()));
+        let records = self.inner.records.borrow();
+        records.iter().zip(names).map(|(record, name)| DiskStatus { record: *record, name }).collect()
     }
 
     /// The highest desired state that was noted on the disks.
@@ -186,26 +274,93 @@ impl Pool {
     }
 }
 
+impl Inner {
+    fn disk(&self, index: usize) -> Option<Rc<DiskIo>> {
+        self.disks.borrow().get(index)?.clone()
+    }
+
+    fn lead(&self) -> Rc<DiskIo> {
+        self.disk(0).expect("a pool without its lead is not imported")
+    }
+
+    fn present_disks(&self) -> Vec<Rc<DiskIo>> {
+        self.disks.borrow().iter().flatten().cloned().collect()
+    }
+}
+
+impl VolumeData {
+    fn new(record: VolumeRecord, tree: Tree, page: Option<Rc<StoredPage>>) -> Self {
+        Self {
+            record,
+            tree,
+            page,
+            device: None,
+            locked: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            unwritten: BTreeMap::new(),
+            frozen: 0,
+            granted: 0,
+        }
+    }
+}
+
+impl VolumeData {
+    /// Something changed that its page says: the next checkpoint writes another one.
+    fn touch(&mut self) {
+        self.page = None;
+    }
+}
+
 impl Volume {
+    fn data(&self) -> Option<&VolumeData> {
+        match self {
+            Self::Preparing(data) | Self::Committing(data) | Self::Ready(data) | Self::Isolated(data, _) => {
+                Some(data)
+            }
+            Self::Deleting(data) => data.as_deref(),
+            Self::Damaged { .. } => None,
+        }
+    }
+
+    fn data_mut(&mut self) -> Option<&mut VolumeData> {
+        match self {
+            Self::Preparing(data) | Self::Committing(data) | Self::Ready(data) | Self::Isolated(data, _) => {
+                Some(data)
+            }
+            Self::Deleting(data) => data.as_deref_mut(),
+            Self::Damaged { .. } => None,
+        }
+    }
+
     fn generation(&self) -> Option<Generation> {
         match self {
-            Self::Preparing(record)
-            | Self::Committing(record)
-            | Self::Ready(record, _)
-            | Self::Isolated(record, _) => Some(record.generation),
             Self::Damaged { directory, .. } => Some(directory.generation),
-            Self::Deleting { .. } => None,
+            Self::Deleting(_) => None,
+            _ => self.data().map(|data| data.record.generation),
         }
     }
 
     fn epoch(&self) -> Epoch {
         match self {
-            Self::Preparing(record)
-            | Self::Committing(record)
-            | Self::Ready(record, _)
-            | Self::Isolated(record, _) => record.epoch,
-            Self::Damaged { .. } | Self::Deleting { .. } => Epoch::default(),
+            Self::Damaged { .. } | Self::Deleting(_) => Epoch::default(),
+            _ => self.data().map_or_else(Epoch::default, |data| data.record.epoch),
         }
+    }
+}
+
+impl State {
+    /// A volume in service.
+    fn ready_mut(&mut self, id: VolumeId) -> Option<&mut VolumeData> {
+        match self.volumes.get_mut(&id) {
+            Some(Volume::Ready(data)) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// A volume whose space is unknown: nobody may be given space meanwhile.
+    fn damaged(&self) -> Option<VolumeId> {
+        let damaged = |(_, volume): &(&VolumeId, &Volume)| matches!(volume, Volume::Damaged { .. });
+        self.volumes.iter().find(damaged).map(|(id, _)| *id)
     }
 }
 

@@ -1,8 +1,45 @@
-//! Which extents of a pool are free. Pure bookkeeping in memory: the truth is in the tables.
+//! Which extents of a pool are free. Pure bookkeeping in memory: the truth is in the maps of volumes.
 
 use std::collections::BTreeMap;
 
-use crate::layout::{DamageReason, Run};
+#[cfg(test)]
+use crate::layout::DamageReason;
+use crate::layout::Place;
+
+/// Neighbouring extents of one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Run {
+    /// Index of the disk in its pool.
+    pub(crate) disk: u32,
+    /// First extent on that disk.
+    pub(crate) first: u64,
+    /// Number of extents; never 0.
+    pub(crate) extents: u32,
+}
+
+impl Run {
+    /// Its extents.
+    pub(crate) fn places(self) -> impl Iterator<Item = Place> {
+        let end = self.first + u64::from(self.extents);
+        (self.first..end).filter_map(move |extent| Place::new(self.disk as usize, extent))
+    }
+}
+
+/// Extents as runs, neighbours joined.
+pub(crate) fn runs_of(mut places: Vec<Place>) -> Vec<Run> {
+    places.sort_unstable();
+    let mut runs: Vec<Run> = Vec::new();
+    for place in places {
+        let disk = u32::try_from(place.disk()).unwrap_or(u32::MAX);
+        match runs.last_mut() {
+            Some(run) if run.disk == disk && run.first + u64::from(run.extents) == place.extent() => {
+                run.extents += 1;
+            }
+            _ => runs.push(Run { disk, first: place.extent(), extents: 1 }),
+        }
+    }
+    runs
+}
 
 /// Free extents of all disks of a pool.
 #[derive(Clone, Debug, Default)]
@@ -41,16 +78,53 @@ impl Space {
     }
 
     /// Whether all extents of a run exist.
+    #[cfg(test)]
     pub(crate) fn contains(&self, run: &Run) -> bool {
         let end = run.first.checked_add(u64::from(run.extents));
         let disk = self.disks.get(run.disk as usize);
         disk.zip(end).is_some_and(|(disk, end)| end <= disk.total)
     }
 
+    /// Lets the last disk, or one that has grown, have that many extents; further ones are free.
+    pub(crate) fn grow_disk(&mut self, index: usize, extents: u64) {
+        let disk = &mut self.disks[index];
+        let more = extents - disk.total;
+        if more > 0 {
+            let first = disk.total;
+            disk.total = extents;
+            disk.give_back(first, more);
+        }
+    }
+
+    /// Takes this very extent; false if it is taken already.
+    pub(crate) fn take(&mut self, place: Place) -> bool {
+        self.disks[place.disk()].take(place.extent(), 1)
+    }
+
+    /// Takes any extent.
+    pub(crate) fn allocate_one(&mut self) -> Option<Place> {
+        let (index, disk) =
+            self.disks.iter_mut().enumerate().find(|(_, disk)| disk.present && disk.free > 0)?;
+        let first = *disk.runs.first_key_value()?.0;
+        assert!(disk.take(first, 1), "what is free can be taken");
+        Place::new(index, first)
+    }
+
+    /// Gives an extent back.
+    pub(crate) fn give_back(&mut self, place: Place) {
+        self.disks[place.disk()].give_back(place.extent(), 1);
+    }
+
+    /// Free runs of all disks that are present: how scattered the free space is.
+    pub(crate) fn free_runs(&self) -> usize {
+        self.disks.iter().filter(|disk| disk.present).map(|disk| disk.runs.len()).sum()
+    }
+
     /// Takes exactly these runs, all or none.
     ///
     /// # Errors
     /// [`DamageReason::OutOfRange`] or [`DamageReason::Overlap`] with what is taken already.
+    #[cfg(test)]
     pub(crate) fn claim(&mut self, runs: &[Run]) -> Result<(), DamageReason> {
         if !runs.iter().all(|run| self.contains(run)) {
             return Err(DamageReason::OutOfRange);

@@ -1,124 +1,217 @@
 //! A logical volume as a block device.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use basalt_bdev::provider::{BlockDevice, Capabilities, Channel, DeviceInfo, DeviceState, OpenError};
 use basalt_bdev::{BlockCount, BlockSize, Lba};
 use basalt_reactor::Handle;
 
 use crate::channel::VolumeChannel;
-use crate::id::VolumeId;
-use crate::layout::{EXTENT_BYTES, VolumeRecord};
+use crate::gates::Gates;
+use crate::hot::{HotMap, Spot};
+use crate::id::{Epoch, VolumeId};
+use crate::layout::{DISKS_MAX, PIECES, Place, VolumeRecord};
+use crate::port::Port;
 
 /// A disk's device and where its extents begin.
 #[derive(Clone, Debug)]
 pub(crate) struct MappedDisk {
     pub(crate) device: Arc<dyn BlockDevice>,
+    /// In bytes.
     pub(crate) data_offset: u64,
 }
 
-/// Neighbouring blocks of a volume that are neighbours on one disk, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    /// First block of the volume.
-    pub(crate) start: u64,
-    /// First block of the volume that is not in the span.
-    pub(crate) end: u64,
-    /// Index into the volume's disks.
-    pub(crate) disk: usize,
-    /// Block of the disk that `start` lies on.
-    pub(crate) target: u64,
-}
-
-impl Span {
-    /// Block of the disk that a block of this span lies on.
-    pub(crate) fn target_of(&self, lba: Lba) -> Lba {
-        assert!((self.start..self.end).contains(&lba.0), "the block lies in the span");
-        Lba(self.target + (lba.0 - self.start))
-    }
-}
-
-/// Where each block of a volume lies. Immutable.
+/// What a pool shares with the channels of its volumes.
 #[derive(Debug)]
-pub(crate) struct Mapping {
-    /// Sorted, without gaps.
-    spans: Box<[Span]>,
+pub(crate) struct PoolShared {
+    pub(crate) block: BlockSize,
+    pub(crate) extent_bytes: u64,
+    pub(crate) gates: Arc<Gates>,
+    /// Number of the last change of a map that is durable.
+    pub(crate) durable: AtomicU64,
+    /// A disk has a volatile cache: completed writes need a flush, and so do the changes of maps that they bring.
+    pub(crate) volatile: bool,
+    /// By index. Locked when a channel is opened or first uses a disk.
+    disks: RwLock<Vec<Option<MappedDisk>>>,
+    /// First block of extent 0 of each disk.
+    data_starts: [AtomicU64; DISKS_MAX],
 }
 
-impl Mapping {
-    fn new(record: &VolumeRecord, block: BlockSize, data_offsets: &[(u32, u64)]) -> Self {
-        let extent_blocks = block.blocks_in(EXTENT_BYTES).0;
-        let blocks = block.blocks_in(record.size).0;
-        let mut spans: Vec<Span> = Vec::new();
-        let mut start = 0;
-        for run in &record.runs {
-            let disk = data_offsets.iter().position(|(index, _)| *index == run.disk);
-            let disk = disk.expect("every disk of the volume is listed");
-            let target = block.blocks_in(data_offsets[disk].1).0 + run.first * extent_blocks;
-            let end = (start + u64::from(run.extents) * extent_blocks).min(blocks);
-            match spans.last_mut() {
-                Some(last) if last.disk == disk && last.target + (last.end - last.start) == target => {
-                    last.end = end
-                }
-                _ => spans.push(Span { start, end, disk, target }),
-            }
-            start = end;
-        }
-        assert_eq!(start, blocks, "the runs cover the volume");
-        Self { spans: spans.into_boxed_slice() }
+impl PoolShared {
+    pub(crate) fn new(block: BlockSize, extent_bytes: u64, disks: Vec<Option<MappedDisk>>) -> Self {
+        let volatile = disks.iter().flatten().any(|disk| disk.device.info().volatile_write_cache());
+        let shared = Self {
+            block,
+            extent_bytes,
+            gates: Arc::default(),
+            durable: AtomicU64::new(0),
+            volatile,
+            disks: RwLock::default(),
+            data_starts: std::array::from_fn(|_| AtomicU64::new(0)),
+        };
+        disks.into_iter().for_each(|disk| shared.add_disk(disk));
+        shared
     }
 
-    /// The span that holds a block of the volume.
-    pub(crate) fn span(&self, lba: Lba) -> &Span {
-        if self.spans.len() == 1 {
-            return &self.spans[0];
+    /// Adds the next disk; `None`: it is missing.
+    pub(crate) fn add_disk(&self, disk: Option<MappedDisk>) {
+        let mut disks = self.disks.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(disk) = &disk {
+            let start = self.block.blocks_in(disk.data_offset).0;
+            self.data_starts[disks.len()].store(start, Ordering::Release);
         }
-        let behind = self.spans.partition_point(|span| span.start <= lba.0);
-        &self.spans[behind - 1]
+        disks.push(disk);
+    }
+
+    /// The device of a disk, if it is there.
+    pub(crate) fn device(&self, disk: usize) -> Option<Arc<dyn BlockDevice>> {
+        let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
+        disks.get(disk)?.as_ref().map(|disk| Arc::clone(&disk.device))
+    }
+
+    fn devices(&self) -> Vec<Arc<dyn BlockDevice>> {
+        let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
+        disks.iter().flatten().map(|disk| Arc::clone(&disk.device)).collect()
     }
 }
 
-/// A thick slice of a pool. Each reactor that serves it opens its own channel.
+/// Where a part of a request is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// So many blocks lie there, one after the other.
+    At { disk: usize, target: Lba, blocks: u64 },
+    /// So many blocks lie nowhere and read as zeroes.
+    Nowhere { blocks: u64 },
+    /// The pool's owner has to be asked for the right to write, for no more blocks than that: they lie in one extent.
+    Owner { blocks: u64 },
+    /// This extent's part of the map is to be filled first.
+    Load { extent: u64 },
+}
+
+/// A slice of a pool. Each reactor that serves it opens its own channel.
 pub struct LogicalVolume {
     core: Arc<VolumeCore>,
 }
 
 /// What a volume shares with its channels.
 pub(crate) struct VolumeCore {
-    id: VolumeId,
+    pub(crate) id: VolumeId,
     pub(crate) info: DeviceInfo,
-    pub(crate) mapping: Mapping,
-    disks: Box<[Arc<dyn BlockDevice>]>,
-    /// Channels that may have requests under way.
-    channels: AtomicUsize,
+    pub(crate) shared: Arc<PoolShared>,
+    pub(crate) port: Port,
+    pub(crate) map: HotMap,
+    /// What a chunk of the map must name to be believed about ownership.
+    pub(crate) token: AtomicU64,
+    /// Number of the last change of this volume's map.
+    pub(crate) changed: AtomicU64,
+    /// Bits of the disks that may hold data of the volume.
+    pub(crate) used: AtomicU64,
+    /// Grows when the volume gets a higher epoch: channels that were opened before are refused.
+    pub(crate) fence: AtomicU64,
+    /// Writes are refused, beyond what the device's properties say.
+    pub(crate) read_only: AtomicBool,
+    pub(crate) thick: bool,
+    extent_shift: u32,
+    piece_shift: u32,
+}
+
+impl VolumeCore {
+    pub(crate) fn extent_blocks(&self) -> u64 {
+        1 << self.extent_shift
+    }
+
+    pub(crate) fn piece_blocks(&self) -> u64 {
+        1 << self.piece_shift
+    }
+
+    pub(crate) fn extent_of(&self, block: u64) -> u64 {
+        block >> self.extent_shift
+    }
+
+    /// Block of an extent that a block of the volume is.
+    pub(crate) fn within_extent(&self, block: u64) -> u64 {
+        block & (self.extent_blocks() - 1)
+    }
+
+    /// Block of its disk that an extent begins with.
+    pub(crate) fn start_of(&self, place: Place) -> u64 {
+        let start = self.shared.data_starts[place.disk()].load(Ordering::Acquire);
+        start + (place.extent() << self.extent_shift)
+    }
+
+    /// A change of the volume's map is not durable yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.changed.load(Ordering::Acquire) > self.shared.durable.load(Ordering::Acquire)
+    }
+
+    /// Looks up where `count` blocks from `block` on lie, as far as they lie together; with `write` where they may be written.
+    pub(crate) fn find(&self, block: u64, count: u64, write: bool) -> Found {
+        let (extent, within) = (self.extent_of(block), self.within_extent(block));
+        let Some(look) = self.map.look(extent, &self.token) else { return Found::Load { extent } };
+        let rest = (self.extent_blocks() - within).min(count);
+        let Some((place, own)) = look.whole() else {
+            let piece = usize::try_from(within >> self.piece_shift).unwrap_or(0);
+            let first = look.piece(piece);
+            // Neighbouring pieces that lie together.
+            let alike = (piece..PIECES).take_while(|piece| look.piece(*piece) == first).count() as u64;
+            let end = (piece as u64 + alike) << self.piece_shift;
+            let blocks = (end - within).min(count);
+            return match first {
+                Spot::At(place, own) if own || !write => {
+                    let target = Lba(self.start_of(place) + within);
+                    Found::At { disk: place.disk(), target, blocks }
+                }
+                Spot::Nowhere if !write => Found::Nowhere { blocks },
+                Spot::At(..) | Spot::Nowhere => Found::Owner { blocks: rest },
+            };
+        };
+        if write && !own {
+            return Found::Owner { blocks: rest };
+        }
+        let mut blocks = rest;
+        let mut last = (extent, place);
+        while blocks < count {
+            let next = self.map.look(last.0 + 1, &self.token).and_then(|look| look.whole());
+            match next {
+                Some((next, own))
+                    if (own || !write) && Place::new(last.1.disk(), last.1.extent() + 1) == Some(next) =>
+                {
+                    blocks = (blocks + self.extent_blocks()).min(count);
+                    last = (last.0 + 1, next);
+                }
+                _ => break,
+            }
+        }
+        Found::At { disk: place.disk(), target: Lba(self.start_of(place) + within), blocks }
+    }
 }
 
 impl LogicalVolume {
-    /// The volume that `record` describes; `disks` are all disks of the pool.
-    pub(crate) fn new(
-        record: &VolumeRecord,
-        disks: &[Option<MappedDisk>],
-        block: BlockSize,
-        read_only: bool,
-    ) -> Self {
-        let mut used: Vec<u32> = record.runs.iter().map(|run| run.disk).collect();
-        used.sort_unstable();
-        used.dedup();
-        let own =
-            used.iter().map(|index| disks[*index as usize].as_ref().expect("checked before it is opened"));
-        let offsets: Vec<(u32, u64)> =
-            used.iter().zip(own.clone()).map(|(index, disk)| (*index, disk.data_offset)).collect();
-        let devices: Box<[Arc<dyn BlockDevice>]> = own.map(|disk| Arc::clone(&disk.device)).collect();
+    /// The volume that `record` describes.
+    pub(crate) fn new(record: &VolumeRecord, shared: &Arc<PoolShared>, port: &Port, used: u64) -> Self {
+        let log = |bytes: u64| shared.block.blocks_in(bytes).0.ilog2();
         let core = VolumeCore {
             id: record.id,
-            info: info_of(record, &devices, block, read_only),
-            mapping: Mapping::new(record, block, &offsets),
-            disks: devices,
-            channels: AtomicUsize::new(0),
+            info: info_of(record, shared),
+            shared: Arc::clone(shared),
+            port: port.clone(),
+            map: HotMap::default(),
+            token: AtomicU64::new(1),
+            changed: AtomicU64::new(0),
+            used: AtomicU64::new(used),
+            fence: AtomicU64::new(0),
+            read_only: AtomicBool::new(record.flags.read_only || record.flags.snapshot),
+            thick: record.flags.thick,
+            extent_shift: log(shared.extent_bytes),
+            piece_shift: log(shared.extent_bytes / PIECES as u64),
         };
         Self { core: Arc::new(core) }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<VolumeCore> {
+        &self.core
     }
 
     /// Which volume this is.
@@ -131,22 +224,6 @@ impl LogicalVolume {
     pub(crate) fn remove(&self) {
         self.core.info.set_removed();
     }
-
-    /// After [`Self::remove`]: true once no request can be under way any more.
-    pub(crate) fn is_drained(&self) -> bool {
-        assert_eq!(self.core.info.state(), DeviceState::Removed, "only a removed volume drains for good");
-        // Pairs with the fence in `open`: a channel that did not see the removal is seen here.
-        fence(Ordering::SeqCst);
-        self.core.channels.load(Ordering::Acquire) == 0
-    }
-}
-
-impl VolumeCore {
-    /// A channel was dropped that had nothing under way. One that had is never counted down: what it abandoned may still
-    /// reach the disk, so its space is not used again before the next import.
-    pub(crate) fn channel_closed(&self) {
-        self.channels.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl BlockDevice for LogicalVolume {
@@ -155,15 +232,10 @@ impl BlockDevice for LogicalVolume {
     }
 
     fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
-        let children: Vec<Box<dyn Channel>> =
-            self.core.disks.iter().map(|disk| disk.open(handle)).collect::<Result<_, _>>()?;
-        self.core.channels.fetch_add(1, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        let channel = VolumeChannel::new(Arc::clone(&self.core), children, handle);
         if self.core.info.state() == DeviceState::Removed {
             return Err(OpenError::DeviceGone);
         }
-        Ok(Box::new(channel))
+        Ok(Box::new(VolumeChannel::open(&self.core, handle)?))
     }
 }
 
@@ -173,36 +245,74 @@ impl fmt::Debug for LogicalVolume {
     }
 }
 
+impl fmt::Debug for VolumeCore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VolumeCore").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 /// What the disks together can promise.
-fn info_of(
-    record: &VolumeRecord,
-    disks: &[Arc<dyn BlockDevice>],
-    block: BlockSize,
-    read_only: bool,
-) -> DeviceInfo {
+fn info_of(record: &VolumeRecord, shared: &PoolShared) -> DeviceInfo {
+    let disks = shared.devices();
+    let block = shared.block;
     let smallest = |of: fn(&DeviceInfo) -> BlockCount| {
         disks.iter().map(|disk| of(disk.info())).min().unwrap_or(BlockCount(1))
     };
-    let each = [
-        Capabilities::UNMAP,
-        Capabilities::WRITE_ZEROES,
-        Capabilities::COMPARE,
-        Capabilities::COMPARE_AND_WRITE,
-        Capabilities::LEND,
-    ];
-    let capabilities = each
+    // What the disks lack is made up for by writes of zeroes and by comparing here; one step over a comparison and a write is not.
+    let of_disks = [Capabilities::COMPARE_AND_WRITE, Capabilities::LEND]
         .into_iter()
         .filter(|one| disks.iter().all(|disk| disk.info().capabilities().contains(*one)))
         .fold(Capabilities::NONE, |all, one| all | one);
+    let capabilities = of_disks | Capabilities::UNMAP | Capabilities::WRITE_ZEROES | Capabilities::COMPARE;
     let optimal = disks.iter().map(|disk| disk.info().optimal_io()).max().unwrap_or(BlockCount(1));
+    // Pieces are aligned as atomic units are, and each is written at once.
+    let piece = block.blocks_in(shared.extent_bytes / PIECES as u64);
     let uuid = uuid::Uuid::from_bytes(record.identity.uuid);
     DeviceInfo::new(record.name.as_str(), uuid, block, block.blocks_in(record.size))
-        .with_volatile_write_cache(disks.iter().any(|disk| disk.info().volatile_write_cache()))
+        .with_volatile_write_cache(shared.volatile)
         .with_read_only(
-            read_only || record.flags.read_only || disks.iter().any(|disk| disk.info().read_only()),
+            record.flags.read_only
+                || record.flags.snapshot
+                || disks.iter().any(|disk| disk.info().read_only()),
         )
-        .with_atomic_write(smallest(DeviceInfo::atomic_write))
+        .with_atomic_write(smallest(DeviceInfo::atomic_write).min(piece))
         .with_optimal_io(optimal)
         .with_max_transfer(smallest(DeviceInfo::max_transfer))
         .with_capabilities(capabilities)
+}
+
+/// A volume as one epoch may use it.
+#[derive(Debug)]
+pub struct VolumeAtEpoch {
+    core: Arc<VolumeCore>,
+    fence: u64,
+    epoch: Epoch,
+}
+
+impl VolumeAtEpoch {
+    pub(crate) fn new(volume: &LogicalVolume, epoch: Epoch) -> Self {
+        let core = Arc::clone(&volume.core);
+        let fence = core.fence.load(Ordering::SeqCst);
+        Self { core, fence, epoch }
+    }
+
+    /// The epoch that it was opened at.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+}
+
+impl BlockDevice for VolumeAtEpoch {
+    fn info(&self) -> &DeviceInfo {
+        &self.core.info
+    }
+
+    fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
+        if self.core.info.state() == DeviceState::Removed {
+            return Err(OpenError::DeviceGone);
+        }
+        // A channel of a lower epoch can be opened and is refused everything: so its user learns why.
+        Ok(Box::new(VolumeChannel::open_at(&self.core, handle, self.fence)?))
+    }
 }

@@ -39,7 +39,7 @@ pub struct Found {
 /// Hunts all planted bugs, or those whose name contains `only`.
 pub fn hunt(only: Option<&str>, threads: usize, mut each: impl FnMut(&Hunt)) -> Vec<Hunt> {
     let mut hunts = Vec::new();
-    for (bug, owner) in catalogue::BUGS {
+    for (bug, owner) in catalogue::bugs() {
         if only.is_some_and(|part| !bug.contains(part)) {
             continue;
         }

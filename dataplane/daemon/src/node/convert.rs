@@ -112,6 +112,8 @@ fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {
         name: volume.id.clone(),
         pool: volume.pool.clone(),
         size: volume.size_bytes,
+        // Orders do not say it yet.
+        thin: false,
         provision: match volume.provision() {
             node::Provision::Create => Provision::Create,
             node::Provision::Expect => Provision::Expect,

@@ -4,7 +4,8 @@ use thiserror::Error;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{EXTENT_BYTES, PAGE_BYTES, RESERVED_BYTES, VERSION, checksum};
+use super::root::RawTwin;
+use super::{EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, PAGE_BYTES, RESERVED_BYTES, TwinPointer, VERSION, checksum};
 use crate::id::{ClusterId, DiskId, PoolId};
 
 /// Bytes of a superblock: one sector, so that a torn write leaves the old or the new one.
@@ -13,14 +14,21 @@ pub const SUPERBLOCK_BYTES: usize = 512;
 const MAGIC: [u8; 16] = *b"BASALT-POOL-DISK";
 const CHECKSUM_OFFSET: usize = SUPERBLOCK_BYTES - 8;
 
-/// Smallest and largest length of a table area in bytes.
-const AREA_BYTES_MIN: u64 = 2 << 20;
-const AREA_BYTES_MAX: u64 = 16 << 20;
+/// Smallest and largest length of one of the two journals in bytes.
+const JOURNAL_BYTES_MIN: u64 = 512 << 10;
+const JOURNAL_BYTES_MAX: u64 = 16 << 20;
+/// Smallest and largest metadata area of a lead in bytes; a member has none, or up to as much.
+const METADATA_BYTES_MIN: u64 = 3 << 20;
+const METADATA_BYTES_MAX: u64 = 64 << 30;
+/// A metadata area takes this part of its disk.
+const METADATA_SHARE: u64 = 256;
+/// Metadata areas and journals together are a multiple of this many bytes.
+const ALIGNMENT: u64 = 1 << 20;
 /// The smallest disks that a pool takes, in bytes.
 const LEAD_BYTES_MIN: u64 = 8 << 20;
 const MEMBER_BYTES_MIN: u64 = 4 << 20;
 
-/// Feature bits that this code knows, per word. Version 0 defines none.
+/// Feature bits that this code knows, per word. Version 1 defines none.
 const KNOWN_RO_COMPAT: u64 = 0;
 const KNOWN_INCOMPAT: u64 = 0;
 
@@ -47,25 +55,27 @@ struct Raw {
     extent_bytes: U64,
     data_offset: U64,
     extents: U64,
-    area_offsets: [U64; 2],
-    area_bytes: U64,
-    table_bytes: U64,
-    header_checksum: U64,
-    reserved: [u8; 280],
+    journal_offset: U64,
+    journal_bytes: U64,
+    metadata_offset: U64,
+    metadata_bytes: U64,
+    root: RawTwin,
+    exported: U32,
+    reserved: [u8; 260],
     checksum: U64,
 }
 
 const _: () = assert!(size_of::<Raw>() == SUPERBLOCK_BYTES);
 const _: () = assert!(std::mem::offset_of!(Raw, sequence) == 128);
-const _: () = assert!(std::mem::offset_of!(Raw, header_checksum) == 216);
+const _: () = assert!(std::mem::offset_of!(Raw, root) == 216);
 const _: () = assert!(std::mem::offset_of!(Raw, checksum) == CHECKSUM_OFFSET);
 
 /// What a disk is to its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Holds the tables. Disk 0.
+    /// Holds the root of the pool's metadata and its journals. Disk 0.
     Lead,
-    /// Holds extents only.
+    /// Holds extents, and metadata if it is large enough.
     Member,
     /// A member of a pool whose creation has not been finished.
     MemberInCreation,
@@ -78,70 +88,109 @@ pub struct DiskGeometry {
     pub block_bytes: u32,
     /// Size of the device in bytes when the pool was made.
     pub device_bytes: u64,
+    /// Bytes of an extent.
+    pub extent_bytes: u64,
     /// Byte offset of extent 0.
     pub data_offset: u64,
     /// Number of extents.
     pub extents: u64,
-    /// Byte offsets of the two table areas; zero on a member.
-    pub area_offsets: [u64; 2],
-    /// Length of one table area in bytes; zero on a member.
-    pub area_bytes: u64,
+    /// Byte offset of journal 0, which journal 1 follows; zero on a member.
+    pub journal_offset: u64,
+    /// Length of one journal in bytes; zero on a member.
+    pub journal_bytes: u64,
+    /// Byte offset of the metadata area.
+    pub metadata_offset: u64,
+    /// Length of the metadata area in bytes.
+    pub metadata_bytes: u64,
 }
 
 impl DiskGeometry {
-    /// The geometry of the lead disk of a new pool, or `None` if the device is too small (8 MiB) or its block is neither 512
-    /// nor 4096 bytes.
-    pub fn lead(device_bytes: u64, block_bytes: u32) -> Option<Self> {
-        if device_bytes < LEAD_BYTES_MIN || !supported_block(block_bytes) {
+    /// The geometry of the lead disk of a new pool, or `None` if the device is too small (8 MiB), its block is neither 512 nor
+    /// 4096 bytes, or the extent is not a power of two from 64 KiB to 1 MiB.
+    pub fn lead(device_bytes: u64, block_bytes: u32, extent_bytes: u64) -> Option<Self> {
+        let journal_bytes = (device_bytes / 4096)
+            .next_multiple_of(JOURNAL_BYTES_MIN)
+            .clamp(JOURNAL_BYTES_MIN, JOURNAL_BYTES_MAX);
+        let metadata_bytes = (device_bytes / METADATA_SHARE)
+            .next_multiple_of(ALIGNMENT)
+            .clamp(METADATA_BYTES_MIN, METADATA_BYTES_MAX);
+        Self::of(device_bytes, block_bytes, extent_bytes, [journal_bytes, metadata_bytes], LEAD_BYTES_MIN)
+    }
+
+    /// The geometry of a further disk, or `None` if the device is too small (4 MiB) or its block or extent is not supported.
+    pub fn member(device_bytes: u64, block_bytes: u32, extent_bytes: u64) -> Option<Self> {
+        let metadata_bytes = (device_bytes / METADATA_SHARE / ALIGNMENT * ALIGNMENT).min(METADATA_BYTES_MAX);
+        Self::of(device_bytes, block_bytes, extent_bytes, [0, metadata_bytes], MEMBER_BYTES_MIN)
+    }
+
+    fn of(
+        device_bytes: u64,
+        block_bytes: u32,
+        extent_bytes: u64,
+        [journal_bytes, metadata_bytes]: [u64; 2],
+        smallest: u64,
+    ) -> Option<Self> {
+        let extent_fits =
+            extent_bytes.is_power_of_two() && (EXTENT_BYTES_MIN..=EXTENT_BYTES_MAX).contains(&extent_bytes);
+        if device_bytes < smallest || !supported_block(block_bytes) || !extent_fits {
             return None;
         }
-        let area_bytes =
-            (device_bytes / 1024).next_multiple_of(EXTENT_BYTES).clamp(AREA_BYTES_MIN, AREA_BYTES_MAX);
-        let data_offset = RESERVED_BYTES + 2 * area_bytes;
+        let metadata_offset = RESERVED_BYTES + 2 * journal_bytes;
+        let data_offset = metadata_offset + metadata_bytes;
         Some(Self {
             block_bytes,
             device_bytes,
+            extent_bytes,
             data_offset,
-            extents: (device_bytes - data_offset) / EXTENT_BYTES,
-            area_offsets: [RESERVED_BYTES, RESERVED_BYTES + area_bytes],
-            area_bytes,
+            extents: device_bytes.checked_sub(data_offset)? / extent_bytes,
+            journal_offset: if journal_bytes == 0 { 0 } else { RESERVED_BYTES },
+            journal_bytes,
+            metadata_offset,
+            metadata_bytes,
         })
     }
 
-    /// The geometry of a further disk of a new pool, or `None` if the device is too small (4 MiB) or its block is not supported.
-    pub fn member(device_bytes: u64, block_bytes: u32) -> Option<Self> {
-        if device_bytes < MEMBER_BYTES_MIN || !supported_block(block_bytes) {
-            return None;
-        }
-        Some(Self {
-            block_bytes,
-            device_bytes,
-            data_offset: RESERVED_BYTES,
-            extents: (device_bytes - RESERVED_BYTES) / EXTENT_BYTES,
-            area_offsets: [0, 0],
-            area_bytes: 0,
-        })
+    /// The same disk after its device has grown: all that lies on it stays where it is. `None` if it has not grown by an extent.
+    pub fn grown(&self, device_bytes: u64) -> Option<Self> {
+        let extents = device_bytes.checked_sub(self.data_offset)? / self.extent_bytes;
+        (extents > self.extents).then_some(Self { device_bytes, extents, ..*self })
     }
 
-    fn for_role(role: Role, device_bytes: u64, block_bytes: u32) -> Option<Self> {
-        match role {
-            Role::Lead => Self::lead(device_bytes, block_bytes),
-            Role::Member | Role::MemberInCreation => Self::member(device_bytes, block_bytes),
-        }
+    /// Pages of the metadata area.
+    pub fn metadata_pages(&self) -> u32 {
+        u32::try_from(self.metadata_bytes / PAGE_BYTES as u64).unwrap_or(u32::MAX)
+    }
+
+    /// Whether areas follow one another and lie on the device. A disk that has grown keeps the areas that it began with, so they
+    /// do not follow from its size.
+    fn is_sound(&self, role: Role) -> bool {
+        let ends = |offset: u64, bytes: u64| offset.checked_add(bytes);
+        let journals = match role {
+            Role::Lead => self.journal_offset == RESERVED_BYTES && self.journal_bytes > 0,
+            Role::Member | Role::MemberInCreation => self.journal_offset == 0 && self.journal_bytes == 0,
+        };
+        let aligned = [self.journal_bytes, self.metadata_bytes, self.data_offset, self.metadata_offset]
+            .iter()
+            .all(|bytes| bytes.is_multiple_of(PAGE_BYTES as u64));
+        let data =
+            self.extents.checked_mul(self.extent_bytes).and_then(|bytes| ends(self.data_offset, bytes));
+        journals
+            && aligned
+            && supported_block(self.block_bytes)
+            && self.extent_bytes.is_power_of_two()
+            && (EXTENT_BYTES_MIN..=EXTENT_BYTES_MAX).contains(&self.extent_bytes)
+            && self.journal_bytes <= JOURNAL_BYTES_MAX
+            && self.metadata_bytes <= METADATA_BYTES_MAX
+            && (role != Role::Lead || self.metadata_bytes >= METADATA_BYTES_MIN)
+            && self.metadata_offset == RESERVED_BYTES + 2 * self.journal_bytes
+            && ends(self.metadata_offset, self.metadata_bytes) == Some(self.data_offset)
+            && data.is_some_and(|end| end <= self.device_bytes)
+            && self.extents < 1 << 34
     }
 }
 
 fn supported_block(block_bytes: u32) -> bool {
     block_bytes == 512 || block_bytes == 4096
-}
-
-/// Which table a superblock makes current.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TablePointer {
-    /// Length of the table in bytes, a multiple of a page.
-    pub bytes: u64,
-    /// Checksum of its header page.
-    pub header_checksum: u64,
 }
 
 /// What one superblock says.
@@ -163,8 +212,10 @@ pub struct Superblock {
     pub disk_index: u32,
     /// Where things lie on it.
     pub geometry: DiskGeometry,
-    /// The current table; `None` on a member.
-    pub table: Option<TablePointer>,
+    /// The root page of the checkpoint with this sequence number; `None` on a member.
+    pub root: Option<TwinPointer>,
+    /// The pool was exported: all is in the checkpoint, and its journals are empty.
+    pub exported: bool,
     /// An ro-compat feature is set that this code does not know: the pool may be read and not changed.
     pub read_only: bool,
 }
@@ -216,7 +267,7 @@ impl Superblock {
         if raw.length.get() as usize != SUPERBLOCK_BYTES || raw.slot.get() != slot {
             return Err(SuperblockError::Field("copied from another place"));
         }
-        if raw.sequence.get() == 0 || raw.sequence.get() % 2 != u64::from(slot) {
+        if raw.sequence.get() == 0 {
             return Err(SuperblockError::Field("sequence number"));
         }
         let role = match raw.role.get() {
@@ -234,17 +285,18 @@ impl Superblock {
             role,
             disk_index: raw.disk_index.get(),
             geometry: raw.geometry(role)?,
-            table: raw.table(role)?,
+            root: raw.root(role)?,
+            exported: raw.exported.get() != 0,
             read_only: raw.ro_compat.get() & !KNOWN_RO_COMPAT != 0,
         })
     }
 
-    /// The page that belongs into [`Self::slot`].
-    pub fn encode(&self) -> Vec<u8> {
+    /// The page that belongs into a slot.
+    pub fn encode(&self, slot: u32) -> Vec<u8> {
+        assert!(slot < 2, "a disk has two slots");
         assert!(self.sequence > 0, "sequence numbers begin at 1");
         assert!(!self.read_only, "a disk with unknown ro-compat features is never written");
-        assert_eq!(self.table.is_some(), self.role == Role::Lead, "the lead, and only it, has a table");
-        let table = self.table.unwrap_or(TablePointer { bytes: 0, header_checksum: 0 });
+        assert_eq!(self.root.is_some(), self.role == Role::Lead, "the lead, and only it, names a root");
         let geometry = &self.geometry;
         let mut raw = Raw {
             magic: MAGIC,
@@ -258,7 +310,7 @@ impl Superblock {
             disk: self.disk.to_bytes(),
             encryption_key: self.encryption_key,
             sequence: self.sequence.into(),
-            slot: self.slot().into(),
+            slot: slot.into(),
             role: U32::new(match self.role {
                 Role::Lead => 1,
                 Role::Member => 2,
@@ -267,14 +319,16 @@ impl Superblock {
             disk_index: self.disk_index.into(),
             block_bytes: geometry.block_bytes.into(),
             device_bytes: geometry.device_bytes.into(),
-            extent_bytes: EXTENT_BYTES.into(),
+            extent_bytes: geometry.extent_bytes.into(),
             data_offset: geometry.data_offset.into(),
             extents: geometry.extents.into(),
-            area_offsets: geometry.area_offsets.map(U64::new),
-            area_bytes: geometry.area_bytes.into(),
-            table_bytes: table.bytes.into(),
-            header_checksum: table.header_checksum.into(),
-            reserved: [0; 280],
+            journal_offset: geometry.journal_offset.into(),
+            journal_bytes: geometry.journal_bytes.into(),
+            metadata_offset: geometry.metadata_offset.into(),
+            metadata_bytes: geometry.metadata_bytes.into(),
+            root: RawTwin::of(self.root),
+            exported: U32::new(u32::from(self.exported)),
+            reserved: [0; 260],
             checksum: U64::ZERO,
         };
         raw.checksum = checksum(&raw.as_bytes()[..CHECKSUM_OFFSET]).into();
@@ -283,45 +337,41 @@ impl Superblock {
         page
     }
 
-    /// The slot, and on the lead the table area, that this sequence number belongs to.
-    pub fn slot(&self) -> u32 {
+    /// The slot that is written first for this sequence number.
+    pub fn first_slot(&self) -> u32 {
         u32::from(self.sequence % 2 == 1)
     }
 }
 
 impl Raw {
-    /// The geometry follows from role, size and block; anything else is damage (or a later version).
     fn geometry(&self, role: Role) -> Result<DiskGeometry, SuperblockError> {
-        let written = DiskGeometry {
+        let geometry = DiskGeometry {
             block_bytes: self.block_bytes.get(),
             device_bytes: self.device_bytes.get(),
+            extent_bytes: self.extent_bytes.get(),
             data_offset: self.data_offset.get(),
             extents: self.extents.get(),
-            area_offsets: self.area_offsets.map(U64::get),
-            area_bytes: self.area_bytes.get(),
+            journal_offset: self.journal_offset.get(),
+            journal_bytes: self.journal_bytes.get(),
+            metadata_offset: self.metadata_offset.get(),
+            metadata_bytes: self.metadata_bytes.get(),
         };
-        let derived = DiskGeometry::for_role(role, written.device_bytes, written.block_bytes);
-        if derived != Some(written) || self.extent_bytes.get() != EXTENT_BYTES {
-            return Err(SuperblockError::Field("geometry"));
-        }
-        Ok(written)
+        if geometry.is_sound(role) { Ok(geometry) } else { Err(SuperblockError::Field("geometry")) }
     }
 
-    fn table(&self, role: Role) -> Result<Option<TablePointer>, SuperblockError> {
-        let bytes = self.table_bytes.get();
-        if role != Role::Lead {
-            return Ok(None);
+    fn root(&self, role: Role) -> Result<Option<TwinPointer>, SuperblockError> {
+        let root = self.root.twin().map_err(|_| SuperblockError::Field("place of the root"))?;
+        if root.is_some() != (role == Role::Lead) {
+            return Err(SuperblockError::Field("root"));
         }
-        if bytes == 0 || bytes > self.area_bytes.get() || !bytes.is_multiple_of(PAGE_BYTES as u64) {
-            return Err(SuperblockError::Field("length of the table"));
-        }
-        Ok(Some(TablePointer { bytes, header_checksum: self.header_checksum.get() }))
+        Ok(root)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::PageNumber;
 
     pub(super) fn lead() -> Superblock {
         Superblock {
@@ -332,15 +382,19 @@ mod tests {
             sequence: 7,
             role: Role::Lead,
             disk_index: 0,
-            geometry: DiskGeometry::lead(1 << 30, 512).unwrap(),
-            table: Some(TablePointer { bytes: 8192, header_checksum: 0x1234_5678_9abc_def0 }),
+            geometry: DiskGeometry::lead(1 << 30, 512, 1 << 20).unwrap(),
+            root: Some(TwinPointer {
+                numbers: [1, 2].map(|index| PageNumber::new(0, index).unwrap()),
+                checksum: 0x1234_5678_9abc_def0,
+            }),
+            exported: false,
             read_only: false,
         }
     }
 
     /// Changes one field of an encoded superblock and makes the checksum right again.
     fn patched(superblock: &Superblock, offset: usize, bytes: &[u8]) -> Vec<u8> {
-        let mut page = superblock.encode();
+        let mut page = superblock.encode(1);
         page[offset..offset + bytes.len()].copy_from_slice(bytes);
         let sum = checksum(&page[..CHECKSUM_OFFSET]);
         page[CHECKSUM_OFFSET..SUPERBLOCK_BYTES].copy_from_slice(&sum.to_le_bytes());
@@ -350,21 +404,22 @@ mod tests {
     #[test]
     fn round_trip() {
         let written = lead();
-        assert_eq!(Superblock::decode(&written.encode(), 1), Ok(written));
+        assert_eq!(Superblock::decode(&written.encode(1), 1), Ok(written));
         let member = Superblock {
             role: Role::MemberInCreation,
             sequence: 2,
             disk_index: 5,
-            table: None,
-            geometry: DiskGeometry::member(100 << 20, 4096).unwrap(),
+            root: None,
+            exported: true,
+            geometry: DiskGeometry::member(100 << 20, 4096, 64 << 10).unwrap(),
             ..lead()
         };
-        assert_eq!(Superblock::decode(&member.encode(), 0), Ok(member));
+        assert_eq!(Superblock::decode(&member.encode(0), 0), Ok(member));
     }
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let page = lead().encode();
+        let page = lead().encode(1);
         for bit in 0..SUPERBLOCK_BYTES * 8 {
             let mut damaged = page.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -376,10 +431,12 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_with_words() {
-        let page = patched(&lead(), 16, &1u32.to_le_bytes());
-        let error = Superblock::decode(&page, 1).unwrap_err();
-        assert_eq!(error, SuperblockError::Version(1));
-        assert!(error.to_string().contains("format version 1"));
+        for version in [0_u32, 2] {
+            let page = patched(&lead(), 16, &version.to_le_bytes());
+            let error = Superblock::decode(&page, 1).unwrap_err();
+            assert_eq!(error, SuperblockError::Version(version));
+            assert!(error.to_string().contains(&format!("format version {version}")));
+        }
     }
 
     #[test]
@@ -394,14 +451,17 @@ mod tests {
 
     #[test]
     fn a_copy_in_the_wrong_slot_does_not_count() {
-        assert!(matches!(Superblock::decode(&lead().encode(), 0), Err(SuperblockError::Field(_))));
+        assert!(matches!(Superblock::decode(&lead().encode(1), 0), Err(SuperblockError::Field(_))));
     }
 
     #[test]
-    fn geometry_that_does_not_follow_is_damage() {
-        let page = patched(&lead(), 168, &(3u64 << 20).to_le_bytes());
-        assert_eq!(Superblock::decode(&page, 1), Err(SuperblockError::Field("geometry")));
-        let page = patched(&lead(), 208, &u64::MAX.to_le_bytes());
+    fn geometry_that_is_unsound_is_damage() {
+        for (offset, value) in [(160, 3_u64 << 19), (168, 3 << 20), (176, 1 << 20), (184, 0), (200, 1 << 20)]
+        {
+            let page = patched(&lead(), offset, &value.to_le_bytes());
+            assert_eq!(Superblock::decode(&page, 1), Err(SuperblockError::Field("geometry")), "{offset}");
+        }
+        let page = patched(&lead(), 216, &[0; 8]);
         assert!(matches!(Superblock::decode(&page, 1), Err(SuperblockError::Field(_))));
     }
 
@@ -409,16 +469,24 @@ mod tests {
     fn areas_and_extents_never_overlap_nor_leave_the_device() {
         for shift in 23..50 {
             for extra in [0, 4096, (1 << 20) - 512] {
-                let bytes = (1u64 << shift) + extra;
-                let g = DiskGeometry::lead(bytes, 512).unwrap();
-                assert!(g.area_offsets[0] >= SLOT_END);
-                assert_eq!(g.area_offsets[1], g.area_offsets[0] + g.area_bytes);
-                assert!(g.data_offset >= g.area_offsets[1] + g.area_bytes);
-                assert!(g.data_offset + g.extents * EXTENT_BYTES <= bytes);
+                let bytes = (1_u64 << shift) + extra;
+                for g in [DiskGeometry::lead(bytes, 512, 1 << 20), DiskGeometry::member(bytes, 512, 1 << 16)]
+                {
+                    let g = g.unwrap();
+                    let role = if g.journal_bytes > 0 { Role::Lead } else { Role::Member };
+                    assert!(g.is_sound(role));
+                    assert!(g.metadata_offset >= SLOT_END + 2 * g.journal_bytes);
+                    assert!(g.data_offset >= g.metadata_offset + g.metadata_bytes);
+                    assert!(g.data_offset + g.extents * g.extent_bytes <= bytes);
+                    let grown = g.grown(2 * bytes).unwrap();
+                    assert!(grown.is_sound(role) && grown.extents > g.extents);
+                }
             }
         }
-        assert_eq!(DiskGeometry::lead((8 << 20) - 1, 512), None);
-        assert_eq!(DiskGeometry::lead(1 << 30, 1024), None);
+        assert_eq!(DiskGeometry::lead((8 << 20) - 1, 512, 1 << 20), None);
+        assert_eq!(DiskGeometry::lead(1 << 30, 1024, 1 << 20), None);
+        assert_eq!(DiskGeometry::lead(1 << 30, 512, 3 << 19), None);
+        assert_eq!(DiskGeometry::lead(1 << 30, 512, 2 << 20), None);
     }
 
     const SLOT_END: u64 = super::super::SLOT_OFFSETS[1] + PAGE_BYTES as u64;

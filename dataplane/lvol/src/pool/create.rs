@@ -1,18 +1,21 @@
 //! Creating a pool.
 
+use std::rc::Rc;
+
 use basalt_clock::mark;
 use basalt_reactor::Handle;
 use uuid::Builder;
 
 use super::Pool;
-use super::commit::write_state;
+use super::checkpoint::{PageBytes, PageMaker};
 use crate::disk::{DiskContent, DiskIo, PoolDisk};
 use crate::error::{CreateError, DiskRefusal, ImportError};
 use crate::id::{ClusterId, DiskId, PoolId, Revision};
 use crate::layout::{
-    DISKS_MAX, DiskGeometry, DiskRecord, POOL_NAME_BYTES_MAX, Role, Superblock, TableContent, TablePointer,
-    encode_table,
+    DISKS_MAX, DiskGeometry, DiskRecord, EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, PAGE_BYTES, POOL_NAME_BYTES_MAX,
+    Role, Root, Superblock,
 };
+use crate::pages::Pages;
 
 /// What a new pool is made of.
 #[derive(Clone, Debug)]
@@ -23,6 +26,8 @@ pub struct NewPool {
     pub name: String,
     /// The desired state that asks for it.
     pub revision: Revision,
+    /// Its unit of allocation in bytes: a power of two from 64 KiB to 1 MiB.
+    pub extent_bytes: u64,
     /// Its disks, the lead first; 1 to 64 with the same block size.
     pub disks: Vec<NewPoolDisk>,
 }
@@ -37,11 +42,11 @@ pub struct NewPoolDisk {
 }
 
 /// A disk that was checked and may be written.
-struct Prepared {
-    io: DiskIo,
-    geometry: DiskGeometry,
-    id: DiskId,
-    wipe: bool,
+pub(super) struct Prepared {
+    pub(super) io: DiskIo,
+    pub(super) geometry: DiskGeometry,
+    pub(super) id: DiskId,
+    pub(super) wipe: bool,
 }
 
 impl Pool {
@@ -57,9 +62,14 @@ impl Pool {
         if new.name.len() > POOL_NAME_BYTES_MAX {
             return Err(CreateError::NameTooLong(new.name.len()));
         }
+        let fits = new.extent_bytes.is_power_of_two()
+            && (EXTENT_BYTES_MIN..=EXTENT_BYTES_MAX).contains(&new.extent_bytes);
+        if !fits {
+            return Err(CreateError::ExtentBytes(new.extent_bytes));
+        }
         let mut disks = Vec::with_capacity(new.disks.len());
         for (index, disk) in new.disks.iter().enumerate() {
-            disks.push(prepare(handle, disk, new.cluster, index == 0).await?);
+            disks.push(prepare(handle, disk, new.cluster, new.extent_bytes, index == 0).await?);
         }
         if disks.iter().any(|disk| disk.io.block() != disks[0].io.block()) {
             return Err(CreateError::MixedBlocks);
@@ -77,19 +87,20 @@ impl Pool {
     }
 }
 
-async fn prepare(
+pub(super) async fn prepare(
     handle: &Handle,
     new: &NewPoolDisk,
     cluster: ClusterId,
+    extent_bytes: u64,
     lead: bool,
 ) -> Result<Prepared, DiskRefusal> {
     let io = DiskIo::open(handle, &new.disk)?;
     let block_bytes = io.block().bytes();
     let geometry = match lead {
-        true => DiskGeometry::lead(io.bytes(), block_bytes),
-        false => DiskGeometry::member(io.bytes(), block_bytes),
+        true => DiskGeometry::lead(io.bytes(), block_bytes, extent_bytes),
+        false => DiskGeometry::member(io.bytes(), block_bytes, extent_bytes),
     };
-    let geometry = geometry.ok_or_else(|| io.unsuitable())?;
+    let geometry = geometry.filter(|_| io.takes_pieces()).ok_or_else(|| io.unsuitable())?;
     let disk = io.name.clone();
     let wipe = match io.examine().await? {
         DiskContent::Blank => false,
@@ -108,39 +119,48 @@ async fn prepare(
     Ok(Prepared { io, geometry, id: DiskId(random_uuid(handle)), wipe })
 }
 
-/// Members, then the lead twice so that both slots are filled, then the members again as full members.
+/// Members, then the lead, then (when the pool is imported) the members again as full members.
 async fn write_pool(new: &NewPool, pool: PoolId, disks: &[Prepared]) -> Result<(), CreateError> {
     for disk in disks.iter().filter(|disk| disk.wipe) {
         disk.io.wipe().await?;
     }
     for (index, disk) in (0..).zip(disks).skip(1) {
-        let superblock = superblock_of(new, pool, disk, index, Role::MemberInCreation);
+        let superblock = superblock_of(new.cluster, pool, disk, index, Role::MemberInCreation);
         disk.io.write_superblock(&superblock).await?;
     }
-    let records: Vec<DiskRecord> = disks.iter().map(Prepared::record).collect();
     let lead = &disks[0];
-    for sequence in 1..=2 {
-        let content = TableContent {
-            sequence,
-            pool,
-            name: &new.name,
-            revision: new.revision,
-            disks: &records,
-            volumes: &[],
-        };
-        let table = encode_table(&content, lead.geometry.area_bytes).expect("an empty table fits");
-        let pointer =
-            TablePointer { bytes: table.bytes.len() as u64, header_checksum: table.header_checksum };
-        let superblock = superblock_of(new, pool, lead, 0, Role::Lead);
-        let superblock = Superblock { sequence, table: Some(pointer), ..superblock };
-        write_state(&lead.io, &superblock, &table).await?;
+    let superblock = superblock_of(new.cluster, pool, lead, 0, Role::Lead);
+    let pages = Rc::new(Pages::default());
+    pages.add_area(lead.geometry.metadata_pages());
+    let sequence = superblock.sequence;
+    let mut maker = PageMaker { pages: &pages, pool, sequence, made: PageBytes::new() };
+    let root = Root {
+        name: new.name.clone(),
+        revision: new.revision,
+        disks: disks.iter().map(Prepared::record).collect(),
+        volumes: 0,
+        directory: None,
+        first_group: 1,
+    };
+    let (twin, _holds) = maker.root(&root).expect("an empty area has room for a root");
+    for (number, bytes) in maker.made {
+        let offset = lead.geometry.metadata_offset + u64::from(number.index()) * PAGE_BYTES as u64;
+        lead.io.write(offset, &bytes).await?;
     }
+    lead.io.flush().await?;
+    lead.io.write_superblock(&Superblock { root: Some(twin), ..superblock }).await?;
     Ok(())
 }
 
-fn superblock_of(new: &NewPool, pool: PoolId, disk: &Prepared, index: u32, role: Role) -> Superblock {
+pub(super) fn superblock_of(
+    cluster: ClusterId,
+    pool: PoolId,
+    disk: &Prepared,
+    index: u32,
+    role: Role,
+) -> Superblock {
     Superblock {
-        cluster: new.cluster,
+        cluster,
         pool,
         disk: disk.id,
         encryption_key: [0; 32],
@@ -148,18 +168,20 @@ fn superblock_of(new: &NewPool, pool: PoolId, disk: &Prepared, index: u32, role:
         role,
         disk_index: index,
         geometry: disk.geometry,
-        table: None,
+        root: None,
+        exported: false,
         read_only: false,
     }
 }
 
 impl Prepared {
-    fn record(&self) -> DiskRecord {
+    pub(super) fn record(&self) -> DiskRecord {
         DiskRecord {
             id: self.id,
             device_bytes: self.geometry.device_bytes,
             data_offset: self.geometry.data_offset,
             extents: self.geometry.extents,
+            metadata_pages: self.geometry.metadata_pages(),
         }
     }
 }

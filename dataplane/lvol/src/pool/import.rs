@@ -1,25 +1,30 @@
 //! Importing a pool: what is on the disks is believed only where checksums and references agree.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use basalt_bdev::IoError;
+use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
 use futures::lock::Mutex;
 
-use super::{Inner, Pool, State, Volume};
+use super::checkpoint::Written;
+use super::inspect::{InspectedDisk, Inspection};
+use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
+use super::volumes::obstacle;
+use super::{Inner, Journal, Pool, State, StoredPage, Volume, VolumeData, owner};
 use crate::disk::{DiskContent, DiskIo, PoolDisk};
-use crate::error::{DiskFault, DiskRefusal, FaultCause, ImportError, ReadOnlyReason};
+use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, VolumeId};
-use crate::layout::{
-    DamageReason, DirectoryRecord, DiskRecord, HEADER_BYTES, PAGE_BYTES, Role, Run, Superblock, TableError,
-    TableHeader, VolumeRecord,
-};
+use crate::layout::{DamageReason, DirectoryRecord, DiskRecord, JournalRecord, Place, Role, Superblock};
+use crate::port::port;
+use crate::refs::{Limbo, Refs};
 use crate::space::Space;
-use crate::volume::{LogicalVolume, MappedDisk};
+use crate::tree::{Counts, FrozenTree, Seen, Uncounted};
+use crate::volume::{MappedDisk, PoolShared};
 
 impl Pool {
     /// Takes a pool into service that was made before. `disks` may come in any order; a member may be missing (its volumes
@@ -28,6 +33,56 @@ impl Pool {
     /// # Errors
     /// Says which disk is the obstacle. Nothing is written then.
     pub async fn import(
+        handle: &Handle,
+        cluster: ClusterId,
+        disks: Vec<PoolDisk>,
+    ) -> Result<Self, ImportError> {
+        let found = Image::read(handle, cluster, disks).await?;
+        let must_write = found.must_write();
+        let pool = found.assemble(handle);
+        if pool.inner.state.borrow().read_only.is_some() {
+            return Ok(pool);
+        }
+        pool.inner.complete_members().await?;
+        if must_write {
+            mark!("lvol-journal-replayed");
+            // If this fails the pool is read-only, which its health says.
+            if pool.inner.checkpoint().await.is_err() {
+                mark!("lvol-catch-up-failed");
+            }
+        }
+        Ok(pool)
+    }
+}
+
+/// All metadata of a pool, read and understood as far as it can be; nothing was written.
+pub(crate) struct Image {
+    superblock: Superblock,
+    loader: Loader,
+    present: Vec<Option<FoundDisk>>,
+    top: Top,
+    replay: Replay,
+    volumes: Vec<FoundVolume>,
+}
+
+/// A volume as it was found.
+struct FoundVolume {
+    directory: DirectoryRecord,
+    found: Result<VolumeData, DamageReason>,
+    /// What the disk names, before the journal changed it: its pages stay in use.
+    kept: Kept,
+}
+
+/// What the disk names of a volume.
+#[derive(Default)]
+struct Kept {
+    page: Option<Rc<StoredPage>>,
+    tree: FrozenTree,
+}
+
+impl Image {
+    /// Reads a pool.
+    pub(crate) async fn read(
         handle: &Handle,
         cluster: ClusterId,
         disks: Vec<PoolDisk>,
@@ -41,36 +96,340 @@ impl Pool {
             return Err(ImportError::LeadMissing);
         };
         let superblock = lead.superblock.clone();
-        let (table, standing) = read_tables(&lead.io, &superblock).await?;
-        let present = assign(found, &table.header.disks)?;
-        let mut read_only = superblock.read_only.then_some(ReadOnlyReason::UnknownFeature);
-        if !table.complete {
-            // What could not be read now may be read next time, unless the next table is written without it.
-            mark!("lvol-table-incomplete");
-            read_only = Some(ReadOnlyReason::IncompleteTable);
+        let (root, healed) = read_root(&lead.io, &superblock).await?;
+        // A disk that was being added when power failed is nobody's yet.
+        found.retain(|disk| {
+            let known = root.disks.iter().any(|record| record.id == disk.superblock.disk);
+            known || disk.superblock.role != Role::MemberInCreation
+        });
+        let present = assign(found, &root.disks)?;
+        let disks: Vec<_> =
+            present.iter().map(|disk| disk.as_ref().map(|disk| Rc::clone(&disk.io))).collect();
+        let loader = Loader::new(superblock.pool, disks, root.disks.clone(), superblock.sequence);
+        let twin = superblock.root.ok_or(ImportError::LeadMissing)?;
+        let top = loader.top(root, &twin, healed).await?;
+        let mut volumes = Vec::with_capacity(top.directory.len());
+        for directory in &top.directory {
+            let (found, kept) = match load_volume(&loader, directory).await {
+                Ok((data, kept)) => (Ok(data), kept),
+                Err(LoadError::Damage(reason)) => (Err(reason), Kept::default()),
+                Err(LoadError::Fault(fault)) => return Err(fault.into()),
+            };
+            volumes.push(FoundVolume { directory: *directory, found, kept });
         }
-        if standing == Standing::Previous {
-            mark!("lvol-previous-table");
-            read_only = Some(ReadOnlyReason::PreviousTable);
+        let lead = Rc::clone(&present[0].as_ref().ok_or(ImportError::LeadMissing)?.io);
+        let replay = read_journals(&lead, &superblock, &top.root).await?;
+        loader.forget_nodes();
+        let mut image = Self { superblock, loader, present, top, replay, volumes };
+        if !planted!("lvol-journal-not-replayed") {
+            image.replay();
         }
-        let pool = assemble(superblock, table, present, read_only);
-        pool.inner.complete_members().await?;
-        if standing == Standing::RolledForward {
-            mark!("lvol-rolled-forward");
-            // The superblock catches up, so that the pool does not depend on a table that no superblock names. If this fails
-            // the pool is read-only, which its health says.
-            let caught_up = pool.inner.commit().await;
-            if caught_up.is_err() {
-                mark!("lvol-catch-up-failed");
+        image.check_references();
+        Ok(image)
+    }
+
+    /// Brings the maps up to what the journals say.
+    fn replay(&mut self) {
+        let records = std::mem::take(&mut self.replay.records);
+        for record in &records {
+            let volume = self.volumes.iter_mut().find(|volume| volume.directory.volume == record.volume);
+            // A volume that is not there was deleted after the change.
+            let Some(FoundVolume { found: Ok(data), .. }) = volume else { continue };
+            if record.extent >= data.record.extents(self.superblock.geometry.extent_bytes) {
+                continue;
+            }
+            data.tree.set(record.extent, &record.pieces, &mut Uncounted);
+            data.touch();
+        }
+        self.replay.records = records;
+    }
+
+    /// Isolates volumes whose extents do not exist, or are claimed by a stranger: only volumes of one family share an extent, and only
+    /// as the same extent of theirs.
+    fn check_references(&mut self) {
+        let records = &self.loader.records;
+        let exists =
+            |place: Place| records.get(place.disk()).is_some_and(|disk| place.extent() < disk.extents);
+        let mut claims: Vec<(Place, u64, VolumeId, usize)> = Vec::new();
+        let mut reasons: BTreeMap<usize, DamageReason> = BTreeMap::new();
+        for (index, volume) in self.volumes.iter().enumerate() {
+            let Ok(data) = &volume.found else { continue };
+            data.tree.each(|extent, pieces| {
+                for place in pieces.places() {
+                    match exists(place) {
+                        true => claims.push((place, extent, data.record.family, index)),
+                        false => drop(reasons.insert(index, DamageReason::OutOfRange)),
+                    }
+                }
+            });
+        }
+        claims.sort_unstable();
+        let mut first = 0;
+        for at in 1..claims.len() {
+            if claims[at].0 != claims[first].0 {
+                first = at;
+            } else if (claims[at].1, claims[at].2) != (claims[first].1, claims[first].2) {
+                reasons.insert(claims[at].3, DamageReason::Overlap);
+                reasons.insert(claims[first].3, DamageReason::Overlap);
             }
         }
-        Ok(pool)
+        for (index, reason) in reasons {
+            if let Ok(data) = std::mem::replace(&mut self.volumes[index].found, Err(reason)) {
+                data.tree.release(&mut Uncounted);
+            }
+        }
+    }
+
+    /// Whether the pool depends on more than its checkpoint, or a part of that is damaged that can be written anew.
+    fn must_write(&self) -> bool {
+        !self.replay.records.is_empty() || self.top.healed || self.superblock.exported
+    }
+
+    /// Volumes as they were found.
+    pub(super) fn found(
+        &self,
+    ) -> impl Iterator<Item = (&DirectoryRecord, Result<&VolumeData, DamageReason>)> {
+        self.volumes.iter().map(|volume| (&volume.directory, volume.found.as_ref().map_err(|reason| *reason)))
+    }
+
+    /// Why a volume cannot be used.
+    pub(super) fn isolated(&self, found: Result<&VolumeData, DamageReason>) -> Option<DamageReason> {
+        match found {
+            Err(reason) => Some(reason),
+            Ok(data) => obstacle(data, &blocks_of(&self.present)),
+        }
+    }
+
+    pub(super) fn healed(&self) -> bool {
+        self.top.healed
+    }
+
+    pub(super) fn journal_damaged(&self) -> bool {
+        self.replay.damaged
+    }
+
+    pub(super) fn unreadable(&self) -> bool {
+        self.loader.unreadable.get()
+    }
+
+    /// What the pool as a whole says; nothing of its volumes yet.
+    pub(super) fn summary(&self) -> Inspection {
+        let present = |index: usize| self.present[index].as_ref();
+        let disks: Vec<InspectedDisk> = self
+            .loader
+            .records
+            .iter()
+            .enumerate()
+            .map(|(index, record)| InspectedDisk {
+                id: record.id,
+                name: present(index).map(|disk| disk.io.name.clone()),
+                device_bytes: record.device_bytes,
+                data_offset: record.data_offset,
+                extents: record.extents,
+                metadata_pages: record.metadata_pages,
+            })
+            .collect();
+        let there = disks.iter().filter(|disk| disk.name.is_some());
+        let (pages, free) = (self.loader.pages.total(), self.loader.pages.free().1);
+        Inspection {
+            version: 0,
+            cluster: self.superblock.cluster,
+            pool: self.superblock.pool,
+            name: self.top.root.name.clone(),
+            checkpoint: self.superblock.sequence,
+            exported: self.superblock.exported,
+            revision: self.top.root.revision,
+            extent_bytes: self.superblock.geometry.extent_bytes,
+            extents: there.map(|disk| disk.extents).sum(),
+            extents_used: 0,
+            metadata_pages: pages as u64,
+            metadata_pages_used: (pages - free) as u64,
+            journal_records: self.replay.records.len() as u64,
+            journal_next: self.replay.next,
+            disks,
+            volumes: Vec::new(),
+            findings: Vec::new(),
+        }
+    }
+
+    fn read_only(&self) -> Option<ReadOnlyReason> {
+        if self.loader.unreadable.get() {
+            // What could not be read now may be read next time, unless the next checkpoint is written without it.
+            mark!("lvol-metadata-unreadable");
+            return Some(ReadOnlyReason::Unreadable);
+        }
+        if self.replay.damaged {
+            return Some(ReadOnlyReason::JournalDamaged);
+        }
+        self.superblock.read_only.then_some(ReadOnlyReason::UnknownFeature)
+    }
+
+    /// The pool of it. Nothing is written.
+    fn assemble(self, handle: &Handle) -> Pool {
+        let read_only = self.read_only();
+        let Self { superblock, loader, present, top, replay, volumes } = self;
+        let mapped: Vec<Option<MappedDisk>> = present
+            .iter()
+            .zip(&loader.records)
+            .map(|(disk, record)| {
+                disk.as_ref().map(|disk| MappedDisk {
+                    device: Arc::clone(&disk.io.device),
+                    data_offset: record.data_offset,
+                })
+            })
+            .collect();
+        let blocks = blocks_of(&present);
+        let block = blocks[0].expect("the lead was found");
+        let shared = Arc::new(PoolShared::new(block, superblock.geometry.extent_bytes, mapped));
+        let (port, messages) = port();
+        let space = space_of(&loader.records, &present);
+        let journal = Journal {
+            used: 0,
+            sequence: replay.next,
+            checkpoint: superblock.sequence,
+            first: top.root.first_group,
+        };
+        let state = State {
+            superblock: superblock.clone(),
+            revision: top.root.revision,
+            space,
+            refs: Refs::default(),
+            limbo: Limbo::default(),
+            volumes: BTreeMap::new(),
+            changes: 0,
+            durable: 0,
+            map_changes: 0,
+            map_durable: 0,
+            map_written: 0,
+            unwritten: VecDeque::new(),
+            pending: Vec::<JournalRecord>::new(),
+            journal,
+            grants: BTreeMap::new(),
+            grants_made: 0,
+            starving: VecDeque::new(),
+            read_only: read_only.clone(),
+            unfinished: None,
+            left_over: BTreeMap::new(),
+            on_disk: None,
+        };
+        let inner = Rc::new(Inner {
+            handle: handle.clone(),
+            cluster: superblock.cluster,
+            id: superblock.pool,
+            name: top.root.name,
+            block,
+            disks: RefCell::new(present.into_iter().map(|disk| disk.map(|disk| disk.io)).collect()),
+            records: RefCell::new(loader.records),
+            shared,
+            port,
+            pages: loader.pages,
+            state: RefCell::new(state),
+            committing: Mutex::new(()),
+            journaling: Mutex::new(()),
+            unmap_failures: Cell::new(0),
+            checkpoint_wanted: Cell::new(false),
+            relieving: Cell::new(false),
+            growing: Cell::new(false),
+        });
+        inner.adopt(volumes, top.holds, &blocks, read_only.is_some());
+        drop(handle.spawn(owner::serve(Rc::downgrade(&inner), messages)));
+        Pool { inner }
+    }
+}
+
+fn blocks_of(present: &[Option<FoundDisk>]) -> Vec<Option<BlockSize>> {
+    present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.block())).collect()
+}
+
+/// The space of all disks, none of it taken.
+fn space_of(records: &[DiskRecord], present: &[Option<FoundDisk>]) -> Space {
+    let mut space = Space::default();
+    for (record, disk) in records.iter().zip(present) {
+        space.add_disk(record.extents, disk.is_some());
+    }
+    space
+}
+
+async fn load_volume(loader: &Loader, directory: &DirectoryRecord) -> Result<(VolumeData, Kept), LoadError> {
+    let (record, map, page) = loader.volume(directory).await?;
+    let tree = loader.map(map).await?;
+    let kept = Kept { page: Some(Rc::clone(&page)), tree: tree.freeze() };
+    Ok((VolumeData::new(record, tree, Some(page)), kept))
+}
+
+impl Inner {
+    /// Takes volumes as they were found.
+    fn adopt(
+        &self,
+        volumes: Vec<FoundVolume>,
+        top: Vec<crate::pages::PageHold>,
+        blocks: &[Option<BlockSize>],
+        read_only: bool,
+    ) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let mut seen = Seen::new();
+        let mut written = Written { top, ..Written::default() };
+        let mut taken: BTreeSet<Place> = BTreeSet::new();
+        for FoundVolume { directory, found, kept } in volumes {
+            let mut data = match found {
+                Ok(data) => data,
+                Err(reason) => {
+                    mark!("lvol-volume-isolated");
+                    let page = self.pages.claim(directory.page.number).ok();
+                    let kept = (kept.page, page, kept.tree);
+                    state.volumes.insert(directory.volume, Volume::Damaged { directory, kept, reason });
+                    continue;
+                }
+            };
+            let mut counted = Counted { refs: &mut state.refs, first: Vec::new() };
+            data.tree.count_into(&mut seen, &mut counted);
+            taken.extend(counted.first);
+            // What the disk names stays in use until the next checkpoint, also where the journal has changed it.
+            written.trees.push(kept.tree);
+            written.volumes.extend(kept.page);
+            let volume = match obstacle(&data, blocks) {
+                Some(reason) => Volume::Isolated(Box::new(data), reason),
+                None => {
+                    let device = self.device_of(&data);
+                    if read_only {
+                        device.core().read_only.store(true, Ordering::Release);
+                    }
+                    data.device = Some(device);
+                    Volume::Ready(Box::new(data))
+                }
+            };
+            state.volumes.insert(directory.volume, volume);
+        }
+        if !planted!("lvol-import-forgets-space") {
+            taken.into_iter().for_each(|place| assert!(state.space.take(place), "counted once"));
+        }
+        state.on_disk = Some(written);
+    }
+}
+
+/// Counts references and notes extents at their first one.
+struct Counted<'a> {
+    refs: &'a mut Refs,
+    first: Vec<Place>,
+}
+
+impl Counts for Counted<'_> {
+    fn reference(&mut self, place: Place) {
+        if self.refs.get(place) == 0 {
+            self.first.push(place);
+        }
+        self.refs.reference(place);
+    }
+
+    fn unreference(&mut self, place: Place) {
+        self.refs.unreference(place);
     }
 }
 
 /// A disk that was opened and says that it belongs to a pool of this cluster.
 struct FoundDisk {
-    io: DiskIo,
+    io: Rc<DiskIo>,
     superblock: Superblock,
 }
 
@@ -93,10 +452,10 @@ impl FoundDisk {
             let (bytes, expected) = (io.bytes(), superblock.geometry.device_bytes);
             return Err(DiskRefusal::Shrunk { disk, bytes, expected });
         }
-        if io.block().bytes() > superblock.geometry.block_bytes {
+        if io.block().bytes() > superblock.geometry.block_bytes || !io.takes_pieces() {
             return Err(io.unsuitable());
         }
-        Ok(Self { io, superblock })
+        Ok(Self { io: Rc::new(io), superblock })
     }
 }
 
@@ -126,272 +485,16 @@ fn assign(found: Vec<FoundDisk>, records: &[DiskRecord]) -> Result<Vec<Option<Fo
         let agrees = |index: usize| {
             let (record, geometry) = (&records[index], &superblock.geometry);
             superblock.disk_index as usize == index
-                && (record.data_offset, record.extents) == (geometry.data_offset, geometry.extents)
+                && record.data_offset == geometry.data_offset
+                && record.metadata_pages == geometry.metadata_pages()
+                && record.extents <= geometry.extents
         };
         match place {
             Some(index) if agrees(index) => present[index] = Some(disk),
-            Some(_) | None => return Err(ImportError::Stranger(disk.io.name)),
+            Some(_) | None => return Err(ImportError::Stranger(disk.io.name.clone())),
         }
     }
     Ok(present)
-}
-
-/// Which table was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// The one that the superblock names.
-    Current,
-    /// The one after it: complete, and its superblock was not written.
-    RolledForward,
-    /// The one before it: the current one is damaged.
-    Previous,
-}
-
-/// A table whose header and directory are intact.
-struct FoundTable {
-    header: TableHeader,
-    directory: Vec<DirectoryRecord>,
-    bytes: Vec<u8>,
-    /// Every page could be read.
-    complete: bool,
-}
-
-impl FoundTable {
-    async fn read(lead: &DiskIo, superblock: &Superblock, area: usize) -> Result<Self, TableFault> {
-        let offset = superblock.geometry.area_offsets[area];
-        let mut bytes = lead.read(offset, HEADER_BYTES as u64).await?;
-        let header = TableHeader::decode(&bytes, superblock.geometry.area_bytes)?;
-        if header.pool != superblock.pool {
-            return Err(TableError::Absent.into());
-        }
-        let directory = lead.read(offset + HEADER_BYTES as u64, header.directory_bytes() as u64).await?;
-        let records = header.decode_directory(&directory)?;
-        bytes.extend_from_slice(&directory);
-        let entries = offset + bytes.len() as u64;
-        let rest = header.table_bytes() - bytes.len() as u64;
-        let (content, complete) = match lead.read(entries, rest).await {
-            Ok(content) => (content.to_vec(), true),
-            Err(fault) => read_pages(lead, entries, rest, fault).await?,
-        };
-        bytes.extend_from_slice(&content);
-        Ok(Self { header, directory: records, bytes, complete })
-    }
-
-    fn entry(&self, record: &DirectoryRecord) -> &[u8] {
-        let start = usize::try_from(record.offset).expect("a table is smaller than memory");
-        &self.bytes[start..start + record.bytes]
-    }
-
-    fn is_intact(&self) -> bool {
-        self.directory.iter().all(|record| record.decode_entry(self.entry(record)).is_ok())
-    }
-}
-
-/// Why a table could not be read.
-enum TableFault {
-    Table(TableError),
-    Disk(DiskFault),
-}
-
-impl From<TableError> for TableFault {
-    fn from(error: TableError) -> Self {
-        Self::Table(error)
-    }
-}
-
-impl From<DiskFault> for TableFault {
-    fn from(fault: DiskFault) -> Self {
-        Self::Disk(fault)
-    }
-}
-
-/// Reads page by page after a medium error; what cannot be read becomes zeroes, which no checksum fits. Also says whether
-/// everything could be read this time.
-async fn read_pages(
-    lead: &DiskIo,
-    offset: u64,
-    bytes: u64,
-    fault: DiskFault,
-) -> Result<(Vec<u8>, bool), DiskFault> {
-    let is_medium = |fault: &DiskFault| matches!(fault.source, FaultCause::Io(IoError::Medium));
-    if !is_medium(&fault) {
-        return Err(fault);
-    }
-    let (mut content, mut complete) = (Vec::new(), true);
-    for at in (0..bytes).step_by(PAGE_BYTES) {
-        match lead.read(offset + at, PAGE_BYTES as u64).await {
-            Ok(page) => content.extend_from_slice(&page),
-            Err(fault) if is_medium(&fault) => {
-                content.resize(content.len() + PAGE_BYTES, 0);
-                complete = false;
-            }
-            Err(fault) => return Err(fault),
-        }
-    }
-    Ok((content, complete))
-}
-
-/// Reads both tables and takes the right one; docs/disk-format.md, "Import", says why it is right.
-async fn read_tables(lead: &DiskIo, superblock: &Superblock) -> Result<(FoundTable, Standing), ImportError> {
-    let area = superblock.slot() as usize;
-    let mut tables = Vec::with_capacity(2);
-    for (is_next, area) in [(false, area), (true, 1 - area)] {
-        let table = match FoundTable::read(lead, superblock, area).await {
-            Ok(table) => Ok(table),
-            Err(TableFault::Table(error)) => Err(error),
-            Err(TableFault::Disk(fault)) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
-                // A later table that cannot be read may be in force, unless both slots say that it is not: going on with
-                // the older one would write over what was promised since.
-                if is_next && !lead.is_latest(superblock).await? {
-                    mark!("lvol-latest-unknown");
-                    return Err(fault.into());
-                }
-                Err(TableError::Checksum("header"))
-            }
-            Err(TableFault::Disk(fault)) => return Err(fault.into()),
-        };
-        tables.push(table);
-    }
-    let other = tables.remove(1);
-    let current = tables.remove(0).and_then(|table| {
-        let named = superblock.table.is_some_and(|pointer| pointer.header_checksum == table.header.checksum);
-        let matches = named && table.header.sequence == superblock.sequence;
-        if matches { Ok(table) } else { Err(TableError::Field("not the one that the superblock names")) }
-    });
-    match (current, other) {
-        (_, Ok(next)) if next.header.sequence == superblock.sequence + 1 && next.is_intact() => {
-            Ok((next, Standing::RolledForward))
-        }
-        (Ok(table), _) => Ok((table, Standing::Current)),
-        (Err(_), Ok(previous)) if previous.header.sequence + 1 == superblock.sequence => {
-            Ok((previous, Standing::Previous))
-        }
-        (Err(error), _) => Err(ImportError::Damaged(error)),
-    }
-}
-
-fn assemble(
-    mut superblock: Superblock,
-    table: FoundTable,
-    present: Vec<Option<FoundDisk>>,
-    read_only: Option<ReadOnlyReason>,
-) -> Pool {
-    // A commit goes on from the table that was taken.
-    superblock.sequence = table.header.sequence;
-    let mut space = Space::default();
-    let mut mapped = Vec::with_capacity(present.len());
-    for (record, disk) in table.header.disks.iter().zip(&present) {
-        space.add_disk(record.extents, disk.is_some());
-        mapped.push(
-            disk.as_ref().map(|disk| MappedDisk {
-                device: Arc::clone(&disk.io.device),
-                data_offset: record.data_offset,
-            }),
-        );
-    }
-    let lead = present[0].as_ref().expect("the lead was found");
-    let block = lead.io.block();
-    let mut volumes = BTreeMap::new();
-    let conflicts = conflicts(&table);
-    for directory in &table.directory {
-        let bytes = table.entry(directory);
-        let volume = match understand(directory, bytes, &conflicts, &mut space) {
-            Err(reason) => {
-                mark!("lvol-volume-isolated");
-                Volume::Damaged { directory: *directory, bytes: bytes.to_vec(), reason }
-            }
-            Ok(record) => match obstacle(&record, &present) {
-                Some(reason) => Volume::Isolated(record, reason),
-                None => {
-                    let device = LogicalVolume::new(&record, &mapped, block, read_only.is_some());
-                    Volume::Ready(record, Arc::new(device))
-                }
-            },
-        };
-        volumes.insert(directory.volume, volume);
-    }
-    let state = State {
-        superblock: superblock.clone(),
-        revision: table.header.revision,
-        space,
-        volumes,
-        drained_later: Vec::new(),
-        changes: 0,
-        durable: 0,
-        read_only,
-        unfinished: None,
-    };
-    let inner = Inner {
-        cluster: superblock.cluster,
-        id: superblock.pool,
-        name: table.header.name,
-        block,
-        disks: present.into_iter().map(|disk| disk.map(|disk| disk.io)).collect(),
-        mapped,
-        records: table.header.disks,
-        state: RefCell::new(state),
-        committing: Mutex::new(()),
-        unmap_failures: Cell::new(0),
-    };
-    Pool { inner: Rc::new(inner) }
-}
-
-/// The record of a volume whose space is its own.
-fn understand(
-    directory: &DirectoryRecord,
-    bytes: &[u8],
-    conflicts: &BTreeSet<VolumeId>,
-    space: &mut Space,
-) -> Result<VolumeRecord, DamageReason> {
-    let record = directory.decode_entry(bytes)?;
-    if conflicts.contains(&record.id) {
-        return Err(DamageReason::Overlap);
-    }
-    if !planted!("lvol-import-forgets-space") {
-        space.claim(&record.runs)?;
-    }
-    Ok(record)
-}
-
-/// Volumes that claim an extent that another one claims, too: neither can be believed.
-fn conflicts(table: &FoundTable) -> BTreeSet<VolumeId> {
-    let mut claims: Vec<(Run, VolumeId)> = Vec::new();
-    for directory in &table.directory {
-        if let Ok(record) = directory.decode_entry(table.entry(directory)) {
-            claims.extend(record.runs.iter().map(|run| (*run, record.id)));
-        }
-    }
-    claims.sort_unstable_by_key(|(run, id)| (run.disk, run.first, *id));
-    let mut conflicts = BTreeSet::new();
-    // The claim that reaches furthest so far on this disk.
-    let mut furthest: Option<(u32, u64, VolumeId)> = None;
-    for (run, id) in claims {
-        let end = run.first.saturating_add(u64::from(run.extents));
-        if let Some((disk, reach, owner)) = furthest
-            && disk == run.disk
-            && run.first < reach
-        {
-            conflicts.extend([owner, id]);
-            if end <= reach {
-                continue;
-            }
-        }
-        furthest = Some((run.disk, end, id));
-    }
-    conflicts
-}
-
-/// Why a volume that is understood cannot be served now.
-fn obstacle(record: &VolumeRecord, present: &[Option<FoundDisk>]) -> Option<DamageReason> {
-    let missing = record.runs.iter().find(|run| present[run.disk as usize].is_none());
-    if let Some(run) = missing {
-        return Some(DamageReason::DiskMissing(run.disk));
-    }
-    let fits = |run: &Run| {
-        let block = present[run.disk as usize].as_ref().map(|disk| disk.io.block().bytes());
-        block == Some(record.block_bytes)
-    };
-    (!record.runs.iter().all(fits)).then_some(DamageReason::Field("its block is not that of its disks"))
 }
 
 impl Inner {
@@ -400,16 +503,14 @@ impl Inner {
         if self.state.borrow().read_only.is_some() {
             return Ok(());
         }
-        for disk in self.disks.iter().skip(1).flatten() {
+        let members: Vec<_> = self.disks.borrow().iter().skip(1).flatten().cloned().collect();
+        for disk in members {
             let Ok(found) = disk.read_superblock().await? else { continue };
             if found.role != Role::MemberInCreation {
                 continue;
             }
-            // Both slots: neither copy is to say that the disk never held data.
-            for sequence in [found.sequence + 1, found.sequence + 2] {
-                let superblock = Superblock { role: Role::Member, sequence, ..found.clone() };
-                disk.write_superblock(&superblock).await?;
-            }
+            let sequence = found.sequence + 1;
+            disk.write_superblock(&Superblock { role: Role::Member, sequence, ..found }).await?;
         }
         Ok(())
     }

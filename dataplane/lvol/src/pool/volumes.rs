@@ -1,18 +1,22 @@
 //! Creating, changing and deleting volumes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_clock::{mark, planted};
 
-use super::{Inner, Pool, State, Volume};
-use crate::disk::DiskIo;
+use super::journal::Until;
+use super::{Inner, Pool, Volume, VolumeData};
 use crate::error::{DiskFault, ReadOnlyReason, VolumeError};
 use crate::id::{Epoch, Generation, VolumeId};
 use crate::layout::{
-    DISKS_MAX, DamageReason, EXTENT_BYTES, NAME_BYTES_MAX, NQN_BYTES_MAX, PAGE_BYTES, Run, VolumeFlags,
-    VolumeIdentity, VolumeRecord, table_bytes,
+    DamageReason, NAME_BYTES_MAX, PAGE_BYTES, Pieces, ReplicaRecord, VOLUME_EXTENTS_MAX, VolumeFlags,
+    VolumeIdentity, VolumeRecord,
 };
-use crate::volume::LogicalVolume;
+use crate::space::Run;
+use crate::tree::Tree;
+use crate::volume::{LogicalVolume, VolumeAtEpoch};
 
 /// What a new volume is.
 #[derive(Clone, Debug)]
@@ -29,10 +33,15 @@ pub struct NewVolume {
     pub identity: VolumeIdentity,
     /// Size in bytes, a multiple of 4096, more than 0.
     pub size: u64,
+    /// It takes space when it is first written, and gives back what is unmapped. A clone is always so.
+    pub thin: bool,
+    /// It is not complete: it is not to be served before [`Pool::reveal`].
+    pub hidden: bool,
 }
 
 /// A volume as its pool knows it.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made to be looked at, and seldom many at a time")]
 pub enum VolumeStatus {
     /// It is being created or deleted.
     Changing,
@@ -42,8 +51,48 @@ pub enum VolumeStatus {
     Isolated(Generation, DamageReason),
 }
 
+impl NewVolume {
+    /// The record of it; checks what has bounds.
+    pub(super) fn into_record(
+        self,
+        inner: &Inner,
+        family: VolumeId,
+        origin: Option<VolumeId>,
+        created: u64,
+    ) -> Result<VolumeRecord, VolumeError> {
+        check_size(self.size, inner.shared.extent_bytes)?;
+        Ok(VolumeRecord {
+            id: self.id,
+            generation: self.generation,
+            epoch: self.epoch,
+            set_version: 0,
+            name: self.name,
+            identity: self.identity,
+            size: self.size,
+            block_bytes: inner.block.bytes(),
+            flags: VolumeFlags {
+                thick: !self.thin && origin.is_none(),
+                hidden: self.hidden,
+                ..VolumeFlags::default()
+            },
+            origin,
+            family,
+            created,
+            replica: ReplicaRecord::default(),
+        })
+    }
+}
+
+fn check_size(size: u64, extent_bytes: u64) -> Result<(), VolumeError> {
+    let too_large = size.div_ceil(extent_bytes) > VOLUME_EXTENTS_MAX;
+    match size == 0 || !size.is_multiple_of(PAGE_BYTES as u64) || too_large {
+        true => Err(VolumeError::OutOfBounds("size")),
+        false => Ok(()),
+    }
+}
+
 impl Pool {
-    /// Creates a thick volume. All of it reads as zeroes. It is visible, on disk and here, once this has ended well.
+    /// Creates a volume. All of it reads as zeroes. It is visible, on disk and here, once this has ended well.
     ///
     /// # Errors
     /// Says why not; the pool is as before unless it says that it became read-only.
@@ -55,65 +104,29 @@ impl Pool {
             true => Ok(()),
             false => inner.zero(&runs).await,
         };
-        let record = {
-            let mut state = inner.state.borrow_mut();
-            let record = match state.volumes.remove(&id) {
-                Some(Volume::Preparing(record)) => record,
-                _ => panic!("only its creation changes a volume that is being prepared"),
-            };
-            if let Err(fault) = zeroed {
-                state.space.release(&runs);
-                return Err(fault.into());
-            }
-            state.volumes.insert(id, Volume::Committing(record.clone()));
-            record
-        };
+        inner.prepared(id, &runs, zeroed)?;
         // If this fails, whether it is on disk is unknown: it and its space stay as they are until that is settled.
         inner.commit().await?;
-        Ok(inner.take_into_service(record))
+        inner.take_into_service(id)
     }
 
-    /// Deletes a volume and all of its data. Requests that are under way end; new ones are refused. The space is used again once
-    /// the deletion is durable and all channels are closed.
+    /// Deletes a volume and all of its data that no snapshot or clone shares. Requests that are under way end; new ones are
+    /// refused. The space is used again once the deletion is durable and nothing is under way there.
     ///
     /// # Errors
     /// [`VolumeError::NotFound`] if it is not there; [`VolumeError::StaleGeneration`] if it has seen a higher generation.
     pub async fn delete_volume(&self, id: VolumeId, generation: Generation) -> Result<(), VolumeError> {
         let inner = &self.inner;
-        {
-            let mut state = inner.state.borrow_mut();
-            if let Some(reason) = &state.read_only {
-                return Err(reason.clone().into());
-            }
-            let volume = state.volumes.get_mut(&id).ok_or(VolumeError::NotFound(id))?;
-            match volume.generation() {
-                Some(seen) if seen > generation => {
-                    return Err(VolumeError::StaleGeneration { ordered: generation, seen });
-                }
-                _ => {}
-            }
-            if matches!(volume, Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting { .. }) {
-                return Err(VolumeError::Busy(id));
-            }
-            let nothing = Volume::Deleting { runs: Vec::new(), device: None };
-            let (runs, device) = match std::mem::replace(volume, nothing) {
-                Volume::Ready(record, device) => (record.runs, Some(device)),
-                Volume::Isolated(record, _) => (record.runs, None),
-                _ => (Vec::new(), None),
-            };
-            if let Some(device) = &device {
-                device.remove();
-            }
-            let freed = if planted!("lvol-extent-freed-before-commit") { runs.clone() } else { Vec::new() };
-            *volume = Volume::Deleting { runs, device };
-            state.space.release(&freed);
-        }
+        inner.begin_deletion(id, generation)?;
+        inner.wake(id);
         if !planted!("lvol-deletion-not-committed") {
             inner.commit().await?;
         }
-        if let Some(runs) = inner.take_out_of_service(id) {
-            inner.unmap(&runs).await;
-            inner.state.borrow_mut().space.release(&runs);
+        inner.quiesce(id).await;
+        inner.forget(id);
+        // What it shared with others may be free only when their changes are durable. If that fails, the space comes back later.
+        if inner.settle_maps(Until::Durable).await.is_ok() {
+            inner.reclaim().await;
         }
         Ok(())
     }
@@ -134,21 +147,131 @@ impl Pool {
             if let Some(reason) = read_only {
                 return Err(reason.into());
             }
-            match volume {
-                Volume::Ready(record, _) | Volume::Isolated(record, _) => {
-                    record.generation = record.generation.max(generation);
-                    record.epoch = record.epoch.max(epoch);
-                }
-                Volume::Damaged { reason, .. } => return Err((*reason).into()),
-                Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting { .. } => {
-                    return Err(VolumeError::Busy(id));
-                }
-            }
+            let data = volume.settled_mut(id)?;
+            data.record.generation = data.record.generation.max(generation);
+            data.record.epoch = data.record.epoch.max(epoch);
+            data.touch();
         }
         if planted!("lvol-raise-not-committed") {
             return Ok(());
         }
         Ok(self.inner.commit().await?)
+    }
+
+    /// Gives a volume to a higher epoch, or to the same one again. Channels that were opened before are refused everything from
+    /// then on; once this has ended well the epoch is durable and nothing of theirs is under way. Use the answer to serve it.
+    ///
+    /// # Errors
+    /// [`VolumeError::StaleEpoch`] if the volume has seen a higher one; else why it could not be made durable.
+    pub async fn raise_epoch(&self, id: VolumeId, epoch: Epoch) -> Result<VolumeAtEpoch, VolumeError> {
+        let (device, raised) = {
+            let mut state = self.inner.state.borrow_mut();
+            let read_only = state.read_only.clone();
+            let data = state.ready_mut(id).ok_or(VolumeError::NotFound(id))?;
+            let (seen, ordered) = (data.record.epoch, epoch);
+            let device = data.device.clone().ok_or(VolumeError::NotFound(id))?;
+            if ordered < seen {
+                return Err(VolumeError::StaleEpoch { ordered, seen });
+            }
+            if ordered > seen {
+                if let Some(reason) = read_only {
+                    return Err(reason.into());
+                }
+                data.record.epoch = epoch;
+                data.touch();
+            }
+            (device, ordered > seen)
+        };
+        if raised {
+            device.core().fence.fetch_add(1, Ordering::SeqCst);
+            mark!("lvol-epoch-raised");
+        }
+        // Also when it was raised before: that may not be durable yet, nor all be drained.
+        if !planted!("lvol-epoch-not-committed") {
+            self.inner.commit().await?;
+        }
+        self.inner.wake(id);
+        self.inner.quiesce(id).await;
+        Ok(VolumeAtEpoch::new(&device, epoch))
+    }
+
+    /// Lets a volume grow. Its channels see the new size at once when this has ended well; what is new reads as zeroes.
+    ///
+    /// # Errors
+    /// [`VolumeError::Shrinks`] for a smaller size; else as for a new volume.
+    pub async fn resize(&self, id: VolumeId, size: u64) -> Result<(), VolumeError> {
+        let inner = &self.inner;
+        let (runs, first, device) = inner.accept_growth(id, size)?;
+        if let Err(fault) = inner.zero(&runs).await {
+            inner.state.borrow_mut().space.release(&runs);
+            return Err(fault.into());
+        }
+        {
+            let mut state = inner.state.borrow_mut();
+            let state = &mut *state;
+            let Some(Volume::Ready(data)) = state.volumes.get_mut(&id) else {
+                state.space.release(&runs);
+                return Err(VolumeError::NotFound(id));
+            };
+            for (extent, place) in (first..).zip(runs.iter().copied().flat_map(Run::places)) {
+                data.tree.set(extent, &Pieces::whole(place), &mut state.refs);
+                data.publish(extent, &state.refs);
+            }
+            data.record.size = data.record.size.max(size);
+            data.touch();
+        }
+        inner.commit().await?;
+        device.info().set_blocks(inner.block.blocks_in(size));
+        mark!("lvol-volume-grown");
+        Ok(())
+    }
+
+    /// Gives a volume another name for people.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub async fn rename(&self, id: VolumeId, name: &str) -> Result<(), VolumeError> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(VolumeError::OutOfBounds("name"));
+        }
+        self.inner.change(id, |data| data.record.name = name.to_owned()).await
+    }
+
+    /// Lets a volume refuse writes, or take them again. Channels obey at once; hosts are told when the volume is next imported.
+    ///
+    /// # Errors
+    /// [`VolumeError::WrongKind`] for a snapshot, which always refuses them.
+    pub async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<(), VolumeError> {
+        {
+            let mut state = self.inner.state.borrow_mut();
+            let data = state.ready_mut(id).ok_or(VolumeError::NotFound(id))?;
+            if data.record.flags.snapshot {
+                return Err(VolumeError::WrongKind(id, "a snapshot"));
+            }
+            if let Some(device) = &data.device {
+                device.core().read_only.store(read_only, Ordering::SeqCst);
+            }
+        }
+        self.inner.change(id, |data| data.record.flags.read_only = read_only).await
+    }
+
+    /// Lets a volume that was hidden be served.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub async fn reveal(&self, id: VolumeId) -> Result<(), VolumeError> {
+        self.inner.change(id, |data| data.record.flags.hidden = false).await
+    }
+
+    /// Notes what a volume knows as a replica.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub async fn note_replica(&self, id: VolumeId, replica: ReplicaRecord) -> Result<(), VolumeError> {
+        if replica.history.len() > crate::layout::HISTORY_MAX {
+            return Err(VolumeError::OutOfBounds("history"));
+        }
+        self.inner.change(id, |data| data.record.replica = replica).await
     }
 
     /// Tries to make a pool take changes again after a write of metadata failed. Volumes whose creation or deletion was cut
@@ -160,13 +283,31 @@ impl Pool {
         self.inner.resume().await
     }
 
+    /// Gives the pool away: all is written, its journals are empty, and nothing is changed any more. Every volume is removed.
+    ///
+    /// # Errors
+    /// It could not be written; the pool takes no change, and is imported elsewhere as after a crash.
+    pub async fn export(&self) -> Result<(), ReadOnlyReason> {
+        let devices: Vec<Arc<LogicalVolume>> = {
+            let state = self.inner.state.borrow();
+            state.volumes.values().filter_map(Volume::data).filter_map(|data| data.device.clone()).collect()
+        };
+        let ids: Vec<VolumeId> = devices.iter().map(|device| device.id()).collect();
+        devices.iter().for_each(|device| device.remove());
+        for id in ids {
+            self.inner.wake(id);
+            self.inner.quiesce(id).await;
+        }
+        self.inner.last_checkpoint().await
+    }
+
     /// What the pool knows about a volume.
     #[must_use]
     pub fn volume(&self, id: VolumeId) -> Option<VolumeStatus> {
         self.inner.state.borrow().volumes.get(&id).map(Volume::status)
     }
 
-    /// All volumes by id.
+    /// All volumes by id, snapshots included.
     #[must_use]
     pub fn volumes(&self) -> Vec<(VolumeId, VolumeStatus)> {
         self.inner.state.borrow().volumes.iter().map(|(id, volume)| (*id, volume.status())).collect()
@@ -176,192 +317,254 @@ impl Pool {
 impl Volume {
     fn status(&self) -> VolumeStatus {
         match self {
-            Self::Preparing(_) | Self::Committing(_) | Self::Deleting { .. } => VolumeStatus::Changing,
-            Self::Ready(record, device) => VolumeStatus::Ready(record.clone(), Arc::clone(device)),
-            Self::Isolated(record, reason) => VolumeStatus::Isolated(record.generation, *reason),
+            Self::Preparing(_) | Self::Committing(_) | Self::Deleting(_) => VolumeStatus::Changing,
+            Self::Ready(data) => match &data.device {
+                Some(device) if !data.record.flags.hidden => {
+                    VolumeStatus::Ready(data.record.clone(), Arc::clone(device))
+                }
+                _ => VolumeStatus::Changing,
+            },
+            Self::Isolated(data, reason) => VolumeStatus::Isolated(data.record.generation, *reason),
             Self::Damaged { directory, reason, .. } => VolumeStatus::Isolated(directory.generation, *reason),
         }
     }
 
-    /// Length of its entry in bytes, also of one that is not in a table at the moment.
-    fn entry_bytes(&self) -> usize {
+    /// The volume, if it is neither coming nor going.
+    fn settled_mut(&mut self, id: VolumeId) -> Result<&mut VolumeData, VolumeError> {
         match self {
-            Self::Preparing(record)
-            | Self::Committing(record)
-            | Self::Ready(record, _)
-            | Self::Isolated(record, _) => record.encoded_bytes(),
-            Self::Damaged { bytes, .. } => bytes.len(),
-            Self::Deleting { .. } => 0,
+            Self::Ready(data) | Self::Isolated(data, _) => Ok(data),
+            Self::Damaged { reason, .. } => Err((*reason).into()),
+            Self::Preparing(_) | Self::Committing(_) | Self::Deleting(_) => Err(VolumeError::Busy(id)),
         }
-    }
-}
-
-impl State {
-    /// The first thing that is wrong with what was asked.
-    fn check(&self, new: &NewVolume) -> Result<(), VolumeError> {
-        if let Some(reason) = &self.read_only {
-            return Err(reason.clone().into());
-        }
-        if new.size == 0 || !new.size.is_multiple_of(PAGE_BYTES as u64) {
-            return Err(VolumeError::OutOfBounds("size"));
-        }
-        if new.name.len() > NAME_BYTES_MAX {
-            return Err(VolumeError::OutOfBounds("name"));
-        }
-        if new.identity.nqn.len() > NQN_BYTES_MAX {
-            return Err(VolumeError::OutOfBounds("NQN"));
-        }
-        if self.volumes.contains_key(&new.id) {
-            return Err(VolumeError::Exists(new.id));
-        }
-        for (id, volume) in &self.volumes {
-            match volume {
-                Volume::Damaged { .. } => return Err(VolumeError::DamagedNeighbour(*id)),
-                Volume::Preparing(record)
-                | Volume::Committing(record)
-                | Volume::Ready(record, _)
-                | Volume::Isolated(record, _)
-                    if record.identity.nqn == new.identity.nqn =>
-                {
-                    return Err(VolumeError::NqnTaken(new.identity.nqn.clone()));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 
 impl Inner {
+    /// Changes a volume's record and makes that durable.
+    async fn change(&self, id: VolumeId, change: impl FnOnce(&mut VolumeData)) -> Result<(), VolumeError> {
+        {
+            let mut state = self.state.borrow_mut();
+            if let Some(reason) = &state.read_only {
+                return Err(reason.clone().into());
+            }
+            let data = state.volumes.get_mut(&id).ok_or(VolumeError::NotFound(id))?.settled_mut(id)?;
+            change(data);
+            data.touch();
+        }
+        Ok(self.commit().await?)
+    }
+
     /// Checks a new volume, takes its space and notes it.
     fn accept(&self, new: NewVolume) -> Result<Vec<Run>, VolumeError> {
-        self.release_drained();
         let mut state = self.state.borrow_mut();
-        state.check(&new)?;
-        let full = |free: u64| VolumeError::Full { needed: new.size, free: free * EXTENT_BYTES };
-        let Some(runs) = state.space.allocate(new.size.div_ceil(EXTENT_BYTES)) else {
-            return Err(full(state.space.free()));
-        };
-        let record = VolumeRecord {
-            id: new.id,
-            generation: new.generation,
-            epoch: new.epoch,
-            set_version: 0,
-            name: new.name,
-            identity: new.identity,
-            size: new.size,
-            block_bytes: self.block.bytes(),
-            flags: VolumeFlags::default(),
-            runs: runs.clone(),
-        };
-        let volume = Volume::Preparing(record);
-        let entries = state.volumes.values().chain([&volume]).map(Volume::entry_bytes);
-        if table_bytes(entries) > state.superblock.geometry.area_bytes {
-            state.space.release(&runs);
-            return Err(VolumeError::MetadataFull);
+        check_size(new.size, self.shared.extent_bytes)?;
+        state.check_new(self, new.id, &new.name, &new.identity)?;
+        if let Some(id) = state.damaged() {
+            return Err(VolumeError::DamagedNeighbour(id));
         }
-        state.volumes.insert(new.id, volume);
+        let (id, thin, size) = (new.id, new.thin, new.size);
+        let sequence = state.superblock.sequence + 1;
+        let record = new.into_record(self, id, None, sequence)?;
+        let runs = match thin {
+            true => Vec::new(),
+            false => self.take_space(&mut state.space, size, size.div_ceil(self.shared.extent_bytes))?,
+        };
+        let data = VolumeData::new(record, Tree::new(&self.pages), None);
+        state.volumes.insert(id, Volume::Preparing(Box::new(data)));
         Ok(runs)
     }
 
-    /// A volume that is durable becomes visible, unless it is already.
-    fn take_into_service(&self, record: VolumeRecord) -> Arc<LogicalVolume> {
-        let mut state = self.state.borrow_mut();
-        if let Some(Volume::Ready(_, device)) = state.volumes.get(&record.id) {
-            return Arc::clone(device);
+    fn take_space(
+        &self,
+        space: &mut crate::space::Space,
+        needed: u64,
+        extents: u64,
+    ) -> Result<Vec<Run>, VolumeError> {
+        // The map of a thick volume takes pages as well.
+        let pages = extents / crate::layout::LEAF_EXTENTS as u64 + 2;
+        if self.pages.free().0 as u64 <= 2 * self.pages.dirty_count() as u64 + pages {
+            return Err(VolumeError::MetadataFull);
         }
-        let device = Arc::new(LogicalVolume::new(&record, &self.mapped, self.block, false));
-        state.volumes.insert(record.id, Volume::Ready(record, Arc::clone(&device)));
-        device
+        let free = space.free() * self.shared.extent_bytes;
+        space.allocate(extents).ok_or(VolumeError::Full { needed, free })
     }
 
-    /// A volume whose deletion is durable is forgotten; its space is the caller's if nothing can be under way there, else it
-    /// waits. Nothing happens if that was done already.
-    fn take_out_of_service(&self, id: VolumeId) -> Option<Vec<Run>> {
+    /// The space of a new volume was zeroed, or not.
+    fn prepared(&self, id: VolumeId, runs: &[Run], zeroed: Result<(), DiskFault>) -> Result<(), VolumeError> {
         let mut state = self.state.borrow_mut();
-        if !matches!(state.volumes.get(&id), Some(Volume::Deleting { .. })) {
-            return None;
+        let state = &mut *state;
+        let Some(Volume::Preparing(mut data)) = state.volumes.remove(&id) else {
+            panic!("only its creation changes a volume that is being prepared")
+        };
+        if let Err(fault) = zeroed {
+            state.space.release(runs);
+            return Err(fault.into());
         }
-        match state.volumes.remove(&id) {
-            _ if planted!("lvol-extent-freed-before-commit") => None,
-            Some(Volume::Deleting { runs, device: Some(device) }) if !device.is_drained() => {
-                state.drained_later.push((device, runs));
-                None
+        for (extent, place) in (0..).zip(runs.iter().copied().flat_map(Run::places)) {
+            data.tree.set(extent, &Pieces::whole(place), &mut state.refs);
+        }
+        state.volumes.insert(id, Volume::Committing(data));
+        Ok(())
+    }
+
+    /// Checks a growth and takes what space it needs: runs, the first extent that they are for, and the volume.
+    fn accept_growth(
+        &self,
+        id: VolumeId,
+        size: u64,
+    ) -> Result<(Vec<Run>, u64, Arc<LogicalVolume>), VolumeError> {
+        let mut state = self.state.borrow_mut();
+        if let Some(reason) = &state.read_only {
+            return Err(reason.clone().into());
+        }
+        let damaged = state.damaged();
+        let extent_bytes = self.shared.extent_bytes;
+        check_size(size, extent_bytes)?;
+        let data = state.ready_mut(id).ok_or(VolumeError::NotFound(id))?;
+        if data.record.flags.snapshot {
+            return Err(VolumeError::WrongKind(id, "a snapshot"));
+        }
+        let is = data.record.size;
+        if size < is {
+            return Err(VolumeError::Shrinks { is, wanted: size });
+        }
+        let device = data.device.clone().ok_or(VolumeError::NotFound(id))?;
+        let first = data.record.extents(extent_bytes);
+        let more = size.div_ceil(extent_bytes) - first;
+        if !data.record.flags.thick || more == 0 {
+            return Ok((Vec::new(), first, device));
+        }
+        if let Some(damaged) = damaged {
+            return Err(VolumeError::DamagedNeighbour(damaged));
+        }
+        let runs = self.take_space(&mut state.space, size - is, more)?;
+        Ok((runs, first, device))
+    }
+
+    /// A volume that is durable becomes visible, unless it is already.
+    pub(super) fn take_into_service(&self, id: VolumeId) -> Result<Arc<LogicalVolume>, VolumeError> {
+        let mut state = self.state.borrow_mut();
+        let Some(volume) = state.volumes.get_mut(&id) else { return Err(VolumeError::NotFound(id)) };
+        if let Volume::Committing(data) = volume {
+            let nothing = Volume::Deleting(None);
+            data.device = Some(self.device_of(data));
+            if let Volume::Committing(data) = std::mem::replace(volume, nothing) {
+                *volume = Volume::Ready(data);
             }
-            Some(Volume::Deleting { runs, .. }) => Some(runs),
-            _ => None,
         }
+        match volume {
+            Volume::Ready(data) => data.device.clone().ok_or(VolumeError::NotFound(id)),
+            _ => Err(VolumeError::NotFound(id)),
+        }
+    }
+
+    /// The device of a volume.
+    pub(super) fn device_of(&self, data: &VolumeData) -> Arc<LogicalVolume> {
+        let mut used = 0;
+        data.tree.each(|_, pieces| pieces.places().for_each(|place| used |= 1_u64 << place.disk()));
+        Arc::new(LogicalVolume::new(&data.record, &self.shared, &self.port, used))
+    }
+
+    /// No request is taken any more, and the next checkpoint is without the volume.
+    fn begin_deletion(&self, id: VolumeId, generation: Generation) -> Result<(), VolumeError> {
+        let mut state = self.state.borrow_mut();
+        if let Some(reason) = &state.read_only {
+            return Err(reason.clone().into());
+        }
+        let volume = state.volumes.get_mut(&id).ok_or(VolumeError::NotFound(id))?;
+        match volume.generation() {
+            Some(seen) if seen > generation => {
+                return Err(VolumeError::StaleGeneration { ordered: generation, seen });
+            }
+            _ => {}
+        }
+        let frozen = volume.data().is_some_and(|data| data.frozen > 0);
+        if frozen || matches!(volume, Volume::Preparing(_) | Volume::Committing(_) | Volume::Deleting(_)) {
+            return Err(VolumeError::Busy(id));
+        }
+        let data = match std::mem::replace(volume, Volume::Deleting(None)) {
+            Volume::Ready(data) | Volume::Isolated(data, _) => Some(data),
+            _ => None,
+        };
+        if let Some(device) = data.as_ref().and_then(|data| data.device.as_ref()) {
+            device.remove();
+        }
+        *volume = Volume::Deleting(data);
+        // What it still had to write down is of no interest any more.
+        state.pending.retain(|record| record.volume != id);
+        Ok(())
+    }
+
+    /// A volume whose deletion is durable is forgotten. Nothing happens if that was done already.
+    fn forget(&self, id: VolumeId) {
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            if !matches!(state.volumes.get(&id), Some(Volume::Deleting(_))) {
+                return;
+            }
+            if let Some(Volume::Deleting(Some(data))) = state.volumes.remove(&id) {
+                mark!("lvol-space-released");
+                data.tree.release(&mut state.refs);
+            }
+        }
+        self.note_freed();
     }
 
     /// All that is in memory is durable: what was cut off by a failure has happened.
-    pub(super) fn settle(&self) {
-        let mut ids = (Vec::new(), Vec::new());
+    pub(super) async fn settle(&self) {
+        let (mut created, mut deleted) = (Vec::new(), Vec::new());
         for (id, volume) in &self.state.borrow().volumes {
             match volume {
-                Volume::Committing(record) => ids.0.push(record.clone()),
-                Volume::Deleting { .. } => ids.1.push(*id),
+                Volume::Committing(_) => created.push(*id),
+                Volume::Deleting(_) => deleted.push(*id),
                 _ => {}
             }
         }
-        let (created, deleted) = ids;
-        for record in created {
-            drop(self.take_into_service(record));
+        for id in created {
+            // It is there, and so there is nothing that could fail.
+            drop(self.take_into_service(id));
         }
         for id in deleted {
-            if let Some(runs) = self.take_out_of_service(id) {
-                self.state.borrow_mut().space.release(&runs);
-            }
+            self.forget(id);
         }
+        self.reclaim().await;
     }
 
     /// Makes extents read as zeroes, durably.
     async fn zero(&self, runs: &[Run]) -> Result<(), DiskFault> {
         for run in runs {
-            let (disk, offset, bytes) = self.locate(run);
-            disk.write_zeroes(offset, bytes).await?;
+            if let Some((disk, offset, bytes)) = self.locate(run) {
+                disk.write_zeroes(offset, bytes).await?;
+            }
         }
-        for index in 0..DISKS_MAX {
-            if runs.iter().any(|run| run.disk as usize == index) && !planted!("lvol-zeroes-not-flushed") {
-                self.disk(index).flush().await?;
+        // The checkpoint flushes as well; but if a disk cannot, that is to fail while nothing has changed.
+        let disks = self.disks.borrow().clone();
+        for (index, disk) in (0_u32..).zip(disks) {
+            if let Some(disk) = disk.filter(|_| runs.iter().any(|run| run.disk == index)) {
+                disk.flush().await?;
             }
         }
         Ok(())
     }
+}
 
-    /// Gives extents back to their disks: a sparse disk gets its space back. A disk that cannot is not at fault.
-    async fn unmap(&self, runs: &[Run]) {
-        for run in runs {
-            if self.disks[run.disk as usize].is_none() {
-                continue;
-            }
-            let (disk, offset, bytes) = self.locate(run);
-            if disk.unmap(offset, bytes).await.is_err() {
-                self.unmap_failures.set(self.unmap_failures.get() + 1);
+/// Why a volume that is understood cannot be served now.
+pub(super) fn obstacle(data: &VolumeData, present: &[Option<BlockSize>]) -> Option<DamageReason> {
+    let mut reason = None;
+    data.tree.each(|_, pieces| {
+        for place in pieces.places() {
+            match present.get(place.disk()) {
+                Some(Some(block)) if block.bytes() == data.record.block_bytes => {}
+                Some(Some(_)) => {
+                    reason = reason.or(Some(DamageReason::Field("its block is not that of its disks")));
+                }
+                _ => {
+                    let disk = u32::try_from(place.disk()).unwrap_or(u32::MAX);
+                    reason = reason.or(Some(DamageReason::DiskMissing(disk)));
+                }
             }
         }
-    }
-
-    fn disk(&self, index: usize) -> &DiskIo {
-        self.disks[index].as_ref().expect("space is taken of present disks only")
-    }
-
-    fn locate(&self, run: &Run) -> (&DiskIo, u64, u64) {
-        let index = run.disk as usize;
-        let offset = self.records[index].data_offset + run.first * EXTENT_BYTES;
-        (self.disk(index), offset, u64::from(run.extents) * EXTENT_BYTES)
-    }
-
-    /// Makes the space of deleted volumes free whose last channel is closed.
-    pub(super) fn release_drained(&self) {
-        let mut state = self.state.borrow_mut();
-        let State { drained_later, space, .. } = &mut *state;
-        drained_later.retain(|(device, runs)| {
-            let drained = device.is_drained();
-            if drained {
-                mark!("lvol-space-released");
-                space.release(runs);
-            }
-            !drained
-        });
-    }
+    });
+    reason
 }

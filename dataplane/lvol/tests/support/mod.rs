@@ -10,13 +10,14 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
 use basalt_device_mem::RamDevice;
 use basalt_dma::Buffer;
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
-use basalt_lvol::layout::VolumeIdentity;
-use basalt_lvol::{CreateError, NewPool, NewPoolDisk, NewVolume, Pool, PoolDisk};
+use basalt_lvol::layout::{EXTENT_BYTES, VolumeIdentity};
+use basalt_lvol::{CreateError, NewPool, NewPoolDisk, NewSnapshot, NewVolume, Pool, PoolDisk};
 use basalt_reactor::sim::{World, WorldOptions};
 use basalt_reactor::{Handle, Progress, Reactor, ReactorOptions};
 
@@ -29,6 +30,7 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl Fn
     let handle = reactor.handle();
     let mut task = handle.spawn(body(handle.clone()));
     let mut idle = 0;
+    let end = world.now() + Duration::from_secs(60);
     loop {
         let turn = reactor.turn();
         if let Some(output) = task.take_output() {
@@ -41,6 +43,7 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl Fn
             (Progress::Idle, None) => idle += 1,
         }
         assert!(idle < 10_000, "the test waits for something that never happens");
+        assert!(world.now() < end, "the test waits for something that does not happen within a minute");
     }
 }
 
@@ -62,10 +65,19 @@ pub fn named_all(devices: &[Arc<dyn BlockDevice>]) -> Vec<PoolDisk> {
 pub async fn create(handle: &Handle, devices: &[Arc<dyn BlockDevice>]) -> Result<Pool, CreateError> {
     let disks = named_all(devices);
     let disks = disks.into_iter().map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false }).collect();
+    create_of(handle, disks, EXTENT_BYTES).await
+}
+
+pub async fn create_of(
+    handle: &Handle,
+    disks: Vec<NewPoolDisk>,
+    extent_bytes: u64,
+) -> Result<Pool, CreateError> {
     let new = NewPool {
         cluster: CLUSTER,
         name: "pool".into(),
         revision: Revision { incarnation: 1, index: 5 },
+        extent_bytes,
         disks,
     };
     Pool::create(handle, new).await
@@ -89,7 +101,18 @@ pub fn volume(number: u8, size: u64) -> NewVolume {
             serial: *b"BSLT0000000000000000",
         },
         size,
+        thin: false,
+        hidden: false,
     }
+}
+
+pub fn thin(number: u8, size: u64) -> NewVolume {
+    NewVolume { thin: true, ..volume(number, size) }
+}
+
+pub fn snapshot(number: u8) -> NewSnapshot {
+    let NewVolume { id, generation, epoch, name, identity, .. } = volume(number, 0);
+    NewSnapshot { id, generation, epoch, name, identity }
 }
 
 /// An open device in bytes.
@@ -112,6 +135,11 @@ impl Bytes {
         self.channel.write(Lba(offset / 512), blocks, Buffer::copy_of(bytes), false).await.map(drop)
     }
 
+    pub async fn write_durably(&self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
+        let blocks = BlockCount(bytes.len() as u64 / 512);
+        self.channel.write(Lba(offset / 512), blocks, Buffer::copy_of(bytes), true).await.map(drop)
+    }
+
     pub async fn flush(&self) -> Result<(), IoError> {
         self.channel.flush().await
     }
@@ -123,4 +151,41 @@ impl Bytes {
     pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
         self.channel.write_zeroes(Lba(offset / 512), BlockCount(len / 512)).await
     }
+}
+
+/// Kinds of pages, as they are written.
+pub const ROOT: u16 = 1;
+pub const DIRECTORY: u16 = 2;
+pub const VOLUME: u16 = 3;
+pub const NODE: u16 = 4;
+pub const LEAF: u16 = 5;
+
+/// Byte offsets of the pages of a kind on a disk, the latest first; of several with one sequence number in their order.
+pub async fn pages_of(handle: &Handle, disk: &dyn BlockDevice, kind: u16) -> Vec<(u64, Vec<u8>)> {
+    let bytes = Bytes::open(handle, disk);
+    let mut found = Vec::new();
+    for offset in (MIB..disk.info().bytes()).step_by(4096) {
+        let page = bytes.read(offset, 4096).await.unwrap();
+        if page.starts_with(b"BSLTPAGE") && page[8..10] == kind.to_le_bytes() {
+            found.push((offset, page));
+        }
+    }
+    let sequence = |page: &[u8]| u64::from_le_bytes(page[16..24].try_into().unwrap());
+    found.sort_by_key(|(_, page)| std::cmp::Reverse(sequence(page)));
+    found
+}
+
+/// Byte offset of the page of a volume that was written last.
+pub async fn page_of_volume(handle: &Handle, disk: &dyn BlockDevice, id: VolumeId) -> u64 {
+    let pages = pages_of(handle, disk, VOLUME).await;
+    pages.into_iter().find(|(_, page)| page[64..80] == id.to_bytes()).unwrap().0
+}
+
+/// Changes one bit of a disk.
+pub async fn flip(handle: &Handle, disk: &dyn BlockDevice, offset: u64) {
+    let bytes = Bytes::open(handle, disk);
+    let sector = offset / 512 * 512;
+    let mut content = bytes.read(sector, 512).await.unwrap();
+    content[usize::try_from(offset - sector).unwrap()] ^= 0x04;
+    bytes.write(sector, &content).await.unwrap();
 }

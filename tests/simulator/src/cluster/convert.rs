@@ -51,6 +51,7 @@ fn volume(volume: &model::DesiredVolume) -> agent::DesiredVolume {
         name: volume.id.to_string(),
         pool: volume.pool.to_string(),
         size: volume.size.0,
+        thin: false,
         provision: match volume.provision {
             model::Provision::Create => agent::Provision::Create,
             model::Provision::Expect => agent::Provision::Expect,

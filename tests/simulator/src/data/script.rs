@@ -49,6 +49,7 @@ impl Script {
     pub fn create(&mut self, size: u64) -> VolumeId {
         let bits = u128::from(self.random.next_u64()) << 64 | u128::from(self.random.next_u64());
         let id = VolumeId(Uuid::from_u128(bits));
+        let thin = self.random.chance(1, 2);
         self.desired.volumes.push(DesiredVolume {
             id,
             generation: Generation(1),
@@ -56,6 +57,7 @@ impl Script {
             name: format!("volume-{id}"),
             pool: POOL.to_owned(),
             size,
+            thin,
             provision: Provision::Create,
             nqn: nqn(id),
             nsid: 1,

@@ -1,99 +1,25 @@
-//! A request that is carried out piece by piece: its memory is cut along the pieces and joined again at its end.
+//! The memory of a request that is carried out piece by piece: cut along the pieces and joined again at its end.
 
 use std::collections::VecDeque;
 
-use basalt_bdev::{BlockCount, BlockSize, Completion, IoError, Lba, Operation, Request};
 use basalt_dma::{Buffer, Lent, Payload};
 
-use crate::volume::Mapping;
-
-/// A request in pieces, one of which is under way at a time.
-pub(crate) struct Pieces {
-    operation: Operation,
-    /// What comes next: a block of the volume, or for a flush the index of a disk.
-    next: u64,
-    /// Where it ends.
-    end: u64,
-    /// Length of the piece that is under way.
-    piece: u64,
-    memory: Memory,
-    failure: Option<IoError>,
-}
-
 /// The memory of a request.
-enum Memory {
+pub(crate) enum Memory {
     None,
     Lent { view: Lent, used: usize },
     Buffers { done: Vec<Part>, rest: VecDeque<Part>, taken: Vec<bool>, scattered: bool },
 }
 
 /// A buffer, and whether it is the continuation of the one before it.
-struct Part {
+pub(crate) struct Part {
     buffer: Buffer,
     continues: bool,
 }
 
-impl Pieces {
-    /// A request that is to be carried out on a volume that lies on `disks` disks.
-    pub(crate) fn new(request: Request, disks: usize) -> Self {
-        let (next, end) = match request.operation {
-            Operation::Flush => (0, disks as u64),
-            _ => (request.lba.0, request.lba.0 + request.blocks.0),
-        };
-        let memory = Memory::of(request.payload);
-        Self { operation: request.operation, next, end, piece: 0, memory, failure: None }
-    }
-
-    /// How the request ended, if it has.
-    pub(crate) fn outcome(&self) -> Option<Result<(), IoError>> {
-        match self.failure {
-            Some(error) => Some(Err(error)),
-            None => (self.next == self.end).then_some(Ok(())),
-        }
-    }
-
-    /// The next piece as a request to a disk of the volume.
-    pub(crate) fn next(&mut self, tag: u64, mapping: &Mapping, block: BlockSize) -> (usize, Request) {
-        let operation = self.operation;
-        if operation == Operation::Flush {
-            self.piece = 1;
-            let disk = usize::try_from(self.next).expect("an index of a disk");
-            return (disk, Request::flush(tag));
-        }
-        let span = mapping.span(Lba(self.next));
-        self.piece = span.end.min(self.end) - self.next;
-        let blocks = BlockCount(self.piece);
-        let payload = self.memory.take(block.bytes_of(blocks));
-        (span.disk, Request { tag, operation, lba: span.target_of(Lba(self.next)), blocks, payload })
-    }
-
-    /// The piece was not taken: its memory comes back and it will be asked for again.
-    pub(crate) fn put_back(&mut self, payload: Payload) {
-        self.memory.put_back(payload);
-    }
-
-    /// The piece has ended.
-    pub(crate) fn done(&mut self, completion: Completion) {
-        self.memory.put_done(completion.payload);
-        self.next += self.piece;
-        if let Err(error) = completion.result {
-            self.failure = Some(error);
-        }
-    }
-
-    /// No further piece is begun.
-    pub(crate) fn abort(&mut self) {
-        self.failure = self.failure.or(Some(IoError::Aborted));
-    }
-
-    /// The request's memory, in the form in which it came.
-    pub(crate) fn join(&mut self) -> Payload {
-        std::mem::replace(&mut self.memory, Memory::None).join()
-    }
-}
-
 impl Memory {
-    fn of(payload: Payload) -> Self {
+    /// A request's memory, of which nothing is used yet.
+    pub(crate) fn of(payload: Payload) -> Self {
         let whole = |buffer| Part { buffer, continues: false };
         let (parts, scattered) = match payload {
             Payload::None => return Self::None,
@@ -105,8 +31,8 @@ impl Memory {
         Self::Buffers { done: Vec::new(), rest, taken: Vec::new(), scattered }
     }
 
-    /// Cuts off the next bytes.
-    fn take(&mut self, bytes: u64) -> Payload {
+    /// Cuts off the next bytes. What was cut off before is to be put back, or done, first.
+    pub(crate) fn take(&mut self, bytes: u64) -> Payload {
         let mut missing = usize::try_from(bytes).unwrap_or(usize::MAX);
         match self {
             Self::None => Payload::None,
@@ -136,6 +62,8 @@ impl Memory {
         }
     }
 
+    /// The piece was not used: it is cut off again next time.
+    #[cfg(test)]
     fn put_back(&mut self, payload: Payload) {
         match self {
             Self::None => {}
@@ -149,13 +77,15 @@ impl Memory {
         }
     }
 
-    fn put_done(&mut self, payload: Payload) {
+    /// The piece has done its service.
+    pub(crate) fn put_done(&mut self, payload: Payload) {
         if let Self::Buffers { done, taken, .. } = self {
             done.extend(parts(payload, taken));
         }
     }
 
-    fn join(self) -> Payload {
+    /// The memory in the form in which it came.
+    pub(crate) fn join(self) -> Payload {
         let (done, rest, scattered) = match self {
             Self::None => return Payload::None,
             Self::Lent { view, .. } => return Payload::Lent(view),

@@ -1,0 +1,285 @@
+//! `basaltd pool`: looks at the disks of a pool that is not in service.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use basalt_device_uring::{UringDevice, UringOptions};
+use basalt_lvol::{Finding, Inspection, PoolDisk, inspect, repair};
+use basalt_reactor::real::RealDriver;
+use basalt_reactor::{DiskOptions, Handle, Reactor, ReactorOptions};
+use clap::{Args, Subcommand};
+
+use crate::device::named_uuid;
+
+/// Memory for reading metadata in bytes.
+const BUFFER_BYTES: usize = 32 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what the disks of a pool say: disks, volumes, snapshots, what is used, what is wrong; writes nothing
+    Inspect(Disks),
+    /// Check all metadata of a pool and explain each finding; exits with 1 if there is one. Writes nothing without `--repair`
+    Check {
+        #[command(flatten)]
+        disks: Disks,
+        /// Write damaged copies anew from intact ones, and go on without what a damaged journal has lost
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Disks {
+    /// The disks of the pool, the lead among them: devices or files
+    #[arg(required = true, value_name = "DISK")]
+    paths: Vec<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a command. The disks are locked meanwhile: a pool that is in service is refused.
+pub(crate) fn run(command: &Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Inspect(disks) => {
+            let found =
+                on_disks(&disks.paths, true, |handle, disks| async move { inspect(&handle, disks).await })?;
+            print(&found, disks.json, &describe(&found))?;
+            Ok(true)
+        }
+        Command::Check { disks, repair: false } => {
+            let found =
+                on_disks(&disks.paths, true, |handle, disks| async move { inspect(&handle, disks).await })?;
+            print(&found.findings, disks.json, &explain(&found.findings))?;
+            Ok(found.findings.is_empty())
+        }
+        Command::Check { disks, repair: true } => {
+            let left = on_disks(&disks.paths, false, |handle, disks| async move {
+                let before = inspect(&handle, disks.clone()).await?;
+                let after = repair(&handle, disks).await?;
+                Ok::<_, basalt_lvol::ImportError>((before.findings, after.findings))
+            })?;
+            let (before, after) = left;
+            let mended: Vec<&Finding> = before.iter().filter(|finding| !after.contains(finding)).collect();
+            let mut text = String::new();
+            for finding in mended {
+                writeln!(text, "mended: {}: {}", finding.subject, finding.explanation)?;
+            }
+            text.push_str(&explain(&after));
+            print(&after, disks.json, &text)?;
+            Ok(after.is_empty())
+        }
+    }
+}
+
+fn print(value: &impl serde::Serialize, json: bool, text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match json {
+        true => {
+            serde_json::to_writer_pretty(&mut out, value).context("cannot write to standard output")?;
+            writeln!(out)
+        }
+        false => out.write_all(text.as_bytes()),
+    }
+    .context("cannot write to standard output")
+}
+
+/// Opens the disks on a reactor of this thread and runs something with them.
+fn on_disks<T: 'static, F>(
+    paths: &[PathBuf],
+    read_only: bool,
+    work: impl FnOnce(Handle, Vec<PoolDisk>) -> F,
+) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, basalt_lvol::ImportError>> + 'static,
+{
+    let options = ReactorOptions { buffer_bytes: BUFFER_BYTES, ..ReactorOptions::default() };
+    let mut reactor = Reactor::new(Box::new(RealDriver::new()?), &options);
+    let handle = reactor.handle();
+    let mut disks = Vec::new();
+    for path in paths {
+        disks.push(open(&handle, path, read_only)?);
+    }
+    let future = work(handle.clone(), disks);
+    let mut task = handle.clone().spawn(async move {
+        let output = future.await;
+        handle.stop();
+        output
+    });
+    reactor.run();
+    let output = task.take_output().context("the work was not ended")?;
+    Ok(output?)
+}
+
+fn open(handle: &Handle, path: &Path, read_only: bool) -> anyhow::Result<PoolDisk> {
+    let name = path.display().to_string();
+    let options = UringOptions {
+        name: name.clone(),
+        uuid: named_uuid(&name),
+        block_size: None,
+        disk: DiskOptions { read_only, ..DiskOptions::default() },
+    };
+    let device = UringDevice::open(handle, path, &options)?;
+    Ok(PoolDisk { name, device: Arc::new(device) })
+}
+
+fn explain(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return "nothing is wrong\n".to_owned();
+    }
+    let mut text = String::new();
+    for finding in findings {
+        let remedy = match finding.remedy {
+            basalt_lvol::Remedy::Rewrite => "`--repair` writes it anew; nothing is lost",
+            basalt_lvol::Remedy::AcceptLoss => "`--repair` goes on without what is lost",
+            basalt_lvol::Remedy::ByHand => "nothing that `--repair` could do",
+        };
+        // Writing to a string cannot fail.
+        let _: std::fmt::Result = writeln!(text, "{}: {} ({remedy})", finding.subject, finding.explanation);
+    }
+    text
+}
+
+fn describe(found: &Inspection) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _: std::fmt::Result = write_pool(&mut text, found);
+    text.push_str(&explain(&found.findings));
+    text
+}
+
+fn write_pool(text: &mut String, found: &Inspection) -> std::fmt::Result {
+    let mib = |extents: u64| extents * found.extent_bytes / (1 << 20);
+    writeln!(text, "pool {} ({}), format version {}", found.name, found.pool, found.version)?;
+    writeln!(text, "cluster {}, revision {}", found.cluster, found.revision)?;
+    let exported = if found.exported { ", exported" } else { "" };
+    writeln!(
+        text,
+        "checkpoint {}{exported}, {} changes in the journal, next group {}",
+        found.checkpoint, found.journal_records, found.journal_next
+    )?;
+    writeln!(
+        text,
+        "extents of {} KiB: {} of {} in use ({} of {} MiB); metadata pages: {} of {}",
+        found.extent_bytes >> 10,
+        found.extents_used,
+        found.extents,
+        mib(found.extents_used),
+        mib(found.extents),
+        found.metadata_pages_used,
+        found.metadata_pages
+    )?;
+    for (index, disk) in found.disks.iter().enumerate() {
+        let name = disk.name.as_deref().unwrap_or("missing");
+        let (mib, id) = (disk.device_bytes >> 20, disk.id);
+        writeln!(text, "disk {index} {id}: {name}, {mib} MiB, {} extents", disk.extents)?;
+    }
+    for volume in &found.volumes {
+        write!(text, "volume {} generation {}", volume.id, volume.generation)?;
+        if let Some(detail) = &volume.detail {
+            let mark = |on: bool, word| if on { word } else { "" };
+            write!(
+                text,
+                ": {} {:?}, {} bytes in blocks of {}, {} extents mapped, epoch {}, set version {}{}{}{}, created by checkpoint {}, {}",
+                detail.kind,
+                detail.name,
+                detail.size,
+                detail.block_bytes,
+                detail.extents_mapped,
+                detail.epoch,
+                detail.set_version,
+                mark(detail.in_sync, ", in sync"),
+                mark(detail.read_only, ", read-only"),
+                mark(detail.hidden, ", hidden"),
+                detail.created,
+                detail.nqn
+            )?;
+            if let Some(origin) = detail.origin {
+                write!(text, ", of {origin}")?;
+            }
+        }
+        if let Some(reason) = &volume.isolated {
+            write!(text, ": isolated: {reason}")?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pool in a file, made with the library.
+    fn pool_in(path: &Path) {
+        use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
+        use basalt_lvol::layout::{EXTENT_BYTES, VolumeIdentity};
+        use basalt_lvol::{NewPool, NewPoolDisk, NewVolume, Pool};
+        std::fs::write(path, vec![0; 16 << 20]).unwrap();
+        let made = on_disks(&[path.to_owned()], false, |handle, disks| async move {
+            let disks = disks.into_iter().map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false });
+            let new = NewPool {
+                cluster: ClusterId(uuid::Uuid::from_u128(1)),
+                name: "tank".into(),
+                revision: Revision::default(),
+                extent_bytes: EXTENT_BYTES,
+                disks: disks.collect(),
+            };
+            let pool = Pool::create(&handle, new).await.unwrap();
+            let identity = VolumeIdentity {
+                nqn: "nqn.2026-01.storage.basalt:volume:1".into(),
+                nsid: 1,
+                uuid: [1; 16],
+                nguid: [1; 16],
+                serial: [b' '; 20],
+            };
+            let volume = NewVolume {
+                id: VolumeId(uuid::Uuid::from_u128(7)),
+                generation: Generation(3),
+                epoch: Epoch { incarnation: 1, counter: 4 },
+                name: "db".into(),
+                identity,
+                size: 1 << 30,
+                thin: true,
+                hidden: false,
+            };
+            pool.create_volume(volume).await.unwrap();
+            Ok(())
+        });
+        made.unwrap();
+    }
+
+    #[test]
+    fn a_pool_is_shown_checked_and_repaired() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        pool_in(&path);
+        let look = || {
+            let paths = [path.clone()];
+            on_disks(&paths, true, |handle, disks| async move { inspect(&handle, disks).await }).unwrap()
+        };
+        let found = look();
+        let text = describe(&found);
+        for part in ["pool tank (", "thin \"db\", 1073741824 bytes", "epoch 1.4", "nothing is wrong"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let json = serde_json::to_value(&found).unwrap();
+        assert_eq!(json["volumes"][0]["detail"]["epoch"]["counter"], 4);
+        // A superblock slot rots.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let disks = Disks { paths: vec![path.clone()], json: false };
+        assert!(!run(&Command::Check { disks, repair: false }).unwrap());
+        let text = explain(&look().findings);
+        assert!(text.contains("superblock slot 0 is unusable") && text.contains("writes it anew"), "{text}");
+        let disks = Disks { paths: vec![path.clone()], json: true };
+        assert!(run(&Command::Check { disks, repair: true }).unwrap());
+        assert!(look().findings.is_empty());
+        let missing = Disks { paths: vec![directory.path().join("nothing")], json: false };
+        assert!(run(&Command::Inspect(missing)).is_err());
+    }
+}

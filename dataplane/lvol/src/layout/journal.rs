@@ -1,0 +1,260 @@
+//! The journal: changes of maps since a checkpoint, in groups that are written twice.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::page::at;
+use super::{DamageReason, Pieces, checksum, round_up};
+use crate::id::{PoolId, VolumeId};
+
+/// Most bytes of records in one group; a longer one is cut.
+pub const GROUP_BYTES_MAX: usize = 64 << 10;
+
+const MAGIC: [u8; 8] = *b"BSLTJRNL";
+const HEADER_BYTES: usize = 64;
+const CHECKSUM_OFFSET: usize = HEADER_BYTES - 8;
+/// Longest record: volume, extent, and a list of 16 sources.
+const RECORD_BYTES_MAX: usize = 24 + 8 + 16 + 16 * 8;
+
+/// Byte map in docs/disk-format.md, "Journal".
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 8],
+    checkpoint: U64,
+    sequence: U64,
+    pool: [u8; 16],
+    bytes: U32,
+    records: U32,
+    copy: U32,
+    reserved: [u8; 4],
+    checksum: U64,
+}
+
+const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES);
+const _: () = assert!(std::mem::offset_of!(RawHeader, checksum) == CHECKSUM_OFFSET);
+
+/// The state of one extent of a volume after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalRecord {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Which extent of it.
+    pub extent: u64,
+    /// Where its pieces lie from then on.
+    pub pieces: Pieces,
+}
+
+/// Which group of which journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupId {
+    /// The pool.
+    pub pool: PoolId,
+    /// The checkpoint that the group's changes follow.
+    pub checkpoint: u64,
+    /// Counts groups over all checkpoints.
+    pub sequence: u64,
+}
+
+/// A group that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its changes, in order.
+    pub records: Vec<JournalRecord>,
+    /// Bytes of both copies together: where the next group begins.
+    pub bytes: usize,
+}
+
+impl JournalRecord {
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.volume.to_bytes());
+        out.extend_from_slice(&self.extent.to_le_bytes());
+        self.pieces.encode_into(out);
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(Self, usize), DamageReason> {
+        let short = DamageReason::Field("short record");
+        let volume: [u8; 16] = at(bytes, 0).ok_or(short)?;
+        let extent = at::<U64>(bytes, 16).ok_or(short)?.get();
+        let (pieces, length) = Pieces::decode(&bytes[24..])?;
+        Ok((Self { volume: VolumeId::from_bytes(volume), extent, pieces }, 24 + length))
+    }
+}
+
+/// The bytes of a group: two copies, each of whole blocks. Takes as many of the records as fit into one group and answers how many.
+///
+/// # Panics
+/// If there is no record.
+pub fn encode_group(id: GroupId, records: &[JournalRecord], block_bytes: usize) -> (Vec<u8>, usize) {
+    assert!(!records.is_empty(), "a group has records");
+    let mut body = Vec::new();
+    let mut taken = 0_u32;
+    for record in records {
+        if body.len() + RECORD_BYTES_MAX > GROUP_BYTES_MAX {
+            break;
+        }
+        record.encode_into(&mut body);
+        taken += 1;
+    }
+    let copy_bytes = round_up(HEADER_BYTES + body.len(), block_bytes);
+    let mut bytes = Vec::with_capacity(2 * copy_bytes);
+    for copy in 0..2 {
+        let start = bytes.len();
+        let header = RawHeader {
+            magic: MAGIC,
+            checkpoint: id.checkpoint.into(),
+            sequence: id.sequence.into(),
+            pool: id.pool.to_bytes(),
+            bytes: U32::new(u32::try_from(body.len()).expect("bounded above")),
+            records: taken.into(),
+            copy: U32::new(copy),
+            reserved: [0; 4],
+            checksum: U64::ZERO,
+        };
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(&body);
+        bytes.resize(start + copy_bytes, 0);
+        let sum = checksum(&bytes[start..]);
+        bytes[start + CHECKSUM_OFFSET..start + HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+    }
+    (bytes, taken as usize)
+}
+
+/// One copy at the start of `bytes`, if there is an intact one of any group of this pool's journal.
+fn decode_copy(bytes: &[u8], pool: PoolId, block_bytes: usize) -> Option<(RawHeader, &[u8])> {
+    let (header, _) = RawHeader::read_from_prefix(bytes).ok()?;
+    let body_bytes = header.bytes.get() as usize;
+    if header.magic != MAGIC || header.pool != pool.to_bytes() || body_bytes > GROUP_BYTES_MAX {
+        return None;
+    }
+    let copy = bytes.get(..round_up(HEADER_BYTES + body_bytes, block_bytes))?;
+    let mut checked = copy.to_vec();
+    checked[CHECKSUM_OFFSET..HEADER_BYTES].fill(0);
+    (checksum(&checked) == header.checksum.get()).then_some((header, copy))
+}
+
+/// Reads the group `id` at the start of `bytes`, the rest of a journal, from whichever of its copies is intact.
+///
+/// # Errors
+/// [`DamageReason::Checksum`]: there is no such group, or it was not written to its end, or both copies are damaged.
+/// [`DamageReason::Field`]: an intact copy makes no sense.
+pub fn decode_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Result<Group, DamageReason> {
+    let fits = |header: &RawHeader, copy: u32| {
+        header.checkpoint.get() == id.checkpoint
+            && header.sequence.get() == id.sequence
+            && header.copy.get() == copy
+    };
+    let mut found = decode_copy(bytes, id.pool, block_bytes).filter(|(header, _)| fits(header, 0));
+    // The second copy lies behind the first one, whose length is not known if it is damaged.
+    let reach = bytes.len().min(round_up(HEADER_BYTES + GROUP_BYTES_MAX, block_bytes) + 1);
+    let mut offset = block_bytes;
+    while found.is_none() && offset < reach {
+        found = decode_copy(&bytes[offset..], id.pool, block_bytes)
+            .filter(|(header, copy)| fits(header, 1) && copy.len() == offset);
+        offset += block_bytes;
+    }
+    let (header, copy) = found.ok_or(DamageReason::Checksum)?;
+    let mut body = &copy[HEADER_BYTES..HEADER_BYTES + header.bytes.get() as usize];
+    let mut records = Vec::new();
+    for _ in 0..header.records.get() {
+        let (record, length) = JournalRecord::decode(body)?;
+        records.push(record);
+        body = &body[length..];
+    }
+    if !body.is_empty() {
+        return Err(DamageReason::Field("length of the records"));
+    }
+    Ok(Group { records, bytes: 2 * copy.len() })
+}
+
+/// Whether `bytes` hold an intact copy of a group of this checkpoint with a sequence number of at least `sequence`: what lies
+/// before it was written to its end, so a gap before it is damage and not the journal's end.
+pub fn holds_later_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> bool {
+    (0..bytes.len()).step_by(block_bytes).any(|offset| {
+        bytes[offset..].starts_with(&MAGIC)
+            && decode_copy(&bytes[offset..], id.pool, block_bytes).is_some_and(|(header, _)| {
+                header.checkpoint.get() == id.checkpoint && header.sequence.get() >= id.sequence
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Place;
+
+    const ID: GroupId = GroupId { pool: PoolId(uuid::Uuid::from_u128(5)), checkpoint: 4, sequence: 17 };
+
+    fn records(count: u64) -> Vec<JournalRecord> {
+        (0..count)
+            .map(|extent| {
+                let mut pieces = Pieces::whole(Place::new(1, extent).unwrap());
+                if extent % 3 == 1 {
+                    pieces.set(2, None);
+                    pieces.set(3, Place::new(2, extent));
+                }
+                JournalRecord { volume: VolumeId::from_bytes([6; 16]), extent, pieces }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn groups_round_trip_with_either_copy() {
+        for block in [512, 4096] {
+            let written = records(40);
+            let (bytes, taken) = encode_group(ID, &written, block);
+            assert_eq!(taken, 40);
+            let expected = Group { records: written, bytes: bytes.len() };
+            assert_eq!(decode_group(&bytes, ID, block).as_ref(), Ok(&expected));
+            for byte in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[byte] ^= 0x20;
+                assert_eq!(decode_group(&damaged, ID, block).as_ref(), Ok(&expected), "byte {byte}");
+                damaged[(byte + bytes.len() / 2) % bytes.len()] ^= 1;
+                assert_eq!(decode_group(&damaged, ID, block), Err(DamageReason::Checksum), "byte {byte}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_group_is_not_taken_for_this_one() {
+        let (bytes, _) = encode_group(ID, &records(2), 512);
+        for other in [
+            GroupId { sequence: 16, ..ID },
+            GroupId { checkpoint: 5, ..ID },
+            GroupId { pool: PoolId(uuid::Uuid::nil()), ..ID },
+        ] {
+            assert_eq!(decode_group(&bytes, other, 512), Err(DamageReason::Checksum));
+        }
+        assert!(holds_later_group(&bytes, ID, 512));
+        assert!(holds_later_group(&bytes, GroupId { sequence: 3, ..ID }, 512));
+        assert!(!holds_later_group(&bytes, GroupId { sequence: 18, ..ID }, 512));
+    }
+
+    #[test]
+    fn many_records_are_cut_into_groups() {
+        let all = records(5000);
+        let mut rest = &all[..];
+        let mut read = Vec::new();
+        while !rest.is_empty() {
+            let (bytes, taken) = encode_group(ID, rest, 4096);
+            let group = decode_group(&bytes, ID, 4096).unwrap();
+            assert_eq!((group.records.len(), group.bytes), (taken, bytes.len()));
+            read.extend(group.records);
+            rest = &rest[taken..];
+        }
+        assert_eq!(read, all);
+    }
+
+    #[test]
+    fn a_torn_group_is_no_group() {
+        let (bytes, _) = encode_group(ID, &records(30), 512);
+        let first = bytes.len() / 2;
+        for sectors in 0..bytes.len() / 512 {
+            let mut torn = bytes.clone();
+            torn[sectors * 512..].fill(0);
+            let whole = sectors * 512 >= first;
+            assert_eq!(decode_group(&torn, ID, 512).is_ok(), whole, "{sectors} sectors");
+        }
+    }
+}

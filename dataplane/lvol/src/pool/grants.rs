@@ -1,0 +1,368 @@
+//! The right to write: where first writes and writes to shared pieces go, and what becomes of it when they have ended.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use basalt_bdev::IoError;
+use basalt_clock::{mark, planted};
+
+use super::owner::reply;
+use super::{Inner, State, VolumeData};
+use crate::id::VolumeId;
+use crate::layout::{JournalRecord, PIECES, Pieces, Place};
+use crate::port::{Answer, Ask, Fill, Grant, Message, Target};
+use crate::refs::Refs;
+
+/// A grant that was given and not ended.
+#[derive(Debug)]
+pub(super) struct OpenGrant {
+    volume: VolumeId,
+    extent: u64,
+    targets: Vec<Target>,
+    /// An extent that was taken for it and that no map names yet.
+    taken: Option<Place>,
+}
+
+/// What is to be done about a request.
+enum Verdict {
+    /// Let it wait until a lock or a freeze ends.
+    Wait(Message),
+    /// Let it wait until there is space, or room for metadata.
+    Starve(Message),
+    Answer(Message, Result<Answer, IoError>),
+    /// It changed a map; answer when that is durable, if it is to be.
+    Changed(Message, bool),
+    /// Its extents are to be left alone by others first.
+    Disowned(Message, Grant),
+}
+
+impl Inner {
+    /// A channel wants to write, or to discard.
+    pub(super) fn want(self: &Rc<Self>, message: Message) {
+        let verdict = self.judge(message);
+        self.act(verdict);
+    }
+
+    fn act(self: &Rc<Self>, verdict: Verdict) {
+        match verdict {
+            Verdict::Wait(message) => {
+                let mut state = self.state.borrow_mut();
+                match state.ready_mut(message.volume) {
+                    Some(data) => data.waiting.push_back(message),
+                    None => reply(message, Err(IoError::DeviceGone)),
+                }
+            }
+            Verdict::Starve(message) => {
+                self.state.borrow_mut().starving.push_back(message);
+                self.relieve();
+            }
+            Verdict::Answer(message, answer) => reply(message, answer),
+            Verdict::Changed(message, durable) => {
+                self.note_freed();
+                self.reply_when_settled(message, durable);
+            }
+            Verdict::Disowned(message, grant) => {
+                let inner = Rc::clone(self);
+                drop(self.handle.spawn(async move {
+                    inner.grace().await;
+                    reply(message, Ok(Answer::Granted(grant)));
+                }));
+            }
+        }
+    }
+
+    fn judge(&self, message: Message) -> Verdict {
+        let mut state = self.state.borrow_mut();
+        let tight = self.metadata_is_tight(&state);
+        let damaged = state.damaged().is_some();
+        if state.read_only.is_some() {
+            return Verdict::Answer(message, Err(IoError::Medium));
+        }
+        let Some(data) = state.ready_mut(message.volume) else {
+            return Verdict::Answer(message, Err(IoError::DeviceGone));
+        };
+        if let Err(error) = data.admits(&message) {
+            return Verdict::Answer(message, Err(error));
+        }
+        let (Ask::Write { extent, .. } | Ask::Discard { extent, .. }) = message.ask else {
+            panic!("only writes and discards are judged")
+        };
+        if data.frozen > 0 || data.locked.contains(&extent) {
+            return Verdict::Wait(message);
+        }
+        match message.ask {
+            Ask::Discard { pieces, durable, .. } => {
+                // Discards may use the room that is kept back from writes.
+                if tight == Tight::Hopeless {
+                    return Verdict::Starve(message);
+                }
+                state.discard(message.volume, extent, pieces);
+                Verdict::Changed(message, durable)
+            }
+            Ask::Write { .. } if tight != Tight::No => Verdict::Starve(message),
+            Ask::Write { pieces, together, .. } => {
+                match state.grant(&message, extent, pieces, together, damaged) {
+                    Ok((grant, false)) => Verdict::Answer(message, Ok(Answer::Granted(grant))),
+                    Ok((grant, true)) => Verdict::Disowned(message, grant),
+                    Err(Refusal::NoSpace) => Verdict::Starve(message),
+                    Err(Refusal::Never) => Verdict::Answer(message, Err(IoError::CapacityExceeded)),
+                }
+            }
+            _ => panic!("only writes and discards are judged"),
+        }
+    }
+
+    /// A grant has ended.
+    pub(super) fn end_grant(self: &Rc<Self>, message: Message, grant: u64, ok: bool, durable: bool) {
+        let open = {
+            let mut state = self.state.borrow_mut();
+            let Some(open) = state.grants.remove(&grant) else {
+                return reply(message, Err(IoError::Aborted));
+            };
+            state.end_grant(&open, ok);
+            open
+        };
+        self.note_freed();
+        match ok {
+            true => self.reply_when_settled(message, durable),
+            false => reply(message, Ok(Answer::Done)),
+        }
+        self.wake(open.volume);
+    }
+
+    /// Looks again at requests that waited for a lock or the end of a freeze.
+    pub(super) fn wake(self: &Rc<Self>, volume: VolumeId) {
+        let waiting = {
+            let mut state = self.state.borrow_mut();
+            let data = state.volumes.get_mut(&volume).and_then(|volume| volume.data_mut());
+            data.map(|data| std::mem::take(&mut data.waiting)).unwrap_or_default()
+        };
+        waiting.into_iter().for_each(|message| self.want(message));
+    }
+
+    /// Makes space and room for requests that wait for them; refuses those for which there is none.
+    fn relieve(self: &Rc<Self>) {
+        if self.relieving.replace(true) {
+            return;
+        }
+        let inner = Rc::clone(self);
+        drop(self.handle.spawn(async move {
+            mark!("lvol-starving");
+            // What was freed can be used once that is durable; pages once a checkpoint is.
+            // If it fails the pool takes no change, which is what is answered then.
+            if inner.checkpoint().await.is_ok() {
+                inner.reclaim().await;
+            }
+            inner.relieving.set(false);
+            let starving = std::mem::take(&mut inner.state.borrow_mut().starving);
+            for message in starving {
+                match inner.judge(message) {
+                    Verdict::Starve(message) => {
+                        mark!("lvol-capacity-exceeded");
+                        reply(message, Err(IoError::CapacityExceeded));
+                    }
+                    verdict => inner.act(verdict),
+                }
+            }
+        }));
+    }
+
+    /// How little room is left in the metadata areas.
+    fn metadata_is_tight(&self, state: &State) -> Tight {
+        let (for_maps, all) = self.pages.free();
+        // A checkpoint needs new pages for all that is dirty while the old ones are kept, and volumes and directory besides.
+        let dirty = self.pages.dirty_count() + state.volumes.len() / 8 + 8;
+        if all <= dirty + dirty / 4 {
+            return Tight::Hopeless;
+        }
+        if for_maps > 2 * dirty + self.pages.total() / 32 { Tight::No } else { Tight::Yes }
+    }
+}
+
+/// See [`Inner::metadata_is_tight`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tight {
+    No,
+    /// Only what gives space back goes on.
+    Yes,
+    /// A checkpoint has to come first.
+    Hopeless,
+}
+
+/// Why there is no grant.
+enum Refusal {
+    /// There may be space later.
+    NoSpace,
+    /// There is none, and nothing that is under way changes that.
+    Never,
+}
+
+impl VolumeData {
+    fn admits(&self, message: &Message) -> Result<(), IoError> {
+        let Some(device) = &self.device else { return Err(IoError::DeviceGone) };
+        let core = device.core();
+        if core.fence.load(Ordering::Acquire) != message.fence {
+            return Err(IoError::Fenced);
+        }
+        match core.read_only.load(Ordering::Acquire) {
+            true => Err(IoError::ReadOnly),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What a grant is made of.
+struct Plan {
+    targets: Vec<Target>,
+    /// Pieces need an extent that is to be taken.
+    needs_extent: bool,
+    /// The volume's own pieces are moved.
+    moves_own: bool,
+}
+
+/// Where the pieces of `wanted` are to be written; those that need a new extent name `fresh`.
+fn plan(pieces: &Pieces, own: u16, wanted: u16, together: bool, fresh: Place) -> Plan {
+    let bits = |piece: usize| 1_u16 << piece;
+    let is_own = |piece: usize| own & bits(piece) != 0;
+    let each = (0..PIECES).filter(|piece| wanted & bits(*piece) != 0);
+    let mut plan = Plan { targets: Vec::new(), needs_extent: false, moves_own: false };
+    // An extent that is the volume's own altogether has room for pieces that lie elsewhere or nowhere.
+    let home = pieces.places().find(|place| pieces.within(*place) & !own == 0);
+    let first_own = each.clone().find(|piece| is_own(*piece)).and_then(|piece| pieces.get(piece));
+    let all_in = |place: Place| each.clone().all(|piece| is_own(piece) && pieces.get(piece) == Some(place));
+    let apart = together && !first_own.is_some_and(all_in);
+    for piece in each.clone() {
+        let at = pieces.get(piece);
+        if is_own(piece) && !apart {
+            let place = at.unwrap_or(fresh);
+            plan.targets.push(Target { piece, place, fill: Fill::Keep });
+            continue;
+        }
+        let fill = at.map_or(Fill::Zeroes, Fill::Copy);
+        let place = match home {
+            Some(home) if !apart => home,
+            _ => {
+                plan.needs_extent = true;
+                fresh
+            }
+        };
+        plan.moves_own |= is_own(piece);
+        plan.targets.push(Target { piece, place, fill });
+    }
+    plan
+}
+
+impl State {
+    fn grant(
+        &mut self,
+        message: &Message,
+        extent: u64,
+        wanted: u16,
+        together: bool,
+        damaged: bool,
+    ) -> Result<(Grant, bool), Refusal> {
+        let Self { volumes, refs, space, .. } = self;
+        let Some(super::Volume::Ready(data)) = volumes.get(&message.volume) else {
+            return Err(Refusal::Never);
+        };
+        let (pieces, own) = data.own(extent, refs);
+        let own = if planted!("lvol-snapshot-shares-writes") { valid(&pieces) } else { own };
+        let nowhere = Place::new(0, 0).ok_or(Refusal::Never)?;
+        let mut planned = plan(&pieces, own, wanted, together, nowhere);
+        let mut taken = None;
+        if planned.needs_extent {
+            let limit = super::usage::extent_limit(space.total());
+            let used = space.total() - space.free();
+            if damaged || used >= limit {
+                // What waits to be used again may do.
+                return Err(if self.limbo.len() > 0 && !damaged { Refusal::NoSpace } else { Refusal::Never });
+            }
+            let place = space.allocate_one().ok_or(Refusal::NoSpace)?;
+            planned = plan(&pieces, own, wanted, together, place);
+            taken = Some(place);
+        }
+        self.grants_made += 1;
+        let id = self.grants_made;
+        let open = OpenGrant { volume: message.volume, extent, targets: planned.targets.clone(), taken };
+        self.grants.insert(id, open);
+        let refs = &self.refs;
+        if let Some(super::Volume::Ready(data)) = self.volumes.get_mut(&message.volume) {
+            data.locked.insert(extent);
+            data.granted += 1;
+            if planned.moves_own {
+                data.disown(extent, refs);
+            }
+        }
+        Ok((Grant { id, targets: planned.targets }, planned.moves_own))
+    }
+
+    fn end_grant(&mut self, open: &OpenGrant, ok: bool) {
+        let mut named = false;
+        if let Some(data) = self.volumes.get_mut(&open.volume).and_then(|volume| volume.data_mut()) {
+            data.locked.remove(&open.extent);
+            data.granted -= 1;
+            let (before, _) = data.tree.get(open.extent);
+            let mut after = before;
+            if ok {
+                for target in open.targets.iter().filter(|target| target.fill != Fill::Keep) {
+                    after.set(target.piece, Some(target.place));
+                }
+            }
+            named = open.taken.is_some_and(|taken| after.within(taken) != 0);
+            if after != before {
+                data.tree.set(open.extent, &after, &mut self.refs);
+                data.touch();
+                self.pending.push(JournalRecord { volume: open.volume, extent: open.extent, pieces: after });
+                self.map_changes += 1;
+                if let Some(device) = &data.device {
+                    device.core().changed.store(self.map_changes, Ordering::Release);
+                }
+                self.note_unwritten(open.volume, open.extent);
+            }
+        }
+        if let Some(data) = self.volumes.get(&open.volume).and_then(super::Volume::data) {
+            data.publish(open.extent, &self.refs);
+        }
+        if let Some(taken) = open.taken.filter(|_| !named) {
+            self.space.give_back(taken);
+        }
+    }
+
+    /// Lets pieces lie nowhere.
+    fn discard(&mut self, volume: VolumeId, extent: u64, wanted: u16) {
+        let Some(super::Volume::Ready(data)) = self.volumes.get_mut(&volume) else { return };
+        let (before, _) = data.tree.get(extent);
+        let mut after = before;
+        (0..PIECES).filter(|piece| wanted & 1 << piece != 0).for_each(|piece| after.set(piece, None));
+        if after == before {
+            return;
+        }
+        mark!("lvol-discarded");
+        data.tree.set(extent, &after, &mut self.refs);
+        data.touch();
+        data.publish(extent, &self.refs);
+        if planted!("lvol-discard-not-journalled") {
+            return;
+        }
+        self.pending.push(JournalRecord { volume, extent, pieces: after });
+        self.map_changes += 1;
+        if let Some(device) = &data.device {
+            device.core().changed.store(self.map_changes, Ordering::Release);
+        }
+    }
+}
+
+/// Bits of the pieces that lie somewhere.
+fn valid(pieces: &Pieces) -> u16 {
+    pieces.places().fold(0, |bits, place| bits | pieces.within(place))
+}
+
+impl VolumeData {
+    /// Sends all writes of an extent to the owner.
+    fn disown(&self, extent: u64, refs: &Refs) {
+        let Some(device) = &self.device else { return };
+        let core = device.core();
+        let (pieces, _) = self.own(extent, refs);
+        core.map.set(extent, core.token.load(Ordering::Acquire), &pieces, 0);
+    }
+}
