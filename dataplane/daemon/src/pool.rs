@@ -137,16 +137,14 @@ fn explain(findings: &[Finding]) -> String {
             basalt_lvol::Remedy::AcceptLoss => "`--repair` goes on without what is lost",
             basalt_lvol::Remedy::ByHand => "nothing that `--repair` could do",
         };
-        // Writing to a string cannot fail.
-        let _: std::fmt::Result = writeln!(text, "{}: {} ({remedy})", finding.subject, finding.explanation);
+        text.push_str(&format!("{}: {} ({remedy})\n", finding.subject, finding.explanation));
     }
     text
 }
 
 fn describe(found: &Inspection) -> String {
     let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _: std::fmt::Result = write_pool(&mut text, found);
+    write_pool(&mut text, found).expect("writing to a string cannot fail");
     text.push_str(&explain(&found.findings));
     text
 }

@@ -9,6 +9,8 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
         "too rare for a full run; the tests of controlplane/core reach it",
     ),
     ("lvol-brought-together", "hosts do not compare and write; the tests of dataplane/lvol reach it"),
+    ("lvol-capacity-exceeded", "pools are never that full; the tests of dataplane/lvol reach it"),
+    ("lvol-discarded", "hosts discard less than a piece; the tests of dataplane/lvol reach it"),
     ("lvol-disk-added", NOT_BY_THE_AGENT),
     ("lvol-disk-grown", NOT_BY_THE_AGENT),
     ("lvol-epoch-raised", NOT_BY_THE_AGENT),
@@ -29,6 +31,7 @@ const NOT_BY_THE_AGENT: &str = "the agent does not do it yet; the tests of datap
 
 /// Planted bugs that no run of the simulator can find, each with the reason.
 pub const FOUND_ELSEWHERE: &[(&str, &str)] = &[
+    ("lvol-discard-not-journalled", FOUND_BY_CRASHES),
     ("lvol-epoch-not-committed", FOUND_BY_CRASHES),
     ("lvol-snapshot-shares-writes", FOUND_BY_CRASHES),
     ("lvol-snapshot-without-grace", FOUND_BY_CRASHES),
