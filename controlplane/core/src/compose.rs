@@ -21,9 +21,10 @@ impl From<Body> for Composed {
     }
 }
 
-/// Decides everything that a mutation leaves open.
+/// Decides everything that a mutation leaves open. `me` is the member that does, which may not be listed yet.
 pub(crate) fn compose(
     state: &State,
+    me: &Member,
     reserved: &BTreeMap<Placement, Bytes>,
     random: &mut SeededRandom,
     mutation: &Mutation,
@@ -39,13 +40,13 @@ pub(crate) fn compose(
         Mutation::DeleteVolume { name, uid } => Body::DeleteVolume { name, uid },
         Mutation::ReleaseVolume { name, uid } => Body::ReleaseVolume { name, uid },
         Mutation::AddMember { id, peer_address, api_address } => {
-            Body::PutMember(new_member(state, id, None, peer_address, api_address)?)
+            Body::PutMember(new_member(state, me, id, None, peer_address, api_address)?)
         }
         Mutation::ReplaceMember { old, new, peer_address, api_address } => {
             if !state.members().contains_key(&old) {
                 return Err(Refusal::NoSuchMember { member: old });
             }
-            Body::PutMember(new_member(state, new, Some(old), peer_address, api_address)?)
+            Body::PutMember(new_member(state, me, new, Some(old), peer_address, api_address)?)
         }
         Mutation::RemoveMember { id } => {
             if !state.members().contains_key(&id) && !state.is_retired(id) {
@@ -60,13 +61,14 @@ pub(crate) fn compose(
 
 fn new_member(
     state: &State,
+    me: &Member,
     id: basalt_model::MemberId,
     replaces: Option<basalt_model::MemberId>,
     peer_address: String,
     api_address: String,
 ) -> Result<Member, Refusal> {
-    let others = state.members().values().filter(|other| other.id != id && Some(other.id) != replaces);
-    for other in others {
+    let everybody = state.members().values().chain([me]);
+    for other in everybody.filter(|other| other.id != id && Some(other.id) != replaces) {
         // The one that is replaced may leave its place to the one that comes.
         let theirs = [&other.peer_address, &other.api_address];
         if let Some(taken) = [&peer_address, &api_address].into_iter().find(|ours| theirs.contains(ours)) {

@@ -55,7 +55,7 @@ impl<D: Disk> Member<D> {
             return self.reply(reply_to, if known == digest { done } else { reused });
         }
         let reserved = self.proposals.reserved();
-        match compose(&self.state, &reserved, &mut self.random, &mutation) {
+        match compose(&self.state, &self.config.member, &reserved, &mut self.random, &mutation) {
             Ok(composed) => self.propose_client(key, composed.body, composed.reserved, reply_to),
             Err(refusal) if confirmed => self.fail(reply_to, RequestError::Refused(refusal)),
             Err(_) => {
