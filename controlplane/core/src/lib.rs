@@ -16,6 +16,7 @@ mod peers;
 mod pending;
 mod queries;
 mod recover;
+mod refused;
 mod requests;
 mod sessions;
 

@@ -4,6 +4,7 @@
 use crate::api::{Hello, NODE_PROTOCOL, NodeMessage, Report, SessionId, SessionRefusal, ToNode, Welcome};
 use crate::member::Member;
 use crate::pending::{Purpose, Topic};
+use crate::refused::{RefusedDaemons, set_problem};
 use basalt_clock::{Instant, mark, planted};
 use basalt_model::{
     Body, Change, Lifecycle, Liveness, Node, NodeName, NodeObserved, NodeReport, Revision, VolumeHealth,
@@ -47,11 +48,17 @@ pub(crate) struct Sessions {
     by_node: BTreeMap<NodeName, SessionId>,
     /// Nodes that the state calls live and that have no session, since when.
     absent: BTreeMap<NodeName, Instant>,
+    pub(crate) refused: RefusedDaemons,
 }
 
 impl Sessions {
     pub(crate) fn len(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Whether a daemon has a session as this node.
+    pub(crate) fn has(&self, node: &NodeName) -> bool {
+        self.by_node.contains_key(node)
     }
 
     fn remove(&mut self, id: SessionId) -> Option<Session> {
@@ -100,8 +107,12 @@ impl<D: Disk> Member<D> {
             return self.refuse(id, SessionRefusal::Protocol);
         }
         match self.admit(&hello) {
-            Err(refusal) => self.refuse(id, refusal),
+            Err(refusal) => {
+                self.note_refused(&hello, &refusal);
+                self.refuse(id, refusal);
+            }
             Ok(version) => {
+                self.note_admitted(&hello);
                 self.sessions.by_node.insert(hello.node.clone(), id);
                 let session = Session {
                     hello,
@@ -231,6 +242,7 @@ impl<D: Disk> Member<D> {
                 lost.push(node.name.clone());
             }
         }
+        self.tick_refused();
         for node in lost {
             mark!("node-lost");
             let body = Body::SetNodeLiveness {
@@ -380,11 +392,15 @@ impl<D: Disk> Member<D> {
             };
             volumes.insert(volume.id, VolumeObserved { health, paths: Vec::new(), ..seen.clone() });
         }
+        let mut observed = session.observed.clone();
+        if let Some(observed) = &mut observed {
+            set_problem(&mut observed.problems, self.refused_problem(&node.name));
+        }
         NodeReport {
             node: node.name.clone(),
             instance: session.hello.instance,
             boot: session.hello.boot,
-            observed: session.observed.clone(),
+            observed,
             volumes,
         }
     }

@@ -490,6 +490,81 @@ fn second_daemons_and_foreign_ones_are_refused() {
     assert_eq!(refusal(world.heard(7)), SessionRefusal::NotLeader { leader: Some(member_id(leader)) });
 }
 
+/// What is told of the only node.
+fn told(world: &mut World) -> Vec<(String, String)> {
+    let leader = world.wait_leader();
+    let node = world.members[&leader].state().nodes().values().next().unwrap();
+    node.observed.problems.iter().map(|problem| (problem.reason.clone(), problem.message.clone())).collect()
+}
+
+#[test]
+fn a_refused_daemon_is_told_as_a_problem_of_its_node_until_it_is_let_in_or_gone() {
+    let mut world = World::new(18, 3);
+    world.wait_settled(3);
+    world.mutate("n", put_node("n1")).unwrap();
+    connect(&mut world, 1, "n1", 7);
+    let leader = world.wait_leader();
+    world.say(leader, 1, NodeMessage::Report(full_report(100)));
+    world.run(SECOND);
+    assert_eq!(told(&mut world), []);
+    // While the right daemon is there.
+    connect(&mut world, 2, "n1", 8);
+    world.say(leader, 1, NodeMessage::Heartbeat);
+    world.run(SECOND);
+    let problems = told(&mut world);
+    assert_eq!(problems[0].0, "DaemonRefused");
+    assert!(problems[0].1.contains("kubectl basalt unbind-node n1"), "{}", problems[0].1);
+    // Once it is lost, too, and over a change of leader.
+    let leader = world.wait_leader();
+    world.members.get_mut(&leader).unwrap().node_closed(SessionId(1));
+    for session in 10..30 {
+        connect(&mut world, session, "n1", 8);
+        world.run(SECOND);
+        let revision = world.members[&leader].state().revision();
+        assert_eq!(told(&mut world).len(), 1);
+        if session > 20 {
+            connect(&mut world, session + 100, "n1", 8);
+            assert_eq!(world.members[&leader].state().revision(), revision, "the same again is no news");
+        }
+    }
+    // It stays away.
+    world.run(40 * SECOND);
+    assert_eq!(told(&mut world), []);
+    // Or it is let in.
+    connect(&mut world, 200, "n1", 8);
+    world.run(SECOND);
+    assert_eq!(told(&mut world).len(), 1);
+    world.mutate("u", Mutation::UnbindNode { name: node_name("n1") }).unwrap();
+    connect(&mut world, 201, "n1", 8);
+    let leader = world.wait_leader();
+    world.say(leader, 201, NodeMessage::Report(full_report(100)));
+    world.run(SECOND);
+    assert_eq!(told(&mut world), []);
+}
+
+#[test]
+fn two_daemons_with_one_identity_are_told_and_a_quick_return_is_not() {
+    let mut world = World::new(19, 3);
+    world.wait_settled(3);
+    world.mutate("n", put_node("n1")).unwrap();
+    connect(&mut world, 1, "n1", 7);
+    let leader = world.wait_leader();
+    world.say(leader, 1, NodeMessage::Report(full_report(100)));
+    world.run(SECOND);
+    for second in 0..15 {
+        connect(&mut world, 10 + second, "n1", 7);
+        world.say(leader, 1, NodeMessage::Heartbeat);
+        world.run(SECOND);
+        let problems = told(&mut world);
+        if second < 6 {
+            assert_eq!(problems, [], "an old session may not have run out yet");
+        }
+        if second > 12 {
+            assert!(problems[0].1.contains("a second daemon"), "{problems:?}");
+        }
+    }
+}
+
 #[test]
 fn a_daemon_that_is_gone_shows_within_ten_seconds_also_over_a_change_of_leader() {
     let mut world = World::new(16, 3);
