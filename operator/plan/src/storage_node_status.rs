@@ -19,6 +19,8 @@ const DELETABLE: &str = "Deletable";
 const POOLS_READY: &str = "PoolsReady";
 const READY: &str = "Ready";
 const SYNCED: &str = "Synced";
+/// The control plane's reason for a node whose daemon is there and not let in: why it is lost.
+const DAEMON_REFUSED: &str = "DaemonRefused";
 /// How many of the volumes that hold a node back a message names.
 const NAMES_MAX: usize = 5;
 
@@ -218,7 +220,10 @@ impl Draft<'_> {
         let fault = observed.problems.first().map(of_problem).or(trouble);
         match (node.liveness, fault) {
             (Liveness::Never, _) => self.not_ready(NodePhase::Pending, &connection),
-            (Liveness::Lost { .. }, _) => self.not_ready(NodePhase::Offline, &connection),
+            (Liveness::Lost { .. }, _) => {
+                let refused = observed.problems.iter().find(|problem| problem.reason == DAEMON_REFUSED);
+                self.not_ready(NodePhase::Offline, &refused.map_or(connection, of_problem));
+            }
             (Liveness::Live { .. }, Some(fault)) => self.not_ready(NodePhase::Degraded, &fault),
             (Liveness::Live { .. }, None) => {
                 self.status.phase = Some(NodePhase::Online);
