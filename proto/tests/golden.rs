@@ -109,3 +109,17 @@ fn a_field_of_a_newer_build_is_ignored() {
     bytes.extend_from_slice(&[0xfa, 0x01, 0x01, b'x']);
     assert_eq!(node::Heartbeat::decode(bytes.as_slice()).expect("unknown fields are skipped").sequence, 7);
 }
+
+#[test]
+fn a_watch_says_where_its_revision_is_from() {
+    let message = api::WatchRequest { from_revision: 1, cluster_id: "c".into(), incarnation: 2 };
+    golden(&message, "08011201631802");
+    golden(&api::WatchProgress { cluster_id: "c".into(), incarnation: 2 }, "0a01631002");
+}
+
+#[test]
+fn a_founder_and_a_refusal() {
+    golden(&peer::Announcement { id: 1, founds: true, ..peer::Announcement::default() }, "08013801");
+    let refusal = peer::PeerMessage { from: 1, to: 2, ..peer::PeerMessage::default() };
+    golden(&peer::SendResponse { received: 1, refusal: Some(refusal) }, "0801120410012002");
+}
