@@ -8,8 +8,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use basalt_clock::planted;
-
 /// No request is under way.
 const IDLE: u64 = u64::MAX;
 
@@ -56,9 +54,6 @@ impl Gates {
 
     /// True once no request is under way that began before this epoch.
     pub(crate) fn passed(&self, epoch: u64) -> bool {
-        if planted!("lvol-no-grace") {
-            return true;
-        }
         let mut gates = self.gates();
         gates
             .retain(|gate| !gate.closed.load(Ordering::SeqCst) || gate.oldest.load(Ordering::SeqCst) != IDLE);

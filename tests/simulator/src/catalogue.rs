@@ -35,7 +35,6 @@ pub const FOUND_ELSEWHERE: &[(&str, &str)] = &[
     ("lvol-epoch-not-committed", FOUND_BY_CRASHES),
     ("lvol-snapshot-shares-writes", FOUND_BY_CRASHES),
     ("lvol-snapshot-without-grace", FOUND_BY_CRASHES),
-    ("lvol-no-grace", FOUND_BY_CRASHES),
     ("lvol-unshared-before-commit", FOUND_BY_CRASHES),
 ];
 
