@@ -9,7 +9,9 @@
 //! * a write that failed (its connection ended) may have had its effect or not, or may still have it until the target is
 //!   known to have given it up;
 //! * after a crash every durable candidate is possible; what is then read has been on the medium and stays;
-//! * two reads with nothing between them agree.
+//! * two reads with nothing between them agree;
+//! * until a write is acknowledged only the running target may know where it lies: one that was read before may be gone after the
+//!   target's end, as it may be after a power failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -250,8 +252,10 @@ impl Blocks {
         let (now, oldest_read) = (self.now(), self.oldest_read());
         self.open.clear();
         for block in self.blocks.values_mut() {
+            let unacknowledged = block.writes.iter().any(|write| !write.acknowledged);
             for write in &mut block.writes {
                 write.settled = write.settled.min(now);
+                write.hidden &= !unacknowledged;
             }
             block.prune(oldest_read);
         }
@@ -473,6 +477,26 @@ mod tests {
         assert!(!reads(&mut blocks, Stamp::ZEROES) && reads(&mut blocks, B));
         write(&mut blocks, A, false);
         assert!(reads(&mut blocks, A) && !reads(&mut blocks, B), "the open write can not come later");
+    }
+
+    #[test]
+    fn a_write_that_was_read_and_not_acknowledged_may_be_gone_after_the_targets_end() {
+        for seen in [A, B] {
+            let mut blocks = Blocks::new(true);
+            write(&mut blocks, A, true);
+            let _open = blocks.write_issued(5, 1, Effect::Content(B));
+            assert!(
+                reads(&mut blocks, B) && !reads(&mut blocks, A),
+                "it was read, and stays while the target lives"
+            );
+            blocks.killed();
+            assert!(reads(&mut blocks, seen), "{seen:?}");
+        }
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, true);
+        write(&mut blocks, B, false);
+        blocks.killed();
+        assert!(!reads(&mut blocks, A), "what was acknowledged stays");
     }
 
     #[test]
