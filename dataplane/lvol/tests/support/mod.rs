@@ -43,7 +43,10 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(seed: u64, body: impl Fn
             (Progress::Idle, None) => idle += 1,
         }
         assert!(idle < 10_000, "the test waits for something that never happens");
-        assert!(world.now() < end, "the test waits for something that does not happen within an hour of its time");
+        assert!(
+            world.now() < end,
+            "the test waits for something that never happens, within an hour of its time"
+        );
     }
 }
 
