@@ -44,6 +44,7 @@ fn a_volume_of_a_single_daemon_survives_its_sigkill() {
         .env("ADDRESS", "10.0.2.2")
         .env("PORT", &port.to_string())
         .env("NQN", NQN)
+        .env("RESERVATIONS", "1")
         .env("SIZE", &SIZE.to_string())
         .hook("kill", |_| {
             target.borrow_mut().kill();

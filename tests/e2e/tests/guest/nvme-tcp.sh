@@ -1,4 +1,5 @@
-# What Linux's own NVMe/TCP host does with a volume. Variables: ADDRESS, PORT, NQN, and SIZE, the volume's size in bytes.
+# What Linux's own NVMe/TCP host does with a volume. Variables: ADDRESS, PORT, NQN, and SIZE, the volume's size in bytes;
+# RESERVATIONS, where the target keeps them and the test answers for another host.
 # The host's hooks: `kill` ends the target with SIGKILL, `start` starts it again on the same data.
 set -euo pipefail
 
@@ -113,34 +114,38 @@ cmp -n 1048576 <(dd if="$disk" bs=1M skip=1 count=1 iflag=direct status=none) /d
 blkdiscard --force --offset 0 --length 1048576 "$disk" || fail "blkdiscard of a range"
 nvme flush "$disk" || fail "flush"
 
-step reservations
-status() { nvme resv-report "$disk" --eds -o json | jq -r "$1"; }
-nvme resv-register "$disk" --namespace-id=1 --nrkey=0xa1 --rrega=0 --cptpl=3 || fail "register"
-nvme resv-acquire "$disk" --namespace-id=1 --crkey=0xa1 --rtype=1 --racqa=0 || fail "acquire"
-[ "$(status '.rtype, .ptpls, .regctl' | tr '\n' ' ')" = "1 1 1 " ] || { nvme resv-report "$disk" --eds; fail "report"; }
-nvme get-feature "$disk" --namespace-id=1 --feature-id=0x83 | grep -qE 'value:0x0*1$' || fail "feature 83h"
-host-call kill || fail "the target cannot be killed"
-host-call start || fail "the target cannot be started again"
-for tries in $(seq 600); do
-    [ "$(states)" = "live " ] && break
-    sleep 0.1
-done
-[ "$(status '.rtype, .ptpls, .regctl' | tr '\n' ' ')" = "1 1 1 " ] || { nvme resv-report "$disk" --eds; fail "the reservation is lost after SIGKILL"; }
-dd if=/dev/urandom of="$disk" bs=4k count=1 oflag=direct status=none || fail "the holder cannot write"
-[ "$(other write)" = 131 ] || fail "another host may write"
-[ "$(other read)" = 0 ] || fail "another host may not read"
-[ "$(other preempt a1)" = 0 ] || fail "another host cannot preempt"
-if dd if=/dev/zero of="$disk" bs=4k count=1 oflag=direct status=none 2>/run/dd.log; then fail "a preempted host may write"; fi
-nvme resv-notif-log "$disk" >/run/notification || fail "notification page"
-grep -q 'Page Type.*: 1 ' /run/notification || { cat /run/notification; fail "no notification"; }
-[ "$(status '.rtype, .regctl' | tr '\n' ' ')" = "1 1 " ] || { nvme resv-report "$disk" --eds; fail "preempted"; }
-[ "$(other clear)" = 0 ] || fail "another host cannot clear"
-dd if=/dev/zero of="$disk" bs=4k count=1 oflag=direct status=none || fail "nobody holds, and a host may not write"
-nvme resv-register "$disk" --namespace-id=1 --nrkey=0xa1 --rrega=0 || fail "register again"
-nvme resv-acquire "$disk" --namespace-id=1 --crkey=0xa1 --rtype=5 --racqa=0 || fail "acquire for all registrants"
-nvme resv-release "$disk" --namespace-id=1 --crkey=0xa1 --rtype=5 --rrela=0 || fail "release"
-nvme resv-register "$disk" --namespace-id=1 --crkey=0xa1 --rrega=1 || fail "unregister"
-[ "$(status '.rtype, .regctl' | tr '\n' ' ')" = "0 0 " ] || { nvme resv-report "$disk" --eds; fail "released"; }
+# The target keeps reservations, and the test has another host: `host-call other`.
+reservations() {
+    step reservations
+    status() { nvme resv-report "$disk" --eds -o json | jq -r "$1"; }
+    nvme resv-register "$disk" --namespace-id=1 --nrkey=0xa1 --rrega=0 --cptpl=3 || fail "register"
+    nvme resv-acquire "$disk" --namespace-id=1 --crkey=0xa1 --rtype=1 --racqa=0 || fail "acquire"
+    [ "$(status '.rtype, .ptpls, .regctl' | tr '\n' ' ')" = "1 1 1 " ] || { nvme resv-report "$disk" --eds; fail "report"; }
+    nvme get-feature "$disk" --namespace-id=1 --feature-id=0x83 | grep -qE 'value:0x0*1$' || fail "feature 83h"
+    host-call kill || fail "the target cannot be killed"
+    host-call start || fail "the target cannot be started again"
+    for tries in $(seq 600); do
+        [ "$(states)" = "live " ] && break
+        sleep 0.1
+    done
+    [ "$(status '.rtype, .ptpls, .regctl' | tr '\n' ' ')" = "1 1 1 " ] || { nvme resv-report "$disk" --eds; fail "the reservation is lost after SIGKILL"; }
+    dd if=/dev/urandom of="$disk" bs=4k count=1 oflag=direct status=none || fail "the holder cannot write"
+    [ "$(other write)" = 131 ] || fail "another host may write"
+    [ "$(other read)" = 0 ] || fail "another host may not read"
+    [ "$(other preempt a1)" = 0 ] || fail "another host cannot preempt"
+    if dd if=/dev/zero of="$disk" bs=4k count=1 oflag=direct status=none 2>/run/dd.log; then fail "a preempted host may write"; fi
+    nvme resv-notif-log "$disk" >/run/notification || fail "notification page"
+    grep -q 'Page Type.*: 1 ' /run/notification || { cat /run/notification; fail "no notification"; }
+    [ "$(status '.rtype, .regctl' | tr '\n' ' ')" = "1 1 " ] || { nvme resv-report "$disk" --eds; fail "preempted"; }
+    [ "$(other clear)" = 0 ] || fail "another host cannot clear"
+    dd if=/dev/zero of="$disk" bs=4k count=1 oflag=direct status=none || fail "nobody holds, and a host may not write"
+    nvme resv-register "$disk" --namespace-id=1 --nrkey=0xa1 --rrega=0 || fail "register again"
+    nvme resv-acquire "$disk" --namespace-id=1 --crkey=0xa1 --rtype=5 --racqa=0 || fail "acquire for all registrants"
+    nvme resv-release "$disk" --namespace-id=1 --crkey=0xa1 --rtype=5 --rrela=0 || fail "release"
+    nvme resv-register "$disk" --namespace-id=1 --crkey=0xa1 --rrega=1 || fail "unregister"
+    [ "$(status '.rtype, .regctl' | tr '\n' ' ')" = "0 0 " ] || { nvme resv-report "$disk" --eds; fail "released"; }
+}
+[ -z "${RESERVATIONS:-}" ] || reservations
 
 step disconnect
 nvme disconnect --nqn="$NQN" >/dev/null || fail "disconnect"
