@@ -2,14 +2,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
+use basalt_bdev::provider;
 use basalt_bdev::{
-    BlockDevice, BlockSize, Capabilities, Channel, Completion, DeviceInfo, IoError, OpenError, Operation,
-    Rejected, Request,
+    BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, IoError, OpenError, Operation, Request,
 };
 use basalt_dma::{Buffer, Payload};
 use basalt_reactor::Handle;
 use uuid::Uuid;
+
+use crate::immediate::{Execute, Immediate, range};
 
 /// Unit in which content that differs from the base is kept.
 const PAGE: usize = 4096;
@@ -20,7 +21,7 @@ pub(crate) type Overlay = BTreeMap<usize, Box<[u8; PAGE]>>;
 /// A device over a shared image that it never changes: what is written is kept beside it. Making one costs nothing, so that a
 /// test can look at thousands of images. For tests only.
 pub struct ImageDevice {
-    info: DeviceInfo,
+    info: Arc<DeviceInfo>,
     content: Arc<Content>,
 }
 
@@ -55,7 +56,7 @@ impl ImageDevice {
                     | Capabilities::COMPARE
                     | Capabilities::COMPARE_AND_WRITE,
             );
-        Self { info, content: Arc::new(Content { base, overlay: Mutex::new(overlay) }) }
+        Self { info: Arc::new(info), content: Arc::new(Content { base, overlay: Mutex::new(overlay) }) }
     }
 
     /// A copy of all that the device holds now.
@@ -114,10 +115,10 @@ impl BlockDevice for ImageDevice {
     }
 
     fn open(&self, _handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
-        // Properties never change, so each channel has its own copy to check against.
-        let info = DeviceInfo::new("image", Uuid::nil(), self.info.block_size(), self.info.blocks())
-            .with_capabilities(self.info.capabilities());
-        Ok(Box::new(ImageChannel { info, content: Arc::clone(&self.content), done: Vec::new() }))
+        Ok(Box::new(Immediate::new(ImageExecutor {
+            info: Arc::clone(&self.info),
+            content: Arc::clone(&self.content),
+        })))
     }
 }
 
@@ -127,35 +128,15 @@ impl fmt::Debug for ImageDevice {
     }
 }
 
-struct ImageChannel {
-    info: DeviceInfo,
+struct ImageExecutor {
+    info: Arc<DeviceInfo>,
     content: Arc<Content>,
-    done: Vec<Completion>,
 }
 
-impl Channel for ImageChannel {
-    fn submit(&mut self, mut request: Request) -> Result<(), Rejected> {
-        if self.done.len() >= DEFAULT_QUEUE_DEPTH {
-            return Err(Rejected(request));
-        }
-        let result = self.execute(&mut request);
-        self.done.push(request.complete(result));
-        Ok(())
-    }
-
-    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize {
-        let count = self.done.len();
-        completions.append(&mut self.done);
-        count
-    }
-}
-
-impl ImageChannel {
+impl Execute for ImageExecutor {
     fn execute(&self, request: &mut Request) -> Result<(), IoError> {
         provider::check(&self.info, request)?;
-        let block = self.info.block_size();
-        let offset = usize::try_from(block.offset_of(request.lba)).map_err(|_| IoError::OutOfRange)?;
-        let len = usize::try_from(block.bytes_of(request.blocks)).map_err(|_| IoError::OutOfRange)?;
+        let (offset, len) = range(self.info.block_size(), request)?;
         match request.operation {
             Operation::Read => {
                 if matches!(request.payload, Payload::None) {
@@ -179,7 +160,9 @@ impl ImageChannel {
         }
         Ok(())
     }
+}
 
+impl ImageExecutor {
     fn compare(&self, offset: usize, expected: &[u8]) -> Result<(), IoError> {
         let mut found = vec![0; expected.len()];
         self.content.read(offset, &mut found);

@@ -7,6 +7,7 @@
 mod delay;
 mod faulty;
 mod image;
+mod immediate;
 mod null;
 mod plain;
 mod ram;

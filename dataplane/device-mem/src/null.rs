@@ -1,14 +1,16 @@
 use std::io;
 use std::sync::Arc;
 
-use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
+use basalt_bdev::provider;
 use basalt_bdev::{
-    BlockCount, BlockDevice, BlockSize, Capabilities, Channel, Completion, DeviceInfo, DeviceState, IoError,
-    OpenError, Operation, Rejected, Request,
+    BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, IoError, OpenError,
+    Operation, Request,
 };
 use basalt_dma::{MemoryLender, Payload, SharedMemory};
 use basalt_reactor::Handle;
 use uuid::Uuid;
+
+use crate::immediate::{Execute, Immediate};
 
 /// A device that forgets what is written and reads as zeroes: for measuring what lies above.
 #[derive(Debug)]
@@ -50,17 +52,16 @@ impl BlockDevice for NullDevice {
             return Err(OpenError::DeviceGone);
         }
         let lender = MemoryLender::new(Arc::clone(&self.zeroes));
-        Ok(Box::new(NullChannel { info: Arc::clone(&self.info), lender, done: Vec::new() }))
+        Ok(Box::new(Immediate::new(NullExecutor { info: Arc::clone(&self.info), lender })))
     }
 }
 
-struct NullChannel {
+struct NullExecutor {
     info: Arc<DeviceInfo>,
     lender: MemoryLender,
-    done: Vec<Completion>,
 }
 
-impl NullChannel {
+impl NullExecutor {
     /// Everything is zero, before and after.
     fn compare(&self, request: &Request) -> Result<(), IoError> {
         let bytes = self.info.block_size().bytes_of(request.blocks);
@@ -74,7 +75,9 @@ impl NullChannel {
         }
         Ok(())
     }
+}
 
+impl Execute for NullExecutor {
     fn execute(&self, request: &mut Request) -> Result<(), IoError> {
         provider::check(&self.info, request)?;
         match request.operation {
@@ -91,22 +94,5 @@ impl NullChannel {
             payload => payload.buffers_mut().iter_mut().for_each(|buffer| buffer.fill(0)),
         }
         Ok(())
-    }
-}
-
-impl Channel for NullChannel {
-    fn submit(&mut self, mut request: Request) -> Result<(), Rejected> {
-        if self.done.len() >= DEFAULT_QUEUE_DEPTH {
-            return Err(Rejected(request));
-        }
-        let result = self.execute(&mut request);
-        self.done.push(request.complete(result));
-        Ok(())
-    }
-
-    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize {
-        let count = self.done.len();
-        completions.append(&mut self.done);
-        count
     }
 }

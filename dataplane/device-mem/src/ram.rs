@@ -1,15 +1,16 @@
 use std::io;
 use std::sync::Arc;
 
-use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
+use basalt_bdev::provider;
 use basalt_bdev::{
-    BlockDevice, BlockSize, Capabilities, Channel, Completion, DeviceInfo, DeviceState, IoError, OpenError,
-    Operation, Rejected, Request,
+    BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, IoError, OpenError, Operation,
+    Request,
 };
 use basalt_dma::{MemoryLender, Payload, Segment, SharedMemory};
 use basalt_reactor::Handle;
 use uuid::Uuid;
 
+use crate::immediate::{Execute, Immediate, range};
 use crate::write_gate::{WriteGate, Writer};
 
 /// Why there is no RAM device.
@@ -87,35 +88,17 @@ impl BlockDevice for RamDevice {
         }
         let lender = MemoryLender::new(Arc::clone(&self.medium.memory));
         let writer = Writer::new(Arc::clone(&self.gate));
-        Ok(Box::new(RamChannel { medium: Arc::clone(&self.medium), lender, writer, done: Vec::new() }))
+        Ok(Box::new(Immediate::new(RamExecutor { medium: Arc::clone(&self.medium), lender, writer })))
     }
 }
 
-struct RamChannel {
+struct RamExecutor {
     medium: Arc<Medium>,
     lender: MemoryLender,
     writer: Writer,
-    done: Vec<Completion>,
 }
 
-impl Channel for RamChannel {
-    fn submit(&mut self, mut request: Request) -> Result<(), Rejected> {
-        if self.done.len() >= DEFAULT_QUEUE_DEPTH {
-            return Err(Rejected(request));
-        }
-        let result = self.execute(&mut request);
-        self.done.push(request.complete(result));
-        Ok(())
-    }
-
-    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize {
-        let count = self.done.len();
-        completions.append(&mut self.done);
-        count
-    }
-}
-
-impl RamChannel {
+impl Execute for RamExecutor {
     fn execute(&self, request: &mut Request) -> Result<(), IoError> {
         let info = &self.medium.info;
         provider::check(info, request)?;
@@ -152,13 +135,6 @@ impl RamChannel {
         }
         Ok(())
     }
-}
-
-/// A checked request's place in memory.
-fn range(block_size: BlockSize, request: &Request) -> Result<(usize, usize), IoError> {
-    let offset = usize::try_from(block_size.offset_of(request.lba)).map_err(|_| IoError::OutOfRange)?;
-    let len = usize::try_from(block_size.bytes_of(request.blocks)).map_err(|_| IoError::OutOfRange)?;
-    Ok((offset, len))
 }
 
 fn write<'a>(memory: &SharedMemory, mut offset: usize, segments: impl Iterator<Item = Segment<'a>>) {
