@@ -1,9 +1,8 @@
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::any::Any;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 
-use crate::ALIGNMENT;
+use crate::pages::Pages;
 use crate::pool::Shelf;
 use crate::slab::{RegionId, Slab};
 
@@ -15,8 +14,8 @@ pub(crate) struct Block {
 }
 
 enum Memory {
-    /// From the global allocator with this layout; given back on drop.
-    Heap(NonNull<u8>, Layout),
+    /// Its own.
+    Own(Pages),
     /// A part of a pool's memory, from here and of this size.
     Slab { slab: Rc<Slab>, start: NonNull<u8>, size: usize },
     /// Owned by something else, which is kept alive here. Never written through a block.
@@ -26,14 +25,7 @@ enum Memory {
 impl Block {
     /// Zeroed memory of at least `bytes` bytes, rounded up to whole pages, of no pool.
     pub(crate) fn zeroed(bytes: usize) -> Self {
-        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
-        let Ok(layout) = Layout::from_size_align(size, ALIGNMENT) else {
-            panic!("a buffer of {bytes} bytes does not fit the address space");
-        };
-        // SAFETY: the layout's size is at least one page, so not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { memory: Memory::Heap(start, layout), home: Weak::new() }
+        Self { memory: Memory::Own(Pages::zeroed(bytes)), home: Weak::new() }
     }
 
     /// The next `size` bytes of a slab; none when it is used up.
@@ -50,7 +42,7 @@ impl Block {
     /// First byte and size in bytes; `None` for foreign memory.
     pub(crate) fn heap(&self) -> Option<(NonNull<u8>, usize)> {
         match &self.memory {
-            Memory::Heap(start, layout) => Some((*start, layout.size())),
+            Memory::Own(pages) => Some((pages.start(), pages.size())),
             Memory::Slab { start, size, .. } => Some((*start, *size)),
             Memory::Foreign { .. } => None,
         }
@@ -60,16 +52,7 @@ impl Block {
     pub(crate) fn region(&self) -> Option<RegionId> {
         match &self.memory {
             Memory::Slab { slab, .. } => slab.region(),
-            Memory::Heap(..) | Memory::Foreign { .. } => None,
-        }
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        if let Memory::Heap(start, layout) = self.memory {
-            // SAFETY: `start` came from `alloc_zeroed` with this layout and nothing refers to the block any more.
-            unsafe { dealloc(start.as_ptr(), layout) }
+            Memory::Own(_) | Memory::Foreign { .. } => None,
         }
     }
 }

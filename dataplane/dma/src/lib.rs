@@ -9,6 +9,7 @@
 mod block;
 mod buffer;
 mod lent;
+mod pages;
 mod payload;
 mod pool;
 mod segment;

@@ -1,11 +1,11 @@
 //! Memory from the system, in pieces that are large enough to be told to the kernel once and used for long.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use crate::ALIGNMENT;
+use crate::pages::Pages;
 
 /// Regions that exist at a time at most; memory beyond has no number.
 pub const REGIONS_MAX: u16 = 4096;
@@ -90,8 +90,7 @@ impl Regions {
 
 /// A piece of memory that blocks of one size are cut from. It goes back to the system with the last of them.
 pub(crate) struct Slab {
-    start: NonNull<u8>,
-    layout: Layout,
+    pages: Pages,
     cut: Cell<usize>,
     region: Option<RegionId>,
     regions: Rc<Regions>,
@@ -110,20 +109,14 @@ pub(crate) struct Ledger {
 impl Slab {
     /// Zeroed memory of `bytes` bytes, whole pages.
     pub(crate) fn new(bytes: usize, regions: &Rc<Regions>, ledger: &Rc<Ledger>) -> Self {
-        let Ok(layout) = Layout::from_size_align(bytes, ALIGNMENT) else {
-            panic!("memory of {bytes} bytes does not fit the address space");
-        };
-        assert!(bytes > 0, "a slab holds at least one block");
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        assert!(bytes > 0 && bytes.is_multiple_of(ALIGNMENT), "a slab holds whole blocks, at least one");
+        let pages = Pages::zeroed(bytes);
         ledger.held_bytes.update(|held| held + bytes);
         ledger.uncut_bytes.update(|uncut| uncut + bytes);
         Self {
-            start,
-            layout,
+            region: regions.add(pages.start(), bytes),
+            pages,
             cut: Cell::new(0),
-            region: regions.add(start, bytes),
             regions: Rc::clone(regions),
             ledger: Rc::clone(ledger),
         }
@@ -132,11 +125,11 @@ impl Slab {
     /// The next `bytes` bytes that nobody had yet; none when all are cut.
     pub(crate) fn cut(&self, bytes: usize) -> Option<NonNull<u8>> {
         let at = self.cut.get();
-        let end = at.checked_add(bytes).filter(|end| *end <= self.layout.size())?;
+        let end = at.checked_add(bytes).filter(|end| *end <= self.pages.size())?;
         self.cut.set(end);
         self.ledger.uncut_bytes.update(|uncut| uncut - bytes);
         // SAFETY: `at` lies within the slab.
-        Some(unsafe { self.start.add(at) })
+        Some(unsafe { self.pages.start().add(at) })
     }
 
     pub(crate) fn region(&self) -> Option<RegionId> {
@@ -149,9 +142,7 @@ impl Drop for Slab {
         if let Some(region) = self.region {
             self.regions.remove(region);
         }
-        self.ledger.held_bytes.update(|held| held - self.layout.size());
-        self.ledger.uncut_bytes.update(|uncut| uncut - (self.layout.size() - self.cut.get()));
-        // SAFETY: `start` came from `alloc_zeroed` with this layout; blocks keep their slab alive, so none is left.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        self.ledger.held_bytes.update(|held| held - self.pages.size());
+        self.ledger.uncut_bytes.update(|uncut| uncut - (self.pages.size() - self.cut.get()));
     }
 }
