@@ -490,6 +490,18 @@ fn second_daemons_and_foreign_ones_are_refused() {
     assert_eq!(refusal(world.heard(7)), SessionRefusal::NotLeader { leader: Some(member_id(leader)) });
 }
 
+/// Three members, and a daemon that is node `n1` in session 1; the leader.
+fn with_reporting_node(seed: u64) -> (World, u64) {
+    let mut world = World::new(seed, 3);
+    world.wait_settled(3);
+    world.mutate("n", put_node("n1")).unwrap();
+    connect(&mut world, 1, "n1", 7);
+    let leader = world.wait_leader();
+    world.say(leader, 1, NodeMessage::Report(full_report(100)));
+    world.run(SECOND);
+    (world, leader)
+}
+
 /// What is told of the only node.
 fn told(world: &mut World) -> Vec<(String, String)> {
     let leader = world.wait_leader();
@@ -499,13 +511,7 @@ fn told(world: &mut World) -> Vec<(String, String)> {
 
 #[test]
 fn a_refused_daemon_is_told_as_a_problem_of_its_node_until_it_is_let_in_or_gone() {
-    let mut world = World::new(18, 3);
-    world.wait_settled(3);
-    world.mutate("n", put_node("n1")).unwrap();
-    connect(&mut world, 1, "n1", 7);
-    let leader = world.wait_leader();
-    world.say(leader, 1, NodeMessage::Report(full_report(100)));
-    world.run(SECOND);
+    let (mut world, leader) = with_reporting_node(18);
     assert_eq!(told(&mut world), []);
     // While the right daemon is there.
     connect(&mut world, 2, "n1", 8);
@@ -544,13 +550,7 @@ fn a_refused_daemon_is_told_as_a_problem_of_its_node_until_it_is_let_in_or_gone(
 
 #[test]
 fn two_daemons_with_one_identity_are_told_and_a_quick_return_is_not() {
-    let mut world = World::new(19, 3);
-    world.wait_settled(3);
-    world.mutate("n", put_node("n1")).unwrap();
-    connect(&mut world, 1, "n1", 7);
-    let leader = world.wait_leader();
-    world.say(leader, 1, NodeMessage::Report(full_report(100)));
-    world.run(SECOND);
+    let (mut world, leader) = with_reporting_node(19);
     for second in 0..15 {
         connect(&mut world, 10 + second, "n1", 7);
         world.say(leader, 1, NodeMessage::Heartbeat);

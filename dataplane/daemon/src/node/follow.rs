@@ -131,12 +131,12 @@ mod tests {
         StoreError,
     };
     use basalt_bdev::BlockDevice;
-    use basalt_lvol::id::{ClusterId, Revision, VolumeId};
+    use basalt_lvol::id::VolumeId;
     use basalt_reactor::sim::{World, WorldOptions};
     use basalt_reactor::{DiskError, Reactor, ReactorOptions, SocketError};
-    use uuid::Uuid;
 
     use super::*;
+    use crate::node::store::tests::desired as state;
 
     /// A data directory that is full for a while, and what was kept in it.
     #[derive(Default)]
@@ -191,17 +191,6 @@ mod tests {
 
         fn unlisten(&self, _: SocketAddr) -> LocalFuture<()> {
             Box::pin(async {})
-        }
-    }
-
-    fn state(index: u64) -> DesiredNode {
-        DesiredNode {
-            cluster: ClusterId(Uuid::from_u128(5)),
-            revision: Revision { incarnation: 1, index },
-            listeners: Vec::new(),
-            pools: Vec::new(),
-            volumes: Vec::new(),
-            tombstones: Vec::new(),
         }
     }
 

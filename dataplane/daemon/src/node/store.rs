@@ -246,11 +246,11 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use basalt_lvol::id::{ClusterId, Revision};
 
-    fn desired(index: u64) -> DesiredNode {
+    pub(crate) fn desired(index: u64) -> DesiredNode {
         DesiredNode {
             cluster: ClusterId(Uuid::from_u128(5)),
             revision: Revision { incarnation: 1, index },
