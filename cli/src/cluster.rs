@@ -187,6 +187,45 @@ pub(crate) async fn unbind_node(client: &Client, name: &str, format: Format) -> 
     }
 }
 
+/// Says that a node's disks are gone for good.
+pub(crate) async fn abandon_node(
+    client: &Client,
+    name: &str,
+    disks_are_lost: bool,
+    format: Format,
+) -> anyhow::Result<()> {
+    let name: NodeName = name.parse()?;
+    let Some(node) = client.get_node(&name).await? else { bail!("there is no node {name}") };
+    let volumes = client.volumes().all().await?.items;
+    let (going, others): (Vec<_>, Vec<_>) = volumes
+        .iter()
+        .filter(|volume| volume.placement.node == node.name)
+        .partition(|volume| volume.state == VolumeState::Deleting);
+    if !disks_are_lost {
+        bail!(
+            "node {name} holds {} volumes, {} of which are being deleted; those would be forgotten, and so would every one that is deleted \
+             later: use --disks-are-lost if its disks are gone for good",
+            going.len() + others.len(),
+            going.len()
+        );
+    }
+    let revision = client.abandon_node(&Mutation::once(None), &name).await?;
+    match format {
+        Format::Json => print_json(&json!({ "revision": revision, "volumesLeft": others.len() })),
+        Format::Table if others.is_empty() => {
+            print_line(&format!("node {name} holds nothing any more; delete its StorageNode"));
+            Ok(())
+        }
+        Format::Table => {
+            print_line(&format!(
+                "deletions do not wait for node {name} any more; {} volumes are left on it, delete them and then its StorageNode",
+                others.len()
+            ));
+            Ok(())
+        }
+    }
+}
+
 /// Where hosts reach a volume.
 pub(crate) fn address(volume: &Volume) -> Option<String> {
     let paths = &volume.observed.as_ref()?.paths;
@@ -229,6 +268,7 @@ fn node_problems(node: &Node) -> Vec<String> {
     match node.liveness {
         Liveness::Live { .. } => {}
         Liveness::Never => problems.push(format!("node {name}: its daemon has never connected")),
+        _ if node.abandoned => problems.push(format!("node {name}: its disks were declared lost")),
         Liveness::Lost { .. } => problems.push(format!("node {name}: its daemon is not connected")),
     }
     for problem in &node.observed.problems {

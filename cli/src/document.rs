@@ -200,6 +200,7 @@ mod tests {
                 unschedulable: false,
             },
             binding: None,
+            abandoned: false,
             pool_ids: BTreeMap::new(),
             observed: NodeObserved { pools: BTreeMap::from([(pool, seen)]), ..NodeObserved::default() },
             liveness: Liveness::Never,

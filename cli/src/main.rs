@@ -61,6 +61,14 @@ enum Command {
         /// The node
         name: String,
     },
+    /// Say that a node's disks are gone for good, so that its volumes and itself can be deleted without it
+    AbandonNode {
+        /// The node
+        name: String,
+        /// Its daemon will never come back with these disks
+        #[arg(long)]
+        disks_are_lost: bool,
+    },
     /// Measure a volume: IOPS, bandwidth, latencies. Reads only, unless told to write
     Perf(PerfArguments),
     /// Write a pattern to a volume and read it back
@@ -111,6 +119,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                     members::run(&client, command.unwrap_or(MembersCommand::List), format).await
                 }
                 Command::UnbindNode { name } => cluster::unbind_node(&client, &name, format).await,
+                Command::AbandonNode { name, disks_are_lost } => {
+                    cluster::abandon_node(&client, &name, disks_are_lost, format).await
+                }
                 Command::Perf(_) | Command::Verify(_) | Command::Completions { .. } => Ok(()),
             }?;
             Ok(ExitCode::SUCCESS)

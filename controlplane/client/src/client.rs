@@ -239,6 +239,15 @@ impl Client {
         Ok(Revision(answer.revision))
     }
 
+    /// Says that a node's disks are gone for good: deletions do not wait for it any more.
+    pub async fn abandon_node(&self, mutation: &Mutation, name: &NodeName) -> Result<Revision, ClientError> {
+        let request = api::AbandonNodeRequest { context: mutation.encode(), name: name.to_string() };
+        let answer = self
+            .call(request, |channel, request| async move { control(channel).abandon_node(request).await })
+            .await?;
+        Ok(Revision(answer.revision))
+    }
+
     /// Creates a volume, or adopts a released one.
     pub async fn create_volume(
         &self,

@@ -33,6 +33,7 @@ pub(crate) fn compose(
         Mutation::PutNode { name, uid, spec } => Body::PutNode { name, uid, spec },
         Mutation::DeleteNode { name, uid } => Body::DeleteNode { name, uid },
         Mutation::UnbindNode { name } => Body::UnbindNode { name },
+        Mutation::AbandonNode { name } => Body::AbandonNode { name },
         Mutation::CreateVolume { name, uid, adopt, spec } => {
             return create_volume(state, reserved, random, name, uid, adopt, spec);
         }
@@ -67,14 +68,6 @@ fn new_member(
     peer_address: String,
     api_address: String,
 ) -> Result<Member, Refusal> {
-    let everybody = state.members().values().chain([me]);
-    for other in everybody.filter(|other| other.id != id && Some(other.id) != replaces) {
-        // The one that is replaced may leave its place to the one that comes.
-        let theirs = [&other.peer_address, &other.api_address];
-        if let Some(taken) = [&peer_address, &api_address].into_iter().find(|ours| theirs.contains(ours)) {
-            return Err(Refusal::AddressTaken { address: taken.clone(), member: other.id });
-        }
-    }
     let present = state.members().get(&id);
     // Until it has a disk it does not take part, and a wrong address can be put right.
     if present.is_some_and(|member| {
@@ -83,7 +76,7 @@ fn new_member(
     }) {
         return Err(Refusal::MemberExists { member: id });
     }
-    Ok(Member {
+    let member = Member {
         id,
         disk: present.and_then(|member| member.disk),
         replaces,
@@ -91,7 +84,11 @@ fn new_member(
         api_address,
         supports: present.map_or(FeatureLevel::FIRST.max(state.level()), |member| member.supports),
         version: present.map_or_else(String::new, |member| member.version.clone()),
-    })
+    };
+    match member.address_taken(state.members().values().chain([me])) {
+        Some(taken) => Err(taken),
+        None => Ok(member),
+    }
 }
 
 fn create_volume(

@@ -95,6 +95,11 @@ pub enum Body {
         /// The node.
         name: NodeName,
     },
+    /// Says that a node's disks are gone for good: deletions do not wait for it any more.
+    AbandonNode {
+        /// The node.
+        name: NodeName,
+    },
     /// Creates a volume, or adopts a released one.
     CreateVolume(CreateVolume),
     /// Changes a volume.

@@ -18,6 +18,9 @@ pub struct Node {
     pub spec: NodeSpec,
     /// The daemon that registered first under this name; no other one is let in.
     pub binding: Option<InstanceId>,
+    /// Whether a person said that its disks are gone for good. Ends when a daemon is let in again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub abandoned: bool,
     /// The UUIDs that its pools had when they were first reported; a pool with another one is not used.
     pub pool_ids: BTreeMap<PoolName, PoolId>,
     /// What the daemon reported last.

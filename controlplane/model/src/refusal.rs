@@ -129,6 +129,12 @@ pub enum Refusal {
         /// How many.
         volumes: u64,
     },
+    /// The node's daemon is heard, so its disks are not gone.
+    #[error("the daemon of node {node} is connected, so its disks are not lost; stop it first")]
+    NodeConnected {
+        /// The node.
+        node: NodeName,
+    },
     /// The pool holds volumes, so that it cannot go from the node's specification.
     #[error("pool {pool} of node {node} holds {volumes} volumes; delete or move them first")]
     PoolHoldsVolumes {
@@ -343,6 +349,7 @@ impl Refusal {
             | Refusal::MemberExists { .. }
             | Refusal::LastMember { .. }
             | Refusal::NodeHoldsVolumes { .. }
+            | Refusal::NodeConnected { .. }
             | Refusal::PoolHoldsVolumes { .. }
             | Refusal::PoolNotUsable { .. }
             | Refusal::BeingDeleted { .. }

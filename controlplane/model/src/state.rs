@@ -59,6 +59,20 @@ pub struct Member {
     pub version: String,
 }
 
+impl Member {
+    /// Why these members leave it no place: an address belongs to one member, but to one that takes another's place.
+    pub fn address_taken<'a>(&self, others: impl IntoIterator<Item = &'a Member>) -> Option<Refusal> {
+        let ours = [&self.peer_address, &self.api_address];
+        others.into_iter().filter(|other| other.id != self.id && Some(other.id) != self.replaces).find_map(
+            |other| {
+                let theirs = [&other.peer_address, &other.api_address];
+                let taken = ours.into_iter().find(|address| theirs.contains(address))?;
+                Some(Refusal::AddressTaken { address: taken.clone(), member: other.id })
+            },
+        )
+    }
+}
+
 /// What became of a request, kept until its revision is [`State::REQUEST_WINDOW`] behind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RequestRecord {

@@ -105,6 +105,7 @@ fn any_body() -> impl Strategy<Value = Body> {
         (small.clone(), small.clone())
             .prop_map(|(n, i)| Body::BindNodeInstance { node: node(n), instance: instance(i) }),
         small.clone().prop_map(|n| Body::UnbindNode { name: node(n) }),
+        small.clone().prop_map(|n| Body::AbandonNode { name: node(n) }),
         (small.clone(), small.clone(), 1..3_u128, 20..60_u64, prop::option::of(volume_id.clone())).prop_map(
             |(n, i, p, mib, v)| report(n, i, p, mib, v.map(|v| (v, seen_online())).into_iter().collect())
         ),
@@ -152,11 +153,19 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
         assert_eq!(after.volume_named(&volume.name).map(|v| v.id), Some(volume.id));
         assert!(after.nodes().contains_key(&volume.placement.node), "a volume without its node");
     }
-    // A volume goes only when its node confirmed its tombstone.
-    for id in before.volumes().keys().filter(|id| !after.volumes().contains_key(id)) {
-        assert!(matches!(body, Body::ConfirmVolumeDeleted { volume, .. } if volume == id), "{body:?}");
-        assert!(matches!(before.volumes()[id].lifecycle, Lifecycle::Deleting(_)));
+    // A volume goes only when it was deleted and its node confirmed the tombstone, or somebody said that its disks are lost.
+    for (id, volume) in before.volumes().iter().filter(|(id, _)| !after.volumes().contains_key(id)) {
+        let node = &before.nodes()[&volume.placement.node];
+        let deleted = matches!(volume.lifecycle, Lifecycle::Deleting(_));
+        let rightly = match body {
+            Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
+            Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
+            Body::DeleteVolume { name, .. } => *name == volume.name && node.abandoned,
+            _ => false,
+        };
+        assert!(rightly, "{body:?}");
     }
+    assert!(after.nodes().values().all(|node| !(node.abandoned && node.binding.is_some())));
     // Nothing is put where there is no room.
     for (id, volume) in after.volumes().iter().filter(|(id, _)| !before.volumes().contains_key(id)) {
         let pool = after.nodes()[&volume.placement.node].pool(&volume.placement.pool).unwrap();
@@ -300,6 +309,49 @@ fn deletion_needs_the_owner_and_the_nodes_confirmation() {
 }
 
 #[test]
+fn deletions_do_not_wait_for_a_node_whose_disks_are_lost() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    apply(&mut state, create(2, 1, 1, 2, 10, false));
+    let liveness = |liveness| Body::SetNodeLiveness { node: node(1), liveness };
+    apply(&mut state, liveness(Liveness::Live { since: Timestamp(1) }));
+    let delete = |n| Body::DeleteVolume { name: name(n), uid: uid(1) };
+    assert!(apply(&mut state, delete(1)).result.is_ok());
+    let abandon = Body::AbandonNode { name: node(1) };
+    let refused = apply(&mut state, abandon.clone()).result;
+    assert!(matches!(refused, Err(Refusal::NodeConnected { .. })));
+    assert_eq!(state.volumes().len(), 2);
+
+    apply(&mut state, liveness(Liveness::Lost { since: Timestamp(2) }));
+    assert!(apply(&mut state, abandon).result.is_ok());
+    let left: Vec<_> = state.volumes().keys().copied().collect();
+    assert_eq!(left, [VolumeId::from_random(2)], "what nobody deleted stays");
+    let late = Body::ConfirmVolumeDeleted { node: node(1), volume: VolumeId::from_random(1), generation: 2 };
+    assert!(apply(&mut state, late).result.is_err());
+    assert!(
+        apply(&mut state, report(1, 1, 1, 100, BTreeMap::new())).result.is_err(),
+        "it is bound to nobody"
+    );
+    assert!(apply(&mut state, delete(2)).result.is_ok());
+    assert!(state.volumes().is_empty());
+    assert!(apply(&mut state, Body::DeleteNode { name: node(1), uid: uid(1) }).result.is_ok());
+}
+
+#[test]
+fn an_abandoned_node_that_comes_back_is_a_node_again() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let lost = Body::SetNodeLiveness { node: node(1), liveness: Liveness::Lost { since: Timestamp(2) } };
+    apply(&mut state, lost);
+    apply(&mut state, Body::AbandonNode { name: node(1) });
+    assert!(state.nodes()[&node(1)].abandoned);
+    apply(&mut state, Body::BindNodeInstance { node: node(1), instance: instance(1) });
+    assert!(!state.nodes()[&node(1)].abandoned);
+    apply(&mut state, Body::DeleteVolume { name: name(1), uid: uid(1) });
+    assert_eq!(state.desired(&node(1)).unwrap().tombstones.len(), 1, "it has to delete the data itself");
+}
+
+#[test]
 fn a_released_volume_keeps_its_data_and_is_adopted_by_id() {
     let mut state = ready();
     apply(&mut state, create(1, 1, 1, 1, 10, false));
@@ -351,8 +403,8 @@ fn members_are_bound_to_disks_and_ids_are_used_once() {
         id: MemberId::new(id).unwrap(),
         disk: Some(DiskId::from_random(disk)),
         replaces: None,
-        peer_address: String::new(),
-        api_address: String::new(),
+        peer_address: format!("peer-{id}:1"),
+        api_address: format!("api-{id}:1"),
         supports: FeatureLevel(1),
         version: String::new(),
     };
@@ -363,6 +415,11 @@ fn members_are_bound_to_disks_and_ids_are_used_once() {
     assert!(matches!(
         apply(&mut state, Body::PutMember(member(2, 3))).result,
         Err(Refusal::MemberDisk { .. })
+    ));
+    let same_address = basalt_model::Member { peer_address: member(2, 2).peer_address, ..member(3, 3) };
+    assert!(matches!(
+        apply(&mut state, Body::PutMember(same_address)).result,
+        Err(Refusal::AddressTaken { .. })
     ));
     assert!(apply(&mut state, Body::RemoveMember { id: MemberId::new(2).unwrap() }).result.is_ok());
     assert!(matches!(

@@ -115,6 +115,17 @@ impl ControlPlane for ControlPlaneService {
         Ok(Response::new(api::UnbindNodeResponse { revision: done.revision.0 }))
     }
 
+    async fn abandon_node(
+        &self,
+        request: Request<api::AbandonNodeRequest>,
+    ) -> Result<Response<api::AbandonNodeResponse>, Status> {
+        let (caller, message) = edge::open(request)?;
+        let (id, _) = edge::context(message.context.as_ref())?;
+        let mutation = Mutation::AbandonNode { name: node_name(&message.name)? };
+        let done = change_or_forward!(self, caller, id, mutation, About::Nothing, message, abandon_node);
+        Ok(Response::new(api::AbandonNodeResponse { revision: done.revision.0 }))
+    }
+
     async fn create_volume(
         &self,
         request: Request<api::CreateVolumeRequest>,

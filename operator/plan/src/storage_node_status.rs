@@ -219,10 +219,11 @@ impl Draft<'_> {
         self.conditions.set(POOLS_READY, pools_ready, &word.reason, word.message);
         let fault = observed.problems.first().map(of_problem).or(trouble);
         match (node.liveness, fault) {
-            (Liveness::Never, _) => self.not_ready(NodePhase::Pending, &connection),
-            (Liveness::Lost { .. }, _) => {
+            (Liveness::Never | Liveness::Lost { .. }, _) => {
                 let refused = observed.problems.iter().find(|problem| problem.reason == DAEMON_REFUSED);
-                self.not_ready(NodePhase::Offline, &refused.map_or(connection, of_problem));
+                let phase =
+                    if node.liveness == Liveness::Never { NodePhase::Pending } else { NodePhase::Offline };
+                self.not_ready(phase, &refused.map_or(connection, of_problem));
             }
             (Liveness::Live { .. }, Some(fault)) => self.not_ready(NodePhase::Degraded, &fault),
             (Liveness::Live { .. }, None) => {
@@ -253,6 +254,10 @@ fn connection(node: &Node) -> Word {
             ),
         ),
         Liveness::Live { .. } => Word::new("Connected", "the daemon has a session with the control plane"),
+        _ if node.abandoned => Word::new(
+            "Abandoned",
+            "its disks were declared lost: volumes that are deleted on it are forgotten at once",
+        ),
         Liveness::Lost { since } => {
             let since = i64::try_from(since.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
             let since = since.map_or_else(String::new, |since| format!(" since {since}"));
@@ -372,10 +377,17 @@ fn occupied(sight: &NodeSight) -> Word {
     let more = count.saturating_sub(NAMES_MAX);
     names.truncate(NAMES_MAX);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let lost = sight.node.as_ref().filter(|node| !node.liveness.is_live() && !node.abandoned);
+    let remedy = lost.map_or_else(String::new, |node| {
+        format!(
+            ". Its daemon is not connected; if its disks are gone for good: kubectl basalt abandon-node {}",
+            node.name
+        )
+    });
     Word::new(
         "NodeHoldsVolumes",
         format!(
-            "{count} volumes are on it ({}{more}): the node stays until they are deleted",
+            "{count} volumes are on it ({}{more}): the node stays until they are deleted{remedy}",
             names.join("; ")
         ),
     )

@@ -129,6 +129,26 @@ fn another_cluster_lets_nothing_go() {
 }
 
 #[test]
+fn what_is_deleted_of_a_node_that_is_lost_for_good_goes_once_somebody_says_so() {
+    let mut world = online();
+    world.control.lose("n");
+    world.delete_volume("v");
+    world.delete_node("n");
+    world.reconcile_volume("v", Crash::Never);
+    world.reconcile_node("n", Crash::Never);
+    world.reconcile_volume("v", Crash::Never);
+    assert_eq!(volume(&world).phase, Some(VolumePhase::Deleting));
+    let (_, _, message) = condition(&node(&world).conditions, "Deletable");
+    assert!(message.contains("kubectl basalt abandon-node n"), "{message}");
+    world.control.abandon("n");
+    for _ in 0..3 {
+        world.reconcile_volume("v", Crash::Never);
+        world.reconcile_node("n", Crash::Never);
+    }
+    assert!(world.volumes.is_empty() && world.nodes.is_empty());
+}
+
+#[test]
 fn what_was_retained_can_be_adopted_and_holds_its_node_until_then() {
     let mut world = online();
     world.change_volume("v", |spec| spec.reclaim_policy = ReclaimPolicy::Retain);
@@ -140,6 +160,7 @@ fn what_was_retained_can_be_adopted_and_holds_its_node_until_then() {
     let (_, reason, message) = condition(&node(&world).conditions, "Deletable");
     assert_eq!(reason, "NodeHoldsVolumes");
     assert!(message.contains(&format!("v, put aside as {id}")), "{message}");
+    assert!(!message.contains("abandon-node"), "{message}");
 
     world.create_volume("w", ReclaimPolicy::Delete);
     world.change_volume("w", |spec| spec.volume_id = Some(id.clone()));

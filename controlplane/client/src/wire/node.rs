@@ -39,6 +39,7 @@ pub fn encode(node: &Node) -> api::Node {
             endpoints: node.observed.endpoints.iter().map(ToString::to_string).collect(),
             problems: node.observed.problems.iter().map(encode_problem).collect(),
             desired_revision: node.desired.0,
+            abandoned: node.abandoned,
         }),
         owner_uid: text(node.uid.as_ref()),
         created_revision: node.created.0,
@@ -69,6 +70,7 @@ pub fn decode(node: api::Node) -> Result<Node, WireError> {
         uid: optional_name("owner_uid", &node.owner_uid)?,
         spec: decode_spec(required("spec", node.spec)?)?,
         binding: optional_uuid("status.instance_id", &status.instance_id)?,
+        abandoned: status.abandoned,
         pool_ids,
         observed: NodeObserved {
             version: status.version,
@@ -305,6 +307,7 @@ mod tests {
                 unschedulable: true,
             },
             binding: Some(InstanceId::from_random(1)),
+            abandoned: true,
             pool_ids: BTreeMap::from([(pool_name.clone(), PoolId::from_random(4))]),
             observed: NodeObserved {
                 version: "1".into(),

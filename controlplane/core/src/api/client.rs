@@ -56,6 +56,11 @@ pub enum Mutation {
         /// The node.
         name: NodeName,
     },
+    /// Says that a node's disks are gone for good: deletions do not wait for it any more.
+    AbandonNode {
+        /// The node.
+        name: NodeName,
+    },
     /// Creates a volume, or adopts a released one.
     CreateVolume {
         /// Its name.

@@ -43,7 +43,11 @@ impl State {
         if texts.iter().any(|text| text.len() > MEMBER_TEXT_MAX) {
             return Err(Refusal::OutOfRange { field: Field::MemberAddress, rule: Rule::NotTooLong });
         }
-        if !self.members.contains_key(&member.id) && self.members.len() >= Self::MAX_MEMBERS {
+        let new = !self.members.contains_key(&member.id);
+        if new && let Some(taken) = member.address_taken(self.members.values()) {
+            return Err(taken);
+        }
+        if new && self.members.len() >= Self::MAX_MEMBERS {
             return Err(Refusal::LimitReached { what: Limited::Members, limit: Self::MAX_MEMBERS as u64 });
         }
         if self.members.get(&member.id) != Some(&member) {

@@ -86,6 +86,7 @@ impl State {
             Body::PutNode { name, uid, spec } => self.put_node(context, name, uid.as_ref(), spec),
             Body::DeleteNode { name, uid } => self.delete_node(context, name, uid.as_ref()),
             Body::UnbindNode { name } => self.unbind_node(context, name),
+            Body::AbandonNode { name } => self.abandon_node(context, name),
             Body::BindNodeInstance { node, instance } => self.bind_node(context, node, *instance),
             Body::ReportNode(report) => self.report_node(context, report),
             Body::SetNodeLiveness { node, liveness } => self.set_liveness(context, node, *liveness),

@@ -6,7 +6,7 @@ use crate::ids::{InstanceId, NodeName, ObjectUid, PoolId, PoolName};
 use crate::node::{Cores, Liveness, Node, NodeObserved, NodeSpec};
 use crate::refusal::{Field, Limited, Refusal, Rule};
 use crate::state::{Change, State};
-use crate::volume::VolumeHealth;
+use crate::volume::{Lifecycle, VolumeHealth};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most pools of a node.
@@ -74,6 +74,7 @@ impl State {
             uid: uid.cloned(),
             spec: spec.clone(),
             binding: None,
+            abandoned: false,
             pool_ids: BTreeMap::new(),
             observed: NodeObserved::default(),
             liveness: Liveness::Never,
@@ -115,6 +116,29 @@ impl State {
         Ok(Receipt::Done)
     }
 
+    pub(super) fn abandon_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+    ) -> Result<Receipt, Refusal> {
+        let node = self.node(name)?;
+        if node.liveness.is_live() {
+            return Err(Refusal::NodeConnected { node: name.clone() });
+        }
+        if !node.abandoned {
+            self.touch_node(context, name, |node| {
+                node.abandoned = true;
+                node.binding = None;
+            });
+        }
+        let going = self.volumes_on(name).filter(|volume| matches!(volume.lifecycle, Lifecycle::Deleting(_)));
+        let ids: Vec<_> = going.map(|volume| volume.id).collect();
+        for id in ids {
+            self.remove_volume(context, id);
+        }
+        Ok(Receipt::Done)
+    }
+
     pub(super) fn bind_node(
         &mut self,
         context: &mut Context<'_>,
@@ -125,7 +149,10 @@ impl State {
             Some(bound) if bound == instance => Ok(Receipt::Done),
             Some(bound) => Err(Refusal::OtherInstance { node: name.clone(), bound }),
             None => {
-                self.touch_node(context, name, |node| node.binding = Some(instance));
+                self.touch_node(context, name, |node| {
+                    node.binding = Some(instance);
+                    node.abandoned = false;
+                });
                 Ok(Receipt::Done)
             }
         }

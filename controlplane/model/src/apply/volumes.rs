@@ -154,6 +154,10 @@ impl State {
             return Ok(Receipt::Volume { id });
         }
         let Placement { node, pool } = volume.placement.clone();
+        if self.nodes.get(&node).is_some_and(|node| node.abandoned) {
+            self.remove_volume(context, id);
+            return Ok(Receipt::Volume { id });
+        }
         context.desired(&node);
         self.touch_volume(context, id, |volume| {
             volume.generation += 1;
@@ -195,12 +199,17 @@ impl State {
         if !confirmed {
             return Err(Refusal::NoSuchTombstone { volume: id });
         }
+        self.remove_volume(context, id);
+        Ok(Receipt::Volume { id })
+    }
+
+    /// Forgets a volume whose data is gone.
+    pub(super) fn remove_volume(&mut self, context: &mut Context<'_>, id: VolumeId) {
         if let Some(volume) = self.volumes.remove(&id) {
             self.index.remove(&volume);
-            context.desired(node);
+            context.desired(&volume.placement.node);
             context.changed(Change::VolumeRemoved(id, volume.name));
         }
-        Ok(Receipt::Volume { id })
     }
 
     /// The volume of this name and object.

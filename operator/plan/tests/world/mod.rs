@@ -482,6 +482,10 @@ impl Control {
         }
     }
 
+    pub(crate) fn abandon(&mut self, name: &str) {
+        self.apply(None, Body::AbandonNode { name: NodeName::new(name).unwrap() }).unwrap();
+    }
+
     fn revision_of_change(&self) -> Vec<(String, u64)> {
         let nodes = self.state.nodes().values().map(|node| (node.name.to_string(), node.modified.0));
         nodes
