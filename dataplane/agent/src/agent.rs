@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use basalt_clock::{Instant, mark};
+use basalt_lvol::PoolUsage;
 use basalt_lvol::id::{ClusterId, Revision};
 use basalt_reactor::Handle;
 use futures::lock::Mutex;
@@ -160,6 +161,14 @@ impl Agent {
     #[must_use]
     pub fn report(&self) -> NodeReport {
         self.inner.last_report.borrow().clone()
+    }
+
+    /// How full the pools are that are open, by their names.
+    #[must_use]
+    pub fn pool_usages(&self) -> Vec<(String, PoolUsage)> {
+        let items = self.inner.items.borrow();
+        let open = items.pools.iter().filter_map(|(name, item)| Some((name, item.pool.as_ref()?)));
+        open.map(|(name, pool)| (name.clone(), pool.usage())).collect()
     }
 
     /// The desired state that is in effect.

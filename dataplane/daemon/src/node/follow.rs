@@ -4,6 +4,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use basalt_agent::{Agent, DesiredNode, NodeReport, Reason, Refused};
+use basalt_lvol::PoolUsage;
 use basalt_reactor::Handle;
 use basalt_telemetry::Readiness;
 use tokio::sync::watch;
@@ -12,6 +13,8 @@ use super::session::SessionState;
 
 /// Time until a desired state that could not be kept is tried again; doubles with each failure.
 const RETRY_MIN: Duration = Duration::from_millis(200);
+/// How often it is looked at how full the pools are.
+const USAGE_INTERVAL: Duration = Duration::from_secs(2);
 /// The longest time until it is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -49,6 +52,14 @@ pub(crate) async fn desired(
                 None
             }
         };
+    }
+}
+
+/// Tells how full the pools are, every few seconds. Runs on the reactor for as long as that does.
+pub(crate) async fn pools(handle: Handle, agent: Agent, usages: watch::Sender<Vec<(String, PoolUsage)>>) {
+    loop {
+        usages.send_replace(agent.pool_usages());
+        handle.sleep(USAGE_INTERVAL).await;
     }
 }
 

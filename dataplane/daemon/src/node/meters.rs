@@ -4,18 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use basalt_agent::{Export, ExportError, Exporter, LocalFuture, NodeReport};
-use basalt_bdev::{IoSnapshot, IoStats, MeteredDevice, MeteredKind};
+use basalt_bdev::{IoStats, MeteredDevice};
 use basalt_lvol::id::VolumeId;
 use basalt_reactor::SocketError;
-use basalt_telemetry::{Collector, Exposition};
+use basalt_telemetry::Exposition;
 
-use crate::metrics::metric_value;
+use super::io_families::IoFamilies;
 
-/// Bounds of the latency buckets are these powers of two of nanoseconds: from 8 us to 9 s. At powers of two the counts are exact.
-const BUCKET_EXPONENTS: std::ops::RangeInclusive<u32> = 13..=33;
+const VOLUME_FAMILIES: IoFamilies = IoFamilies {
+    label: "volume_id",
+    operations: ("basalt_volume_io_operations_total", "Requests of hosts that the volume ended, well or not"),
+    errors: ("basalt_volume_io_errors_total", "Requests of hosts that failed by the volume's fault"),
+    bytes: ("basalt_volume_io_bytes_total", "Bytes that were read, written, unmapped or zeroed"),
+    seconds: (
+        "basalt_volume_io_seconds",
+        "Time that the volume took for requests that succeeded, the network not included",
+    ),
+};
 
 /// Counters of the volumes of this node. They outlive an export, so that a volume that is served again goes on counting, and end
 /// with the volume.
@@ -32,15 +39,6 @@ struct Entry {
 }
 
 impl VolumeMeters {
-    /// Shows the volumes that are served, whenever it is asked.
-    pub(crate) fn collector(self: &Arc<Self>) -> Collector {
-        let meters = Arc::clone(self);
-        Arc::new(move || {
-            let meters = Arc::clone(&meters);
-            Box::pin(async move { meters.expose() })
-        })
-    }
-
     /// Drops the counters of volumes that are neither served nor on this node any more, as the report says.
     pub(crate) fn forget_gone(&self, report: &NodeReport) {
         let here: BTreeSet<VolumeId> = report.volumes.iter().map(|volume| volume.id).collect();
@@ -61,80 +59,15 @@ impl VolumeMeters {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn expose(&self) -> Exposition {
+    /// Shows what was counted of the volumes that are served.
+    pub(super) fn expose(&self, exposition: &mut Exposition) {
         let served: Vec<(String, Arc<IoStats>)> = self
             .lock()
             .iter()
             .filter(|(_, entry)| entry.served)
             .map(|(id, entry)| (id.to_string(), Arc::clone(&entry.stats)))
             .collect();
-        let samples: Vec<Sample<'_>> = served
-            .iter()
-            .flat_map(|(id, stats)| MeteredKind::ALL.map(|kind| Sample::new(id, kind, &stats.snapshot(kind))))
-            .collect();
-        let mut exposition = Exposition::default();
-        show(&mut exposition, &samples);
-        exposition
-    }
-}
-
-/// One kind of request of one volume, as it is shown.
-struct Sample<'a> {
-    labels: [(&'static str, &'a str); 2],
-    operations: u64,
-    /// A flush has no range.
-    bytes: Option<u64>,
-    errors: u64,
-    succeeded: u64,
-    seconds: f64,
-    buckets: Vec<(f64, f64)>,
-}
-
-impl<'a> Sample<'a> {
-    fn new(id: &'a str, kind: MeteredKind, seen: &IoSnapshot) -> Self {
-        let bounds = BUCKET_EXPONENTS.map(|exponent| Duration::from_nanos(1 << exponent));
-        let below = |bound: Duration| (bound.as_secs_f64(), metric_value(seen.latency.count_below(bound)));
-        Self {
-            labels: [("volume_id", id), ("kind", kind.name())],
-            operations: seen.operations(),
-            bytes: (kind != MeteredKind::Flush).then_some(seen.bytes),
-            errors: seen.errors,
-            succeeded: seen.latency.count(),
-            seconds: seen.latency.sum().as_secs_f64(),
-            buckets: bounds.map(below).collect(),
-        }
-    }
-}
-
-fn show(exposition: &mut Exposition, samples: &[Sample<'_>]) {
-    let mut counter = |name, help, value: fn(&Sample<'_>) -> Option<u64>| {
-        let mut family = exposition.counter(name, help);
-        for sample in samples {
-            if let Some(value) = value(sample) {
-                family.sample(&sample.labels, metric_value(value));
-            }
-        }
-    };
-    counter(
-        "basalt_volume_io_operations_total",
-        "Requests of hosts that the volume ended, well or not",
-        |sample| Some(sample.operations),
-    );
-    counter(
-        "basalt_volume_io_errors_total",
-        "Requests of hosts that failed by the volume's fault",
-        |sample| Some(sample.errors),
-    );
-    counter("basalt_volume_io_bytes_total", "Bytes that were read, written, unmapped or zeroed", |sample| {
-        sample.bytes
-    });
-    let mut latencies = exposition.histogram(
-        "basalt_volume_io_seconds",
-        "Time that the volume took for requests that succeeded, the network not included",
-    );
-    for sample in samples {
-        let buckets = sample.buckets.iter().copied();
-        latencies.sample(&sample.labels, buckets, metric_value(sample.succeeded), sample.seconds);
+        VOLUME_FAMILIES.show(exposition, &served);
     }
 }
 
@@ -188,10 +121,10 @@ impl Exporter for MeteredExporter {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use basalt_agent::{AllowedHosts, VolumeHealth, VolumeReport};
-    use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
+    use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba, MeteredKind};
     use basalt_device_mem::{Fault, FaultyDevice, OperationKind, RamDevice};
     use basalt_dma::Buffer;
     use basalt_lvol::id::{Epoch, Generation};
@@ -291,7 +224,8 @@ mod tests {
         /// The value of one series; none if it is not there.
         fn value(&self, name: &str, id: u128, kind: &str) -> Option<u64> {
             let series = format!("{name}{{volume_id=\"{}\",kind=\"{kind}\"}} ", volume(id));
-            let exposition = self.meters.expose();
+            let mut exposition = Exposition::default();
+            self.meters.expose(&mut exposition);
             exposition.as_str().lines().find_map(|line| line.strip_prefix(&series)?.parse().ok())
         }
 

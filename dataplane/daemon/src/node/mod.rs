@@ -2,9 +2,12 @@
 
 pub(crate) mod config;
 mod convert;
+mod disk_meters;
 mod follow;
+mod io_families;
 mod meters;
 mod metrics;
+mod pool_metrics;
 mod ports;
 mod session;
 mod store;
@@ -18,13 +21,15 @@ use anyhow::Context;
 use basalt_agent::nvme_tcp::NvmeTcpExporter;
 use basalt_agent::{Agent, AgentConfig, DesiredNode, NodeReport, Ports};
 use basalt_identity::{Credentials, Identity, Role, Security};
+use basalt_lvol::PoolUsage;
 use basalt_nvmf_target::{Target, TargetOptions};
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
 use basalt_reactor::{Handle, ReactorOptions};
-use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
+use basalt_telemetry::{Collector, Exporter, ExporterConfig, Exposition, Readiness};
 use tokio::sync::{oneshot, watch};
 
 use self::config::{Config, SecurityConfig};
+use self::disk_meters::DiskMeters;
 use self::meters::{MeteredExporter, VolumeMeters};
 use self::ports::{MachineDisks, ManagementStore, ReportSender};
 use self::session::{SessionConfig, SessionEnds, SessionState};
@@ -53,7 +58,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
         process: "basaltd",
         version: env!("CARGO_PKG_VERSION"),
     };
-    let meters = Arc::<VolumeMeters>::default();
+    let meters = Meters::default();
     let exporter = Exporter::start_with(&exporter_config, readiness.clone(), meters.collector())?;
     metrics::name_node(&config.node);
     tracing::info!(node = config.node, metrics = %exporter.address(), "basaltd starts");
@@ -109,7 +114,7 @@ async fn serve(
     security: Security,
     identity: IdentityFile,
     readiness: &Readiness,
-    meters: Arc<VolumeMeters>,
+    meters: Meters,
 ) -> anyhow::Result<()> {
     if let Security::Tls(credentials) = &security {
         tokio::spawn(Arc::clone(credentials).follow_files(CERTIFICATE_INTERVAL));
@@ -119,7 +124,7 @@ async fn serve(
     let (desired, desired_changes) = watch::channel(kept);
     let (reports, report_changes) = watch::channel(None);
     let target = Target::new(TargetOptions::default());
-    let ends = AgentEnds { file, desired: desired_changes, reports, meters: Arc::clone(&meters) };
+    let ends = AgentEnds { file, desired: desired_changes, reports, meters: meters.clone() };
     let (reactors, started) = start_reactors(start, &target, ends)?;
     let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
@@ -134,7 +139,7 @@ async fn serve(
     let ends = SessionEnds { desired, report: report_changes.clone(), state };
     tokio::spawn(session::run(session, identity, ends));
     let sources = Sources { reactors: reactors.remotes(), controls, target };
-    tokio::spawn(metrics::keep(sources, meters, report_changes.clone()));
+    tokio::spawn(metrics::keep(sources, meters.volumes, report_changes.clone()));
     tokio::spawn(follow::readiness(readiness.clone(), states, report_changes));
     let signal = signals::wait().await?;
     tracing::info!(signal, "basaltd stops");
@@ -151,7 +156,7 @@ struct AgentEnds {
     file: DesiredFile,
     desired: watch::Receiver<Option<DesiredNode>>,
     reports: watch::Sender<Option<NodeReport>>,
-    meters: Arc<VolumeMeters>,
+    meters: Meters,
 }
 
 /// Starts one reactor per core, with the agent on the first; then come the targets' controls, the first reactor's first.
@@ -172,8 +177,8 @@ fn start_reactors(
             controls.extend(siblings.iter().cloned());
             let exporter = Rc::new(NvmeTcpExporter::new(&handle, served, listener, siblings));
             let ports = Ports {
-                disks: Rc::new(MachineDisks::new(handle.clone())),
-                exporter: Rc::new(MeteredExporter::new(exporter, ends.meters)),
+                disks: Rc::new(MachineDisks::new(handle.clone(), ends.meters.disks)),
+                exporter: Rc::new(MeteredExporter::new(exporter, ends.meters.volumes)),
                 store: Rc::new(ManagementStore::new(ends.file, management)),
                 reporter: Rc::new(ReportSender::new(ends.reports)),
             };
@@ -184,11 +189,34 @@ fn start_reactors(
             if tell.send(Ok(controls)).is_err() {
                 return;
             }
+            drop(handle.spawn(follow::pools(handle.clone(), agent.clone(), ends.meters.pools)));
             follow::desired(&handle, &agent, ends.desired).await;
         });
         drop(task);
     };
     Ok((Reactors::start(start, target, set_up)?, started))
+}
+
+/// What is counted apart from the agent's reports, and shown when Prometheus asks.
+#[derive(Clone, Debug, Default)]
+struct Meters {
+    volumes: Arc<VolumeMeters>,
+    disks: Arc<DiskMeters>,
+    /// How full the pools are, by their names.
+    pools: watch::Sender<Vec<(String, PoolUsage)>>,
+}
+
+impl Meters {
+    fn collector(&self) -> Collector {
+        let meters = self.clone();
+        Arc::new(move || {
+            let mut exposition = Exposition::default();
+            meters.volumes.expose(&mut exposition);
+            meters.disks.expose(&mut exposition);
+            pool_metrics::expose(&meters.pools.borrow(), &mut exposition);
+            Box::pin(async move { exposition })
+        })
+    }
 }
 
 /// The machine's run (random each boot): a new one means that the disks' volatile caches are gone.

@@ -11,6 +11,7 @@ use basalt_reactor::{DiskError, DiskOptions, Handle};
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 
+use super::disk_meters::DiskMeters;
 use super::metrics;
 use super::store::DesiredFile;
 use crate::device::named_uuid;
@@ -18,12 +19,13 @@ use crate::device::named_uuid;
 /// Opens files and block devices of this machine on the agent's reactor.
 pub(crate) struct MachineDisks {
     handle: Handle,
+    meters: Arc<DiskMeters>,
 }
 
 impl MachineDisks {
-    /// Disks that are opened on the reactor of `handle`.
-    pub(crate) fn new(handle: Handle) -> Self {
-        Self { handle }
+    /// Disks that are opened on the reactor of `handle`; `meters` count what they do.
+    pub(crate) fn new(handle: Handle, meters: Arc<DiskMeters>) -> Self {
+        Self { handle, meters }
     }
 }
 
@@ -35,10 +37,11 @@ impl DiskOpener for MachineDisks {
             block_size: None,
             disk: DiskOptions::default(),
         };
-        let opened = UringDevice::open(&self.handle, Path::new(path), &options);
+        let opened = UringDevice::open(&self.handle, Path::new(path), &options)
+            .map(|device| self.meters.metered(path, Arc::new(device)));
         Box::pin(async move {
             match opened {
-                Ok(device) => Ok(Arc::new(device) as Arc<dyn BlockDevice>),
+                Ok(device) => Ok(device),
                 Err(UringError::Disk { source, .. }) => Err(source),
                 Err(UringError::TooSmall { .. } | UringError::BlockSize { .. }) => Err(DiskError::NotADisk),
             }
