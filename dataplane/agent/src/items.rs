@@ -9,6 +9,7 @@ use basalt_lvol::{Pool, PoolHealth, ReadOnlyReason};
 
 use crate::desired::{DesiredNode, DesiredVolume};
 use crate::disk_health::DiskWatch;
+use crate::growth::newcomers;
 use crate::report::{DiskHealth, DiskReport, Problem};
 
 /// One thing that work is done for; never by two pieces of work at a time.
@@ -144,7 +145,11 @@ impl Items {
             }
         }
         for pool in &desired.pools {
-            if self.pool(&pool.name).is_none_or(needs_resumption) {
+            let item = self.pools.get(&pool.name);
+            let open = item.and_then(|item| Some((item, item.pool.as_ref()?)));
+            let due = open
+                .is_none_or(|(item, open)| needs_resumption(open) || newcomers(item, pool).next().is_some());
+            if due {
                 keys.push(Key::Pool(pool.name.clone()));
             }
         }

@@ -11,6 +11,7 @@
 mod agent;
 mod desired;
 mod disk_health;
+mod growth;
 mod items;
 mod listeners;
 mod notify;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use basalt_bdev::BlockDevice;
 use basalt_clock::mark;
 use basalt_lvol::id::{ClusterId, PoolId};
 use basalt_lvol::layout::{DamageReason, EXTENT_BYTES, Role};
@@ -14,12 +15,13 @@ use basalt_reactor::DiskError;
 use crate::agent::Inner;
 use crate::desired::{DesiredNode, DesiredPool};
 use crate::disk_health::DiskWatch;
-use crate::items::Key;
+use crate::growth::grow_disks;
+use crate::items::{Key, needs_resumption};
 use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 
 /// Why a pool is not open: the problem of the pool, and of the disk that is the obstacle.
-struct Obstacle {
-    problem: Problem,
+pub(crate) struct Obstacle {
+    pub(crate) problem: Problem,
     /// Path of the disk.
     disk: Option<String>,
     /// The pool that was there once is not there any more.
@@ -35,11 +37,14 @@ impl Inner {
         let key = Key::Pool(name.to_owned());
         let open = self.items.borrow().pool(name).cloned();
         if let Some(pool) = open {
-            return self.resume_pool(key, &pool).await;
+            return match needs_resumption(&pool) {
+                true => self.resume_pool(key, &pool).await,
+                false => self.grow_pool(key, &pool, wanted).await,
+            };
         }
         let (devices, mut reports) = self.open_disks(wanted).await;
         let watch = |disk: &PoolDisk| DiskWatch::new(disk.name.clone(), Arc::clone(&disk.device));
-        let watches = devices.iter().map(watch).collect();
+        let mut watches: Vec<DiskWatch> = devices.iter().map(watch).collect();
         let missing = reports.iter().find_map(|report| report.problem.clone());
         let opened = match (&missing, wanted.id) {
             // A pool that never was is not made of a part of its disks.
@@ -48,11 +53,15 @@ impl Inner {
         };
         match opened {
             Ok(pool) => {
+                // Those that the pool does not know yet are added next.
+                let names: Vec<_> = pool.disks().into_iter().filter_map(|disk| disk.name).collect();
+                watches.retain(|watch| names.iter().any(|name| name == watch.path()));
+                let not_grown = grow_disks(&pool).await;
                 pool.note_revision(desired.revision);
                 let mut items = self.items.borrow_mut();
                 let item = items.pools.entry(name.to_owned()).or_default();
                 item.pool = Some(pool);
-                item.problem = missing;
+                item.problem = missing.or(not_grown);
                 item.watches = watches;
                 items.succeeded(&key);
             }
@@ -87,22 +96,8 @@ impl Inner {
     async fn open_disks(&self, wanted: &DesiredPool) -> (Vec<PoolDisk>, Vec<DiskReport>) {
         let (mut devices, mut reports) = (Vec::new(), Vec::new());
         for disk in &wanted.disks {
-            let path = disk.path.clone();
-            let report = match self.ports.disks.open(&path).await {
-                Ok(device) => {
-                    let capacity = device.info().bytes();
-                    devices.push(PoolDisk { name: path.clone(), device });
-                    DiskReport { path, health: DiskHealth::Online, capacity, problem: None }
-                }
-                Err(error) => {
-                    let problem = Problem::new(reason_of(error), format!("{path}: {error}"));
-                    let health = match error {
-                        DiskError::NotFound | DiskError::Gone => DiskHealth::Offline,
-                        _ => DiskHealth::Faulted,
-                    };
-                    DiskReport { path, health, capacity: 0, problem: Some(problem) }
-                }
-            };
+            let (device, report) = opened(&disk.path, self.ports.disks.open(&disk.path).await);
+            devices.extend(device);
             reports.push(report);
         }
         (devices, reports)
@@ -137,6 +132,7 @@ impl Inner {
         cluster: ClusterId,
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
+        let devices = self.without_newcomers(id, devices).await?;
         let pool = Pool::import(&self.handle, cluster, devices).await.map_err(Obstacle::of_import)?;
         if pool.id() == id {
             mark!("agent-pool-imported");
@@ -144,6 +140,20 @@ impl Inner {
         }
         let message = format!("the disks hold the pool {}, expected was {id}", pool.id());
         Err(Obstacle::of(Problem::new(Reason::DiskOfAnotherPool, message)))
+    }
+
+    /// The disks that say that they are of this pool, the others being named for it to grow by; all if none does, so that what is wrong
+    /// with them is said.
+    async fn without_newcomers(&self, id: PoolId, devices: Vec<PoolDisk>) -> Result<Vec<PoolDisk>, Obstacle> {
+        let mut own = Vec::with_capacity(devices.len());
+        for device in &devices {
+            let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
+            own.push(matches!(content, DiskContent::Pool(found) if found.pool == id));
+        }
+        if !own.contains(&true) {
+            return Ok(devices);
+        }
+        Ok(devices.into_iter().zip(own).filter_map(|(device, own)| own.then_some(device)).collect())
     }
 
     /// For a pool that the control plane has not heard of. It may be there all the same: created, and not reported before the
@@ -193,6 +203,29 @@ impl Inner {
     }
 }
 
+/// A disk as it was opened, and what is reported of it.
+pub(crate) fn opened(
+    path: &str,
+    outcome: Result<Arc<dyn BlockDevice>, DiskError>,
+) -> (Option<PoolDisk>, DiskReport) {
+    let path = path.to_owned();
+    match outcome {
+        Ok(device) => {
+            let capacity = device.info().bytes();
+            let disk = PoolDisk { name: path.clone(), device };
+            (Some(disk), DiskReport { path, health: DiskHealth::Online, capacity, problem: None })
+        }
+        Err(error) => {
+            let problem = Problem::new(reason_of(error), format!("{path}: {error}"));
+            let health = match error {
+                DiskError::NotFound | DiskError::Gone => DiskHealth::Offline,
+                _ => DiskHealth::Faulted,
+            };
+            (None, DiskReport { path, health, capacity: 0, problem: Some(problem) })
+        }
+    }
+}
+
 fn reason_of(error: DiskError) -> Reason {
     match error {
         DiskError::NotFound | DiskError::Gone => Reason::DiskMissing,
@@ -206,7 +239,7 @@ impl Obstacle {
         Self { problem, disk: None, lost: false }
     }
 
-    fn of_fault(fault: DiskFault) -> Self {
+    pub(crate) fn of_fault(fault: DiskFault) -> Self {
         Self { problem: Problem::new(Reason::DiskFailed, &fault), disk: Some(fault.disk), lost: false }
     }
 

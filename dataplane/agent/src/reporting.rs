@@ -52,7 +52,7 @@ fn problems<'a>(items: &'a Items, desired: &'a DesiredNode) -> impl Iterator<Ite
 
 fn not_in_use(path: &str) -> Problem {
     let message = format!(
-        "{path} is not a disk of the pool, which runs on the disks that it began with; disks cannot be exchanged yet: name them again"
+        "{path} is not a disk of the pool, which runs on the disks that it began with; disks cannot be exchanged yet: name those again, and this one beside them"
     );
     Problem::new(Reason::DiskNotInUse, message)
 }

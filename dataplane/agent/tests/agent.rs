@@ -18,7 +18,7 @@ use basalt_agent::{
 };
 use basalt_bdev::{BlockDevice, IoError, Lba};
 use basalt_device_mem::{Fault, Faults, FaultyDevice, OperationKind};
-use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
+use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
 use basalt_reactor::{DiskError, Handle, SocketError};
 use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
 
@@ -414,6 +414,69 @@ fn a_disk_that_is_named_later_is_said_not_to_be_in_use() {
         let problem = report.pools[0].disks[0].problem.as_ref().unwrap();
         assert_eq!(problem.reason, Reason::DiskNotInUse);
         assert_eq!(report.volumes[0].health, VolumeHealth::Online, "what runs goes on");
+    });
+}
+
+/// The desired state of a pool that exists, on these disks.
+fn on_disks(index: u64, id: Option<PoolId>, paths: &[&str]) -> DesiredNode {
+    let disk = |path: &&str| DesiredDisk { path: (*path).to_owned(), overwrite_foreign_data: false };
+    let mut desired = desired(index);
+    desired.pools[0].id = id;
+    desired.pools[0].disks = paths.iter().map(disk).collect();
+    desired
+}
+
+#[test]
+fn a_pool_grows_by_a_disk_that_is_named_later() {
+    run(30, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(desired(1)).await.unwrap();
+        let before = settled(&handle, &agent).await.pools[0].clone();
+        // Not there yet: the pool goes on, and takes it when it comes.
+        agent.apply(on_disks(2, before.id, &["/disk", "/second"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].health, report.pools[0].capacity), (PoolHealth::Online, before.capacity));
+        assert_eq!(report.pools[0].disks[1].problem.as_ref().unwrap().reason, Reason::DiskMissing);
+        node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
+        let grown = |report: &NodeReport| report.pools[0].capacity > before.capacity + 24 * MIB;
+        let report = eventually(&handle, &agent, grown).await;
+        assert_eq!((&report.pools[0].problem, &report.pools[0].disks[1].problem), (&None, &None));
+        agent.stop();
+        // A third one is named while the daemon is away.
+        node.disks.borrow_mut().insert("/third".into(), Ok(ram(32 * MIB)));
+        *node.kept.borrow_mut() = Some(on_disks(3, before.id, &["/disk", "/second", "/third"]));
+        let agent = node.start(&handle).await;
+        let grown = |report: &NodeReport| report.pools[0].capacity > before.capacity + 48 * MIB;
+        let report = eventually(&handle, &agent, grown).await;
+        assert!(report.pools[0].disks.iter().all(|disk| disk.health == DiskHealth::Online));
+    });
+}
+
+#[test]
+fn a_pool_takes_no_other_disk_in_the_place_of_one_that_is_missing() {
+    run(31, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
+        let agent = node.start(&handle).await;
+        agent.apply(on_disks(1, None, &["/disk", "/second"])).await.unwrap();
+        let before = settled(&handle, &agent).await.pools[0].clone();
+        agent.stop();
+        let second = node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB))).unwrap();
+        *node.kept.borrow_mut() = Some(on_disks(2, before.id, &["/disk", "/second"]));
+        let agent = node.start(&handle).await;
+        let told = |report: &NodeReport| {
+            let problem = report.pools.first().and_then(|pool| pool.problem.as_ref());
+            problem.is_some_and(|problem| problem.message.contains("is missing: bring that back first"))
+        };
+        eventually(&handle, &agent, told).await;
+        agent.stop();
+        // Nothing was written on the blank one, and the right one is known again.
+        node.disks.borrow_mut().insert("/second".into(), second);
+        let agent = node.start(&handle).await;
+        let whole =
+            |report: &NodeReport| report.pools.first().is_some_and(|pool| pool.capacity == before.capacity);
+        assert_eq!(eventually(&handle, &agent, whole).await.pools[0].problem, None);
     });
 }
 

@@ -1,0 +1,133 @@
+//! Letting an open pool grow: by disks that were named later, and by what its disks have grown by.
+
+use std::sync::Arc;
+
+use basalt_clock::mark;
+use basalt_lvol::layout::Role;
+use basalt_lvol::{DiskContent, GrowError, NewPoolDisk, Pool, PoolDisk, PoolHealth, examine};
+
+use crate::agent::Inner;
+use crate::desired::{DesiredDisk, DesiredPool};
+use crate::disk_health::DiskWatch;
+use crate::items::{Key, PoolItem};
+use crate::pools::{Obstacle, opened};
+use crate::report::{DiskHealth, DiskReport, Problem, Reason};
+
+/// Disks that were named after the pool was made, or that were missing. None while a disk that the pool runs on is not named any more:
+/// that is an exchange, which this is not.
+pub(crate) fn newcomers<'a>(
+    item: &'a PoolItem,
+    wanted: &'a DesiredPool,
+) -> impl Iterator<Item = &'a DesiredDisk> {
+    let runs_on = |path: &str| item.watches.iter().any(|watch| watch.path() == path);
+    let named = |path: &str| wanted.disks.iter().any(|disk| disk.path == path);
+    let whole = item.watches.iter().all(|watch| named(watch.path()));
+    wanted.disks.iter().filter(move |disk| whole && !runs_on(&disk.path))
+}
+
+impl Inner {
+    /// Adds the disks that the pool does not run on yet, one after the other.
+    pub(crate) async fn grow_pool(&self, key: Key, pool: &Pool, wanted: &DesiredPool) {
+        let disks: Vec<DesiredDisk> = {
+            let items = self.items.borrow();
+            items
+                .pools
+                .get(&wanted.name)
+                .map_or(Vec::new(), |item| newcomers(item, wanted).cloned().collect())
+        };
+        let mut obstacle = None;
+        for disk in disks {
+            let (watch, report) = match self.add_disk(pool, &disk).await {
+                Ok(added) => added,
+                Err((report, problem)) => {
+                    obstacle = obstacle.or(Some(problem));
+                    (None, report)
+                }
+            };
+            let mut items = self.items.borrow_mut();
+            let item = items.pools.entry(wanted.name.clone()).or_default();
+            item.watches.extend(watch);
+            match item.disks.iter_mut().find(|seen| seen.path == report.path) {
+                Some(seen) => *seen = report,
+                None => item.disks.push(report),
+            }
+        }
+        self.items.borrow_mut().pools.entry(wanted.name.clone()).or_default().problem = obstacle.clone();
+        match obstacle {
+            None => self.items.borrow_mut().succeeded(&key),
+            Some(problem) => self.failed(key, problem),
+        }
+    }
+
+    /// Opens a disk and makes it one of the pool's.
+    async fn add_disk(
+        &self,
+        pool: &Pool,
+        wanted: &DesiredDisk,
+    ) -> Result<(Option<DiskWatch>, DiskReport), (DiskReport, Problem)> {
+        let (device, report) = opened(&wanted.path, self.ports.disks.open(&wanted.path).await);
+        let Some(device) = device else {
+            let problem = report.problem.clone();
+            return Err((
+                report,
+                problem.unwrap_or_else(|| Problem::new(Reason::DiskFailed, "it cannot be opened")),
+            ));
+        };
+        let watch = DiskWatch::new(wanted.path.clone(), Arc::clone(&device.device));
+        match self.add_opened(pool, device, wanted.overwrite_foreign_data).await {
+            Ok(()) => {
+                mark!("agent-pool-grown");
+                tracing::info!(disk = wanted.path, pool = pool.name(), "the pool has another disk");
+                Ok((Some(watch), report))
+            }
+            Err(problem) => {
+                let health = DiskHealth::Faulted;
+                Err((DiskReport { health, problem: Some(problem.clone()), ..report }, problem))
+            }
+        }
+    }
+
+    async fn add_opened(&self, pool: &Pool, disk: PoolDisk, overwrite: bool) -> Result<(), Problem> {
+        let path = disk.name.clone();
+        let content =
+            examine(&self.handle, &disk).await.map_err(|fault| Obstacle::of_fault(fault).problem)?;
+        if let DiskContent::Pool(found) = content
+            && found.pool == pool.id()
+            && found.role != Role::MemberInCreation
+        {
+            let message = format!(
+                "{path} is a disk of the pool that was not there when the daemon started: restart it"
+            );
+            return Err(Problem::new(Reason::DiskNotInUse, message));
+        }
+        if let Some(missing) = pool.disks().iter().find(|disk| disk.name.is_none()) {
+            let message = format!(
+                "{path} is not added while disk {} of the pool is missing: bring that back first",
+                missing.record.id
+            );
+            return Err(Problem::new(Reason::DiskNotInUse, message));
+        }
+        let added = pool.add_disk(NewPoolDisk { disk, overwrite_foreign_data: overwrite }).await;
+        added.map_err(|error| Problem::new(Reason::DiskNotInUse, format!("{path} is not added: {error}")))
+    }
+}
+
+/// Takes what the disks of a pool that was just imported have grown by. What is wrong, if that does not work: the pool is as large as
+/// it was then.
+pub(crate) async fn grow_disks(pool: &Pool) -> Option<Problem> {
+    if !matches!(pool.health(), PoolHealth::Online) {
+        return None;
+    }
+    let mut problem = None;
+    for (index, disk) in (0..).zip(pool.disks()) {
+        let Some(name) = disk.name else { continue };
+        if let Err(error) = pool.grow_disk(index).await {
+            problem = problem.or_else(|| Some(not_grown(&name, &error)));
+        }
+    }
+    problem
+}
+
+fn not_grown(path: &str, error: &GrowError) -> Problem {
+    Problem::new(Reason::DiskFailed, format!("{path} cannot be used to its end: {error}"))
+}
