@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use basalt_client::{Client, MemberInfo, MemberRole, Mutation};
 use basalt_model::{
-    DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Volume, VolumeName, VolumeState,
+    Claim, DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Volume, VolumeName, VolumeState,
 };
 use serde_json::json;
 
@@ -93,6 +93,7 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
         "capacity",
         "used",
         "committed",
+        "provisioned",
         "volumes",
         "endpoint",
         "version",
@@ -102,7 +103,8 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
         for pool in node.spec.pools.keys() {
             let placement = Placement { node: node.name.clone(), pool: pool.clone() };
             let here = volumes.iter().filter(|volume| volume.placement == placement).collect::<Vec<_>>();
-            let committed = here.iter().map(|volume| volume.footprint.0).sum::<u64>();
+            let mut claim = Claim::default();
+            here.iter().for_each(|volume| claim.add(volume.claim()));
             let observed = node.observed.pools.get(pool);
             shown.add_row([
                 node.name.to_string(),
@@ -111,7 +113,8 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
                 observed.map_or("Unknown", |pool| pool_health(pool.health)).to_owned(),
                 observed.map_or_else(String::new, |pool| bytes(pool.capacity.0)),
                 observed.map_or_else(String::new, |pool| bytes(pool.used.0)),
-                bytes(committed),
+                bytes(claim.guaranteed.0),
+                bytes(claim.total().0),
                 here.len().to_string(),
                 endpoint.clone(),
                 node.observed.version.clone(),
@@ -132,7 +135,7 @@ pub(crate) async fn volumes(client: &Client, name: Option<String>, format: Forma
         let volumes = volumes.iter().map(document::volume).collect::<Vec<_>>();
         return print_json(&json!({ "volumes": volumes }));
     }
-    let mut shown = table(["name", "phase", "size", "node", "pool", "address", "hosts", "nqn"]);
+    let mut shown = table(["name", "phase", "size", "used", "node", "pool", "address", "hosts", "nqn"]);
     for volume in &volumes {
         let hosts = if volume.spec.allowed_hosts.any() {
             "any".to_owned()
@@ -143,6 +146,7 @@ pub(crate) async fn volumes(client: &Client, name: Option<String>, format: Forma
             volume.name.to_string(),
             phase(&volume.state).to_owned(),
             bytes(volume.size.0),
+            used(volume).map(bytes).unwrap_or_default(),
             volume.placement.node.to_string(),
             volume.placement.pool.to_string(),
             address(volume).unwrap_or_default(),
@@ -231,6 +235,11 @@ pub(crate) fn address(volume: &Volume) -> Option<String> {
     let paths = &volume.observed.as_ref()?.paths;
     let optimized = paths.iter().find(|path| path.ana == basalt_model::AnaState::Optimized);
     optimized.or(paths.first()).map(|path| path.address.to_string())
+}
+
+/// What of a volume takes space in its pool, as its node said last.
+pub(crate) fn used(volume: &Volume) -> Option<u64> {
+    Some(volume.observed.as_ref()?.allocated?.0)
 }
 
 /// The phase of a volume as its custom resource names it.

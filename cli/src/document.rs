@@ -1,11 +1,11 @@
 //! Nodes and volumes as JSON documents: names and words as in the custom resources, sizes in bytes.
 
 use basalt_model::{
-    Cores, DiskHealth, Node, PoolObserved, Problem, ReclaimPolicy, Transport, Volume, VolumeState,
+    Claim, Cores, DiskHealth, Node, PoolObserved, Problem, ReclaimPolicy, Transport, Volume, VolumeState,
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{address, liveness, phase, pool_health};
+use crate::cluster::{address, liveness, phase, pool_health, used};
 
 /// A volume.
 pub(crate) fn volume(volume: &Volume) -> Value {
@@ -30,6 +30,7 @@ pub(crate) fn volume(volume: &Volume) -> Value {
         "message": message,
         "sizeBytes": volume.size.0,
         "footprintBytes": volume.footprint.0,
+        "usedBytes": used(volume),
         "node": volume.placement.node,
         "pool": volume.placement.pool,
         "address": address(volume),
@@ -62,8 +63,9 @@ pub(crate) fn node(node: &Node, volumes: &[Volume]) -> Value {
         json!({ "transport": "tcp", "bind": listener.bind, "advertise": listener.advertise })
     });
     let pools = node.spec.pools.iter().map(|(name, spec)| {
-        let committed = here.clone().filter(|volume| volume.placement.pool == *name);
-        let committed: u64 = committed.map(|volume| volume.footprint.0).sum();
+        let mut claim = Claim::default();
+        let on_it = here.clone().filter(|volume| volume.placement.pool == *name);
+        on_it.for_each(|volume| claim.add(volume.claim()));
         let seen = observed.pools.get(name);
         let disks = spec.disks.iter().map(|path| {
             let disk = seen.and_then(|pool| pool.disks.get(path));
@@ -80,7 +82,9 @@ pub(crate) fn node(node: &Node, volumes: &[Volume]) -> Value {
             "health": seen.map_or("Unknown", |pool| pool_health(pool.health)),
             "capacityBytes": seen.map(|pool| pool.capacity.0),
             "usedBytes": seen.map(|pool| pool.used.0),
-            "committedBytes": committed,
+            "committedBytes": claim.guaranteed.0,
+            "provisionedBytes": claim.total().0,
+            "overProvisioningPercent": spec.over_provisioning.0,
             "allocationUnitBytes": seen.map(|pool: &PoolObserved| pool.allocation_unit.0),
             "labels": spec.labels,
             "disks": disks.collect::<Vec<_>>(),
@@ -126,8 +130,9 @@ mod tests {
 
     use basalt_model::{
         AllowedHosts, AnaState, Bytes, DiskObserved, DiskPath, Epoch, Lifecycle, Listener, Liveness,
-        NodeName, NodeObserved, NodeSpec, PathObserved, Placement, PoolHealth, PoolName, PoolSpec, Revision,
-        Selector, Timestamp, VolumeHealth, VolumeId, VolumeIdentity, VolumeName, VolumeObserved, VolumeSpec,
+        NodeName, NodeObserved, NodeSpec, OverProvisioning, PathObserved, Placement, PoolHealth, PoolName,
+        PoolSpec, Revision, Selector, Timestamp, VolumeHealth, VolumeId, VolumeIdentity, VolumeName,
+        VolumeObserved, VolumeSpec,
     };
 
     use super::*;
@@ -164,6 +169,7 @@ mod tests {
                 health: VolumeHealth::Online,
                 size: Bytes(1 << 20),
                 generation: 1,
+                allocated: Some(Bytes(1 << 20)),
                 paths: vec![path],
             }),
             provisioned: true,
@@ -194,7 +200,11 @@ mod tests {
                 listeners: vec![Listener { transport: Transport::Tcp, bind: address, advertise: address }],
                 pools: BTreeMap::from([(
                     pool.clone(),
-                    PoolSpec { disks: vec![path], labels: BTreeMap::new() },
+                    PoolSpec {
+                        disks: vec![path],
+                        labels: BTreeMap::new(),
+                        over_provisioning: OverProvisioning::default(),
+                    },
                 )]),
                 cores: Cores::List(vec![0, 2]),
                 unschedulable: false,
@@ -241,10 +251,12 @@ mod tests {
         assert_eq!(shown["paths"][0]["anaState"], "optimized");
         assert_eq!(shown["nguid"].as_str().map(str::len), Some(32));
         assert_eq!(shown["reclaimPolicy"], "Retain");
+        assert_eq!(shown["usedBytes"], 1 << 20);
         let shown = node(&a_node(), &[a_volume()]);
         assert_eq!(shown["status"], "Pending");
         assert_eq!(shown["pools"][0]["health"], "ReadOnly");
         assert_eq!(shown["pools"][0]["committedBytes"], 1 << 20);
+        assert_eq!(shown["pools"][0]["provisionedBytes"], 1 << 20);
         assert_eq!(shown["pools"][0]["disks"][0]["health"], "Offline");
         assert_eq!(shown["volumes"], 1);
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use basalt_client::{Client, MemberRole, Mutation, NewMember};
-use basalt_model::MemberId;
+use basalt_model::{FeatureLevel, MemberId};
 use clap::Subcommand;
 use serde_json::json;
 
@@ -25,6 +25,11 @@ pub(crate) enum MembersCommand {
         old: u64,
         #[command(flatten)]
         new: NewMemberArguments,
+    },
+    /// Use what a newer version brings, once all members and daemons are upgraded; there is no way back
+    RaiseLevel {
+        /// The feature level
+        level: u32,
     },
     /// Make another member the leader
     Transfer {
@@ -69,6 +74,10 @@ pub(crate) async fn run(client: &Client, command: MembersCommand, format: Format
             let (old, new) = (member_id(old)?, new.member()?);
             let revision = client.replace_member(&request, old, &new).await?;
             (revision, format!("member {} takes the place of {old} once it has caught up", new.id))
+        }
+        MembersCommand::RaiseLevel { level } => {
+            let revision = client.set_feature_level(&request, FeatureLevel(level)).await?;
+            (revision, format!("the cluster is at feature level {level}"))
         }
         MembersCommand::Transfer { to } => {
             let to = client.transfer_leadership(to.map(member_id).transpose()?).await?;

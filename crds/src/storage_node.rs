@@ -222,6 +222,12 @@ pub struct Pool {
     #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))").message(
         "spec.pools[].labels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
     pub labels: BTreeMap<String, String>,
+
+    /// How much thin volumes may be promised together, in percent of what thick volumes leave of the pool. Absent: 400.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self >= 100 && self <= 10000").message(
+        "spec.pools[].overProvisioningPercent must be from 100 (thin volumes are promised what there is) to 10000"))]
+    pub over_provisioning_percent: Option<i32>,
 }
 
 /// What was observed of a node. Written by the operator alone.
@@ -261,7 +267,8 @@ pub struct StorageNodeStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
     pub disks: Vec<DiskStatus>,
     /// `Ready`: the daemon is there and all its pools are online. `Synced`: the control plane has accepted the spec.
-    /// `Connected`: the daemon has a session with the control plane. `PoolsReady`: every pool is online.
+    /// `Connected`: the daemon has a session with the control plane. `PoolsReady`: every pool is online. `PoolsHaveRoom`: no pool
+    /// is nearly full.
     /// `Deletable`: no volume holds a deleted node back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -282,9 +289,13 @@ pub struct PoolStatus {
     /// Space taken on the disks, as a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<String>,
-    /// Space promised to volumes, as a quantity.
+    /// Space guaranteed to thick volumes, as a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed: Option<String>,
+    /// What all volumes could hold together, as a quantity. More than the capacity where thin volumes are promised more than
+    /// there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provisioned: Option<String>,
     /// What is wrong, if anything is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

@@ -43,6 +43,8 @@ use crate::{Condition, Size};
         description = "The node whose path is optimized"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.endpoint",
         description = "Where hosts connect first"),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used",
+        description = "What of it takes space in its pool"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "NQN", type_ = "string", json_path = ".status.nqn", priority = "1"),
     printcolumn(name = "Message", type_ = "string",
@@ -80,10 +82,11 @@ pub struct VolumeSpec {
         "spec.replicas must be 1 until replication exists: set it to 1 or leave it out"))]
     pub replicas: i32,
 
-    /// Whether space is taken only when it is written.
+    /// Whether space is taken only when it is written, and given back when hosts discard it. Such volumes share what the others
+    /// leave of their pool: when the pool is full, hosts are told so (Capacity Exceeded) where they write for the first time.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("!self").message(
-        "spec.thin must be false until thin volumes exist: set it to false or leave it out"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message(
+        "spec.thin is immutable: create another Volume and copy into it"))]
     pub thin: bool,
 
     /// How hosts reach the volume.
@@ -194,6 +197,10 @@ pub struct VolumeStatus {
     /// How large the volume is, as a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
+    /// What of it lies on the disks of its pool, as a quantity; space that it shares with snapshots is counted here too. Some
+    /// seconds old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
     /// The node whose path is ANA-optimized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node: Option<String>,

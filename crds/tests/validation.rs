@@ -97,7 +97,15 @@ fn a_size_neither_shrinks_nor_grows_but_may_be_written_differently() {
 fn what_does_not_exist_yet_is_refused() {
     refused::<Volume>(&volume(json!({ "size": "1Gi", "replicas": 2 })), None, "until replication exists");
     refused::<Volume>(&volume(json!({ "size": "1Gi", "replicas": 0 })), None, "spec.replicas must be 1");
-    refused::<Volume>(&volume(json!({ "size": "1Gi", "thin": true })), None, "until thin volumes exist");
+}
+
+#[test]
+fn thin_is_for_good() {
+    let (thin, thick) = (volume(json!({ "size": "1Gi", "thin": true })), volume(json!({ "size": "1Gi" })));
+    accepted::<Volume>(&thin, None);
+    accepted::<Volume>(&thin, Some(&thin));
+    refused::<Volume>(&thin, Some(&thick), "spec.thin is immutable");
+    refused::<Volume>(&thick, Some(&thin), "spec.thin is immutable");
 }
 
 #[test]
@@ -248,6 +256,21 @@ fn pools_and_disks() {
     };
     accepted::<StorageNode>(&labelled("example.com/tier"), None);
     refused::<StorageNode>(&labelled("bad key!"), None, "pools[].labels");
+}
+
+#[test]
+fn over_provisioning_has_bounds() {
+    let with = |percent: i64| {
+        node(|spec| {
+            spec["pools"] = json!([{ "name": "a", "disks": ["/x"], "overProvisioningPercent": percent }]);
+        })
+    };
+    for percent in [100, 400, 10_000] {
+        accepted::<StorageNode>(&with(percent), None);
+    }
+    for percent in [-1, 0, 99, 10_001] {
+        refused::<StorageNode>(&with(percent), None, "overProvisioningPercent");
+    }
 }
 
 #[test]

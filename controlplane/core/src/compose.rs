@@ -3,8 +3,8 @@
 use crate::api::Mutation;
 use basalt_clock::{Random, SeededRandom};
 use basalt_model::{
-    Body, Bytes, CreateVolume, FeatureLevel, Member, ObjectUid, Placement, Refusal, State, Volume, VolumeId,
-    VolumeIdentity, VolumeName, VolumeSpec, placement,
+    Body, Claim, CreateVolume, Demand, FeatureLevel, Member, ObjectUid, Placement, Refusal, State, Volume,
+    VolumeId, VolumeIdentity, VolumeName, VolumeSpec, placement,
 };
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct Composed {
     pub(crate) body: Body,
-    pub(crate) reserved: Option<(Placement, Bytes)>,
+    pub(crate) reserved: Option<(Placement, Claim)>,
 }
 
 impl From<Body> for Composed {
@@ -25,7 +25,7 @@ impl From<Body> for Composed {
 pub(crate) fn compose(
     state: &State,
     me: &Member,
-    reserved: &BTreeMap<Placement, Bytes>,
+    reserved: &BTreeMap<Placement, Claim>,
     random: &mut SeededRandom,
     mutation: &Mutation,
 ) -> Result<Composed, Refusal> {
@@ -93,7 +93,7 @@ fn new_member(
 
 fn create_volume(
     state: &State,
-    reserved: &BTreeMap<Placement, Bytes>,
+    reserved: &BTreeMap<Placement, Claim>,
     random: &mut SeededRandom,
     name: VolumeName,
     uid: Option<ObjectUid>,
@@ -122,13 +122,14 @@ fn create_volume(
     if let Some(id) = adopt {
         return Err(Refusal::NothingToAdopt { id });
     }
-    let placement = placement::place(state, &spec.selector, size, reserved).map_err(Refusal::NoFit)?;
+    let demand = Demand { size, thin: spec.thin };
+    let placement = placement::place(state, &spec.selector, demand, reserved).map_err(Refusal::NoFit)?;
     let unit = state
         .nodes()
         .get(&placement.node)
         .and_then(|node| node.pool(&placement.pool))
         .map_or(Volume::SIZE_UNIT, |pool| pool.allocation_unit);
-    let footprint = size.round_up(unit).unwrap_or(size);
+    let claim = demand.claim(unit).unwrap_or_default();
     let create = CreateVolume {
         name,
         uid,
@@ -139,5 +140,5 @@ fn create_volume(
         identity: VolumeIdentity::of(id),
         placement: placement.clone(),
     };
-    Ok(Composed { body: Body::CreateVolume(create), reserved: Some((placement, footprint)) })
+    Ok(Composed { body: Body::CreateVolume(create), reserved: Some((placement, claim)) })
 }

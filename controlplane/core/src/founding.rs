@@ -11,7 +11,7 @@
 use crate::api::{Config, Fatal, Founding, Start};
 use crate::member::Member;
 use basalt_clock::mark;
-use basalt_model::{Body, ClusterId, Command, MemberId, Revision, State, Timestamp};
+use basalt_model::{Body, ClusterId, Command, FeatureLevel, MemberId, Revision, State, Timestamp};
 use basalt_raft::{Disk, PeerBody, PeerMessage};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +76,8 @@ impl Founder {
 
 /// The state of a cluster that was created just now.
 pub(crate) fn first_state(cluster: ClusterId) -> State {
-    let mut state = State::new();
+    // A member that joins supports what this one does, or is refused.
+    let mut state = State::at_level(FeatureLevel::SUPPORTED);
     let command = Command::new(Timestamp(0), None, Body::Bootstrap { cluster });
     let outcome = state.apply(Revision(1), &command);
     assert!(outcome.result.is_ok(), "the first command of a cluster is not refused");

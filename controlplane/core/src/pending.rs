@@ -2,7 +2,7 @@
 
 use crate::api::{Read, ReplyTo};
 use basalt_clock::Instant;
-use basalt_model::{Bytes, MemberId, NodeName, Placement, RequestId, Revision, VolumeId};
+use basalt_model::{Claim, MemberId, NodeName, Placement, RequestId, Revision, VolumeId};
 use std::collections::BTreeMap;
 
 /// Why a command was proposed.
@@ -42,8 +42,8 @@ pub(crate) struct Proposal {
     pub(crate) term: u64,
     pub(crate) deadline: Instant,
     pub(crate) purpose: Purpose,
-    /// The space that it will take from a pool.
-    pub(crate) reserved: Option<(Placement, Bytes)>,
+    /// What it will take from a pool.
+    pub(crate) reserved: Option<(Placement, Claim)>,
 }
 
 /// The proposals that are under way, by log index.
@@ -100,10 +100,10 @@ impl Proposals {
     }
 
     /// The space that proposals will take.
-    pub(crate) fn reserved(&self) -> BTreeMap<Placement, Bytes> {
-        let mut reserved: BTreeMap<Placement, Bytes> = BTreeMap::new();
-        for (placement, size) in self.by_index.values().filter_map(|proposal| proposal.reserved.clone()) {
-            reserved.entry(placement).or_default().0 += size.0;
+    pub(crate) fn reserved(&self) -> BTreeMap<Placement, Claim> {
+        let mut reserved: BTreeMap<Placement, Claim> = BTreeMap::new();
+        for (placement, claim) in self.by_index.values().filter_map(|proposal| proposal.reserved.clone()) {
+            reserved.entry(placement).or_default().add(claim);
         }
         reserved
     }

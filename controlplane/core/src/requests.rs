@@ -6,7 +6,7 @@ use crate::member::Member;
 use crate::pending::{Batch, Proposal, Purpose, Question};
 use basalt_clock::{mark, planted};
 use basalt_model::{
-    Body, Bytes, Command, MemberId, Outcome, Placement, Receipt, Refusal, RequestId, RequestKey, Revision,
+    Body, Claim, Command, MemberId, Outcome, Placement, Receipt, Refusal, RequestId, RequestKey, Revision,
 };
 use basalt_raft::{Disk, ProposeError};
 
@@ -68,7 +68,7 @@ impl<D: Disk> Member<D> {
         &mut self,
         key: RequestKey,
         body: Body,
-        reserved: Option<(Placement, Bytes)>,
+        reserved: Option<(Placement, Claim)>,
         reply_to: ReplyTo,
     ) {
         let purpose = Purpose::Client { id: key.id.clone(), digest: key.digest, reply_to: vec![reply_to] };
@@ -92,7 +92,7 @@ impl<D: Disk> Member<D> {
         key: Option<RequestKey>,
         body: Body,
         purpose: Purpose,
-        reserved: Option<(Placement, Bytes)>,
+        reserved: Option<(Placement, Claim)>,
     ) -> Result<(), ProposeError> {
         let command = Command::new(self.now.wall, key, body);
         let bytes = command.encode().map_err(|error| {

@@ -7,12 +7,15 @@ use crate::pending::{Purpose, Topic};
 use crate::refused::{RefusedDaemons, set_problem};
 use basalt_clock::{Instant, mark, planted};
 use basalt_model::{
-    Body, Change, Lifecycle, Liveness, Node, NodeName, NodeObserved, NodeReport, Revision, VolumeHealth,
-    VolumeId, VolumeObserved,
+    Body, Change, FeatureLevel, Lifecycle, Liveness, Node, NodeName, NodeObserved, NodeReport, Revision,
+    VolumeHealth, VolumeId, VolumeObserved,
 };
 use basalt_raft::Disk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// The first protocol version with thin volumes.
+const KNOWS_THIN: u32 = 2;
 
 /// How far a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +144,7 @@ impl<D: Disk> Member<D> {
             mark!("daemon-of-another-cluster");
             return Err(SessionRefusal::WrongCluster { cluster });
         }
-        let (min, max) = NODE_PROTOCOL;
+        let (min, max) = self.protocol();
         let version = hello.version_max.min(max);
         if version < hello.version_min.max(min) {
             return Err(SessionRefusal::Version { min, max });
@@ -164,6 +167,13 @@ impl<D: Disk> Member<D> {
             return Err(SessionRefusal::Overloaded);
         }
         Ok(version)
+    }
+
+    /// The protocol versions that daemons may speak. One that does not know a thin volume would make a thick one of it.
+    fn protocol(&self) -> (u32, u32) {
+        let (lowest, highest) = NODE_PROTOCOL;
+        let knows_thin = self.state.level() >= FeatureLevel::THIN;
+        (if knows_thin { KNOWS_THIN } else { lowest }, highest)
     }
 
     fn report(&mut self, id: SessionId, report: Report) {
@@ -276,8 +286,12 @@ impl<D: Disk> Member<D> {
     }
 
     fn reconcile_session(&mut self, id: SessionId) {
+        let (min, max) = self.protocol();
         let Some(session) = self.sessions.sessions.get_mut(&id) else { return };
         session.dirty = false;
+        if session.version < min {
+            return self.refuse(id, SessionRefusal::Version { min, max });
+        }
         let (name, phase) = (session.hello.node.clone(), session.phase);
         let Some(node) = self.state.nodes().get(&name) else {
             return self.refuse(id, SessionRefusal::UnknownNode { node: name });
@@ -418,10 +432,9 @@ impl<D: Disk> Member<D> {
                         self.sessions.note(&node);
                     }
                 }
-                Change::Cluster
-                | Change::Member(_)
-                | Change::MemberRemoved(_)
-                | Change::VolumeRemoved(..) => {}
+                // The level may be higher: what daemons must know, and what of their reports is kept.
+                Change::Cluster => self.recheck_sessions(),
+                Change::Member(_) | Change::MemberRemoved(_) | Change::VolumeRemoved(..) => {}
             }
         }
     }

@@ -455,7 +455,7 @@ fn a_volume_goes_from_a_request_to_online_and_to_gone() {
     world.say(leader, 1, NodeMessage::Report(Report { full: false, deleted, ..full_report(100) }));
     world.run(SECOND / 2);
     assert!(world.members[&leader].state().volumes().is_empty());
-    assert_eq!(world.members[&leader].state().committed(&volume.placement), Bytes(0));
+    assert_eq!(world.members[&leader].state().claim(&volume.placement), Claim::default());
 }
 
 #[test]
@@ -480,6 +480,10 @@ fn second_daemons_and_foreign_ones_are_refused() {
     world.say(leader, 5, NodeMessage::Hello(foreign));
     world.run(SECOND / 10);
     assert!(matches!(refusal(world.heard(5)), SessionRefusal::WrongCluster { .. }));
+    let old = Hello { version_max: 1, ..mine.clone() };
+    world.say(leader, 8, NodeMessage::Hello(old));
+    world.run(SECOND / 10);
+    assert_eq!(refusal(world.heard(8)), SessionRefusal::Version { min: 2, max: 2 });
     let future = Hello { revision: Revision(1 << 50), ..mine };
     world.say(leader, 6, NodeMessage::Hello(future));
     world.run(SECOND / 10);

@@ -19,10 +19,12 @@ use std::fmt;
 pub struct FeatureLevel(pub u32);
 
 impl FeatureLevel {
-    /// The level that a new cluster has.
+    /// The first level: that of a cluster that was created when there was no other.
     pub const FIRST: FeatureLevel = FeatureLevel(1);
+    /// From this one on there are thin volumes, volumes that grow, snapshots, and volumes that are restored from them.
+    pub const THIN: FeatureLevel = FeatureLevel(2);
     /// The highest level that this program supports.
-    pub const SUPPORTED: FeatureLevel = FeatureLevel(1);
+    pub const SUPPORTED: FeatureLevel = Self::THIN;
 }
 
 impl fmt::Display for FeatureLevel {

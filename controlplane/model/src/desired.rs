@@ -56,6 +56,8 @@ pub struct DesiredVolume {
     pub pool: PoolName,
     /// The size that hosts see.
     pub size: Bytes,
+    /// Whether it takes space only when it is written, if it is created.
+    pub thin: bool,
     /// Whether it may be created.
     pub provision: Provision,
     /// What hosts know it by.
@@ -103,6 +105,7 @@ impl State {
                     generation: volume.generation,
                     pool: volume.placement.pool.clone(),
                     size: volume.size,
+                    thin: volume.spec.thin,
                     provision: if volume.provisioned { Provision::Expect } else { Provision::Create },
                     identity: volume.identity.clone(),
                     serve: volume.lifecycle == Lifecycle::Active,

@@ -17,6 +17,7 @@ pub mod ids;
 pub mod node;
 pub mod placement;
 pub mod refusal;
+pub mod space;
 pub mod state;
 pub mod volume;
 
@@ -34,8 +35,9 @@ pub use node::{
     Cores, DiskHealth, DiskObserved, Listener, Liveness, Node, NodeObserved, NodeSpec, PoolHealth,
     PoolObserved, PoolSpec, Problem, Transport,
 };
-pub use placement::{NoFit, Placement, Selector};
+pub use placement::{Demand, NoFit, Placement, Selector};
 pub use refusal::{Refusal, RefusalKind};
+pub use space::{Claim, OverProvisioning, Room};
 pub use state::{Change, Member, Outcome, State};
 pub use volume::{
     AllowedHosts, AnaState, Lifecycle, PathObserved, ReclaimPolicy, Tombstone, Volume, VolumeHealth,

@@ -3,6 +3,7 @@
 use crate::ids::{
     BootId, Bytes, DiskPath, InstanceId, NodeName, ObjectUid, PoolId, PoolName, Revision, Timestamp,
 };
+use crate::space::OverProvisioning;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -97,6 +98,9 @@ pub struct PoolSpec {
     pub disks: Vec<DiskPath>,
     /// Labels by which volumes select pools.
     pub labels: BTreeMap<String, String>,
+    /// How much its thin volumes may be promised together.
+    #[serde(default, skip_serializing_if = "OverProvisioning::is_default")]
+    pub over_provisioning: OverProvisioning,
 }
 
 /// Whether a node's daemon is heard.

@@ -2,6 +2,7 @@
 
 use crate::ids::{Bytes, NodeName, PoolName};
 use crate::node::PoolHealth;
+use crate::space::{Claim, Room};
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,12 +41,38 @@ pub struct NoFit {
     pub not_live: u32,
     /// Not yet, or not, in service.
     pub not_online: u32,
+    /// Too full for anything thin.
+    pub near_full: u32,
     /// Without enough free space.
     pub too_small: u32,
     /// The most free space among those that are too small.
     pub largest_free: Bytes,
-    /// The space that is needed.
-    pub needed: Bytes,
+    /// What is needed.
+    pub demand: Demand,
+}
+
+/// What a new volume needs of a pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    /// Its size.
+    pub size: Bytes,
+    /// Whether it takes space only when it is written.
+    pub thin: bool,
+}
+
+impl Demand {
+    /// What it takes of a pool with this unit of allocation; `None` if that cannot be counted.
+    pub fn claim(self, allocation_unit: Bytes) -> Option<Claim> {
+        if self.thin {
+            return Some(Claim { promised: self.size, ..Claim::default() });
+        }
+        self.size.round_up(allocation_unit).map(|size| Claim { guaranteed: size, ..Claim::default() })
+    }
+
+    /// The most of its kind that a pool can take.
+    pub fn most(self, room: &Room) -> Bytes {
+        if self.thin { room.for_promise() } else { room.for_guarantee() }
+    }
 }
 
 impl std::error::Error for NoFit {}
@@ -68,14 +95,22 @@ impl fmt::Display for NoFit {
             (self.unschedulable, "on unschedulable nodes"),
             (self.not_live, "on nodes that are not connected"),
             (self.not_online, "not online"),
+            (self.near_full, "too full for thin volumes"),
             (self.too_small, "with too little free space"),
         ];
         for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, ", {count} {reason}")?;
         }
         if self.too_small > 0 {
-            let (largest, needed) = (self.largest_free.0, self.needed.0);
-            write!(f, " (the largest has {largest} bytes free, {needed} are needed)")?;
+            let (largest, needed) = (self.largest_free.0, self.demand.size.0);
+            match self.demand.thin {
+                true => write!(
+                    f,
+                    " (the largest may promise {largest} bytes more to thin volumes, {needed} are asked for; the pools' \
+                     overProvisioningPercent sets the limit)"
+                )?,
+                false => write!(f, " (the largest has {largest} bytes free, {needed} are needed)")?,
+            }
         }
         Ok(())
     }
@@ -85,7 +120,9 @@ impl NoFit {
     /// Whether pools may only not be there yet: none that could be asked is too small.
     #[must_use]
     pub const fn is_waiting(&self) -> bool {
-        self.too_small == 0 && (self.pools == 0 || self.not_live > 0 || self.not_online > 0)
+        self.too_small == 0
+            && self.near_full == 0
+            && (self.pools == 0 || self.not_live > 0 || self.not_online > 0)
     }
 }
 
@@ -95,10 +132,10 @@ impl NoFit {
 pub fn place(
     state: &State,
     selector: &Selector,
-    size: Bytes,
-    reserved: &BTreeMap<Placement, Bytes>,
+    demand: Demand,
+    reserved: &BTreeMap<Placement, Claim>,
 ) -> Result<Placement, NoFit> {
-    let mut refused = NoFit { needed: size, ..NoFit::default() };
+    let mut refused = NoFit { demand, ..NoFit::default() };
     let mut best: Option<(Bytes, Placement)> = None;
     for node in state.nodes().values() {
         for (pool, spec) in &node.spec.pools {
@@ -123,10 +160,16 @@ pub fn place(
                 continue;
             };
             let placement = Placement { node: node.name.clone(), pool: pool.clone() };
-            let pending = reserved.get(&placement).copied().unwrap_or_default();
-            let free = Bytes(state.free(&placement).0.saturating_sub(pending.0));
-            let fits = size.round_up(observed.allocation_unit).is_some_and(|needed| needed <= free);
-            if !fits {
+            let mut claim = state.claim(&placement);
+            claim.add(reserved.get(&placement).copied().unwrap_or_default());
+            let room = Room::new(observed, spec.over_provisioning, claim);
+            if demand.thin && room.near_full {
+                refused.near_full += 1;
+                continue;
+            }
+            let free = demand.most(&room);
+            let needed = demand.claim(observed.allocation_unit).map(Claim::total);
+            if needed.is_none_or(|needed| needed > free) {
                 refused.too_small += 1;
                 refused.largest_free = refused.largest_free.max(free);
                 continue;

@@ -19,7 +19,10 @@ pub enum Refusal {
     #[error("the cluster is not bootstrapped; start its first member with --bootstrap")]
     NotBootstrapped,
     /// The command needs a higher feature level.
-    #[error("this needs feature level {needed}, the cluster is at {level}; upgrade all members first")]
+    #[error(
+        "this needs feature level {needed}, the cluster is at {level}: upgrade all members and daemons, then run kubectl basalt \
+         members raise-level {needed}"
+    )]
     FeatureLevel {
         /// What the command needs.
         needed: FeatureLevel,
@@ -160,6 +163,17 @@ pub enum Refusal {
         /// What is needed.
         needed: Bytes,
     },
+    /// The chosen pool is too full for anything that takes its space later.
+    #[error(
+        "pool {pool} of node {node} is more than {}% full: nothing thin is placed on it until space is given back or it grows",
+        crate::space::NEAR_FULL
+    )]
+    PoolNearFull {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+    },
     /// The chosen pool is not there (any more).
     #[error("node {node} has no usable pool {pool}")]
     PoolNotUsable {
@@ -246,8 +260,6 @@ words!(
     Feature {
         /// More than one replica.
         Replication => "more than one replica",
-        /// Thin volumes.
-        Thin => "a thin volume",
         /// Growing a volume.
         Growth => "growing a volume",
     }
@@ -269,6 +281,8 @@ words!(
         Disks => "spec.pools[].disks",
         /// `spec.cores`
         Cores => "spec.cores",
+        /// `spec.pools[].overProvisioningPercent`
+        OverProvisioning => "spec.pools[].overProvisioningPercent",
         /// The address of a member.
         MemberAddress => "the member's address",
     }
@@ -284,6 +298,8 @@ words!(
         AtLeastOne => "at least one is needed",
         /// The bounded lists.
         NotTooMany => "there are too many entries",
+        /// A percentage of over-provisioning.
+        Percentage => "it must be from 100 to 10000",
         /// No duplicates.
         Distinct => "entries must be distinct",
         /// Text that is too long.
@@ -337,9 +353,10 @@ impl Refusal {
                 RefusalKind::Invalid
             }
             Refusal::NoFit(no_fit) if no_fit.is_waiting() => RefusalKind::NoPool,
-            Refusal::NoFit(_) | Refusal::PoolTooSmall { .. } | Refusal::LimitReached { .. } => {
-                RefusalKind::Exhausted
-            }
+            Refusal::NoFit(_)
+            | Refusal::PoolTooSmall { .. }
+            | Refusal::PoolNearFull { .. }
+            | Refusal::LimitReached { .. } => RefusalKind::Exhausted,
             Refusal::NotBootstrapped
             | Refusal::FeatureLevel { .. }
             | Refusal::MemberTooOld { .. }

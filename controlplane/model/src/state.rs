@@ -2,12 +2,12 @@
 
 use crate::command::{FeatureLevel, Receipt};
 use crate::ids::{
-    Bytes, ClusterId, DiskId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, VolumeId,
-    VolumeName,
+    ClusterId, DiskId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, VolumeId, VolumeName,
 };
 use crate::node::Node;
 use crate::placement::Placement;
 use crate::refusal::Refusal;
+use crate::space::{Claim, Room};
 use crate::volume::{Lifecycle, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +36,7 @@ pub struct State {
 pub(crate) struct Index {
     pub(crate) by_name: BTreeMap<VolumeName, VolumeId>,
     pub(crate) by_node: BTreeMap<NodeName, BTreeSet<VolumeId>>,
-    pub(crate) committed: BTreeMap<Placement, Bytes>,
+    pub(crate) claims: BTreeMap<Placement, Claim>,
     pub(crate) expiry: BTreeMap<Revision, RequestId>,
 }
 
@@ -152,6 +152,11 @@ impl State {
         }
     }
 
+    /// The state before the first command of a cluster whose members all support this level.
+    pub fn at_level(level: FeatureLevel) -> Self {
+        Self { level, ..Self::new() }
+    }
+
     /// The cluster's identity; `None` before the bootstrap.
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster
@@ -215,19 +220,16 @@ impl State {
         self.index.by_node.get(node).into_iter().flatten().filter_map(|id| self.volumes.get(id))
     }
 
-    /// The space that volumes take from a pool.
-    pub fn committed(&self, placement: &Placement) -> Bytes {
-        self.index.committed.get(placement).copied().unwrap_or_default()
+    /// What volumes take from a pool.
+    pub fn claim(&self, placement: &Placement) -> Claim {
+        self.index.claims.get(placement).copied().unwrap_or_default()
     }
 
-    /// The space that a pool has for new volumes, by what its node reported last.
-    pub fn free(&self, placement: &Placement) -> Bytes {
-        let capacity = self
-            .nodes
-            .get(&placement.node)
-            .and_then(|node| node.pool(&placement.pool))
-            .map_or(Bytes(0), |pool| pool.capacity);
-        Bytes(capacity.0.saturating_sub(self.committed(placement).0))
+    /// The room that a pool has, by what its node reported last; `None` for a pool that is not there.
+    pub fn room(&self, placement: &Placement) -> Option<Room> {
+        let node = self.nodes.get(&placement.node)?;
+        let spec = node.spec.pools.get(&placement.pool)?;
+        Some(Room::new(node.pool(&placement.pool)?, spec.over_provisioning, self.claim(placement)))
     }
 
     /// What became of a request that was applied within the window: when, the checksum of the request, the answer.
@@ -259,7 +261,7 @@ impl Index {
             self.by_name.insert(volume.name.clone(), volume.id);
         }
         self.by_node.entry(volume.placement.node.clone()).or_default().insert(volume.id);
-        self.committed.entry(volume.placement.clone()).or_default().0 += volume.footprint.0;
+        self.claims.entry(volume.placement.clone()).or_default().add(volume.claim());
     }
 
     /// Takes a volume out; it must be as it was when it was added.
@@ -273,10 +275,10 @@ impl Index {
                 self.by_node.remove(&volume.placement.node);
             }
         }
-        if let Some(committed) = self.committed.get_mut(&volume.placement) {
-            committed.0 -= volume.footprint.0;
-            if committed.0 == 0 {
-                self.committed.remove(&volume.placement);
+        if let Some(claim) = self.claims.get_mut(&volume.placement) {
+            claim.remove(volume.claim());
+            if *claim == Claim::default() {
+                self.claims.remove(&volume.placement);
             }
         }
     }

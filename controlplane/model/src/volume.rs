@@ -5,6 +5,7 @@ use crate::ids::{
     VolumeName,
 };
 use crate::placement::{Placement, Selector};
+use crate::space::Claim;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ pub struct Volume {
     pub spec: VolumeSpec,
     /// The size that hosts see: the size asked for, rounded up to [`Volume::SIZE_UNIT`].
     pub size: Bytes,
-    /// The space that it takes from its pool.
+    /// The space of its pool that is its own: all of it for a thick volume, nothing for a thin one.
     pub footprint: Bytes,
     /// What hosts know it by.
     pub identity: VolumeIdentity,
@@ -52,6 +53,15 @@ pub struct Volume {
 impl Volume {
     /// Sizes are multiples of this many bytes.
     pub const SIZE_UNIT: Bytes = Bytes(1 << 20);
+
+    /// What it takes from its pool.
+    pub fn claim(&self) -> Claim {
+        let guaranteed = self.footprint;
+        let promised = if self.spec.thin { self.size } else { Bytes(0) };
+        let reported = self.observed.as_ref().and_then(|observed| observed.allocated).unwrap_or_default();
+        let held = if self.provisioned { guaranteed } else { guaranteed.min(reported) };
+        Claim { guaranteed, promised, held }
+    }
 }
 
 /// What a user asks of a volume.
@@ -61,7 +71,7 @@ pub struct VolumeSpec {
     pub size: Bytes,
     /// The number of copies; 1 until replication exists.
     pub replicas: u8,
-    /// Whether space is taken on first write; not yet supported.
+    /// Whether space is taken on first write, and given back when it is discarded.
     pub thin: bool,
     /// Who may connect.
     pub allowed_hosts: AllowedHosts,
@@ -196,6 +206,9 @@ pub struct VolumeObserved {
     pub size: Bytes,
     /// The generation that the node has put into effect.
     pub generation: u64,
+    /// What of it lies on the disks of its pool, shared or not; `None` from a daemon that does not say. A little old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Bytes>,
     /// Where hosts reach it.
     pub paths: Vec<PathObserved>,
 }

@@ -35,7 +35,10 @@ fn node_spec(unschedulable: bool) -> NodeSpec {
             bind: "0.0.0.0:4420".parse().unwrap(),
             advertise: "10.0.0.1:4420".parse().unwrap(),
         }],
-        pools: BTreeMap::from([(pool(), PoolSpec { disks, labels: BTreeMap::new() })]),
+        pools: BTreeMap::from([(
+            pool(),
+            PoolSpec { disks, labels: BTreeMap::new(), over_provisioning: OverProvisioning::default() },
+        )]),
         cores: Cores::Count(1),
         unschedulable,
     }
@@ -53,14 +56,18 @@ fn volume_spec(mib: u64) -> VolumeSpec {
 }
 
 fn create(n: u8, owner: u8, on: u8, id: u128, mib: u64, adopt: bool) -> Body {
+    create_as(n, owner, on, id, VolumeSpec { ..volume_spec(mib) }, adopt)
+}
+
+fn create_as(n: u8, owner: u8, on: u8, id: u128, spec: VolumeSpec, adopt: bool) -> Body {
     let id = VolumeId::from_random(id);
     Body::CreateVolume(CreateVolume {
         name: name(n),
         uid: uid(owner),
         id,
         adopt,
-        spec: volume_spec(mib),
-        size: Bytes(mib << 20),
+        size: spec.size,
+        spec,
         identity: VolumeIdentity::of(id),
         placement: Placement { node: node(on), pool: pool() },
     })
@@ -87,7 +94,13 @@ fn report(n: u8, from: u8, pool_id: u128, mib: u64, volumes: BTreeMap<VolumeId, 
 }
 
 fn seen_online() -> VolumeObserved {
-    VolumeObserved { health: VolumeHealth::Online, size: Bytes(1 << 20), generation: 1, paths: Vec::new() }
+    VolumeObserved {
+        health: VolumeHealth::Online,
+        size: Bytes(1 << 20),
+        generation: 1,
+        allocated: None,
+        paths: Vec::new(),
+    }
 }
 
 fn any_body() -> impl Strategy<Value = Body> {
@@ -116,6 +129,16 @@ fn any_body() -> impl Strategy<Value = Body> {
         }),
         (small.clone(), owner.clone(), small.clone(), id.clone(), 1..20_u64, prop::bool::weighted(0.2))
             .prop_map(|(n, o, on, id, mib, adopt)| create(n, o, on, id, mib, adopt)),
+        (small.clone(), owner.clone(), small.clone(), id.clone(), 1..90_u64).prop_map(
+            |(n, o, on, id, mib)| create_as(
+                n,
+                o,
+                on,
+                id,
+                VolumeSpec { thin: true, ..volume_spec(mib) },
+                false
+            )
+        ),
         (small.clone(), owner.clone()).prop_map(|(n, o)| Body::DeleteVolume { name: name(n), uid: uid(o) }),
         (small.clone(), owner.clone()).prop_map(|(n, o)| Body::ReleaseVolume { name: name(n), uid: uid(o) }),
         (small.clone(), volume_id, 1..5_u64).prop_map(|(n, volume, generation)| Body::ConfirmVolumeDeleted {
@@ -133,7 +156,11 @@ fn any_body() -> impl Strategy<Value = Body> {
 }
 
 fn bootstrapped() -> State {
-    let mut state = State::new();
+    bootstrapped_at(FeatureLevel::SUPPORTED)
+}
+
+fn bootstrapped_at(level: FeatureLevel) -> State {
+    let mut state = State::at_level(level);
     let body = Body::Bootstrap { cluster: ClusterId::from_random(1) };
     assert!(state.apply(Revision(1), &Command::new(Timestamp(0), None, body)).result.is_ok());
     state
@@ -169,7 +196,10 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
     // Nothing is put where there is no room.
     for (id, volume) in after.volumes().iter().filter(|(id, _)| !before.volumes().contains_key(id)) {
         let pool = after.nodes()[&volume.placement.node].pool(&volume.placement.pool).unwrap();
-        assert!(after.committed(&volume.placement) <= pool.capacity, "{id} over-commits");
+        let claim = after.claim(&volume.placement);
+        assert!(claim.guaranteed <= pool.capacity, "{id} over-commits");
+        let shared = pool.capacity.0 - claim.guaranteed.0;
+        assert!(claim.promised.0 <= 4 * shared, "{id} over-provisions");
     }
     // Epochs and generations only grow; identities stay.
     for (id, old) in before.volumes() {
@@ -217,7 +247,11 @@ proptest! {
 
 /// A node with a pool of 100 MiB that is connected.
 fn ready() -> State {
-    let mut state = bootstrapped();
+    ready_at(FeatureLevel::SUPPORTED)
+}
+
+fn ready_at(level: FeatureLevel) -> State {
+    let mut state = bootstrapped_at(level);
     for body in [
         Body::PutNode { name: node(1), uid: uid(1), spec: node_spec(false) },
         Body::BindNodeInstance { node: node(1), instance: instance(1) },
@@ -257,6 +291,74 @@ fn capacity_counts_whole_allocation_units() {
     assert!(matches!(refused, Err(Refusal::PoolTooSmall { free: Bytes(0), .. })), "{refused:?}");
 }
 
+fn create_thin(n: u8, mib: u64) -> Body {
+    create_as(n, 1, 1, u128::from(n), VolumeSpec { thin: true, ..volume_spec(mib) }, false)
+}
+
+#[test]
+fn thin_volumes_are_promised_four_times_what_thick_ones_leave() {
+    let mut state = ready();
+    assert!(apply(&mut state, create(1, 1, 1, 1, 20, false)).result.is_ok());
+    assert!(apply(&mut state, create_thin(2, 300)).result.is_ok());
+    let refused = apply(&mut state, create_thin(3, 21)).result;
+    assert!(
+        matches!(refused, Err(Refusal::PoolTooSmall { free, .. }) if free == Bytes(20 << 20)),
+        "{refused:?}"
+    );
+    assert!(apply(&mut state, create_thin(3, 20)).result.is_ok());
+    // A thick volume takes from what the promises rest on.
+    let refused = apply(&mut state, create(4, 1, 1, 4, 1, false)).result;
+    assert!(matches!(refused, Err(Refusal::PoolTooSmall { free: Bytes(0), .. })), "{refused:?}");
+    assert!(state.desired(&node(1)).unwrap().volumes[1].thin);
+}
+
+#[test]
+fn the_limit_of_a_pool_is_its_own() {
+    let mut state = ready();
+    let mut spec = node_spec(false);
+    spec.pools.get_mut(&pool()).unwrap().over_provisioning = OverProvisioning(100);
+    let put = |spec: &NodeSpec| Body::PutNode { name: node(1), uid: uid(1), spec: spec.clone() };
+    assert!(apply(&mut state, put(&spec)).result.is_ok());
+    assert!(apply(&mut state, create_thin(1, 101)).result.is_err());
+    assert!(apply(&mut state, create_thin(1, 100)).result.is_ok());
+    spec.pools.get_mut(&pool()).unwrap().over_provisioning = OverProvisioning(99);
+    let refused = apply(&mut state, put(&spec)).result.unwrap_err().to_string();
+    assert!(refused.starts_with("spec.pools[].overProvisioningPercent"), "{refused}");
+}
+
+#[test]
+fn near_full_nothing_thin_is_placed_and_thick_volumes_are_while_they_fit() {
+    let mut state = ready();
+    let used = |mib: u64| {
+        let Body::ReportNode(mut body) = report(1, 1, 1, 100, BTreeMap::new()) else { unreachable!() };
+        body.observed.as_mut().unwrap().pools.get_mut(&pool()).unwrap().used = Bytes(mib << 20);
+        Body::ReportNode(body)
+    };
+    apply(&mut state, used(86));
+    assert!(matches!(apply(&mut state, create_thin(1, 1)).result, Err(Refusal::PoolNearFull { .. })));
+    let demand = Demand { size: Bytes(1 << 20), thin: true };
+    let no_fit = placement::place(&state, &Selector::default(), demand, &BTreeMap::new()).unwrap_err();
+    assert!(no_fit.to_string().contains("1 too full for thin volumes") && !no_fit.is_waiting(), "{no_fit}");
+    assert!(apply(&mut state, create(1, 1, 1, 1, 12, false)).result.is_ok());
+    apply(&mut state, used(85));
+    assert!(apply(&mut state, create_thin(2, 1)).result.is_ok());
+}
+
+#[test]
+fn what_not_all_members_understand_is_refused() {
+    let mut state = ready_at(FeatureLevel::FIRST);
+    let refused = apply(&mut state, create_thin(1, 1)).result;
+    assert!(matches!(refused, Err(Refusal::FeatureLevel { .. })), "{refused:?}");
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let id = VolumeId::from_random(1);
+    let seen = VolumeObserved { allocated: Some(Bytes(5)), ..seen_online() };
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([(id, seen.clone())])));
+    assert_eq!(state.volumes()[&id].observed, Some(seen_online()));
+    apply(&mut state, Body::SetFeatureLevel { level: FeatureLevel::THIN });
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([(id, seen.clone())])));
+    assert_eq!(state.volumes()[&id].observed, Some(seen));
+}
+
 #[test]
 fn a_pool_that_is_another_one_is_not_used() {
     let mut state = ready();
@@ -266,7 +368,12 @@ fn a_pool_that_is_another_one_is_not_used() {
         Err(Refusal::PoolNotUsable { .. })
     ));
     assert_eq!(state.desired(&node(1)).unwrap().pools[0].id, Some(PoolId::from_random(1)));
-    let fit = placement::place(&state, &Selector::default(), Bytes(1), &BTreeMap::new());
+    let fit = placement::place(
+        &state,
+        &Selector::default(),
+        Demand { size: Bytes(1), thin: false },
+        &BTreeMap::new(),
+    );
     assert_eq!(fit.unwrap_err().not_online, 1);
 }
 
@@ -393,12 +500,11 @@ fn wrong_specifications_are_refused_by_field() {
     assert!(refused(&mut state, &|spec| spec.size = Bytes(0)).starts_with("spec.size"));
     assert!(refused(&mut state, &|spec| spec.replicas = 0).starts_with("spec.replicas"));
     assert!(refused(&mut state, &|spec| spec.replicas = 3).contains("more than one replica"));
-    assert!(refused(&mut state, &|spec| spec.thin = true).contains("thin"));
 }
 
 #[test]
 fn members_are_bound_to_disks_and_ids_are_used_once() {
-    let mut state = bootstrapped();
+    let mut state = bootstrapped_at(FeatureLevel::FIRST);
     let member = |id: u64, disk: u128| basalt_model::Member {
         id: MemberId::new(id).unwrap(),
         disk: Some(DiskId::from_random(disk)),
@@ -408,6 +514,10 @@ fn members_are_bound_to_disks_and_ids_are_used_once() {
         supports: FeatureLevel(1),
         version: String::new(),
     };
+    assert!(matches!(
+        apply(&mut ready(), Body::PutMember(member(1, 1))).result,
+        Err(Refusal::MemberTooOld { .. })
+    ));
     assert!(apply(&mut state, Body::PutMember(member(1, 1))).result.is_ok());
     let last = apply(&mut state, Body::RemoveMember { id: MemberId::new(1).unwrap() }).result;
     assert!(matches!(last, Err(Refusal::LastMember { .. })));
@@ -434,7 +544,7 @@ fn members_are_bound_to_disks_and_ids_are_used_once() {
 #[test]
 fn golden_commands_and_state_stay_readable() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut state = ready();
+    let mut state = ready_at(FeatureLevel::FIRST);
     apply(&mut state, create(1, 1, 1, 1, 10, false));
     let key = RequestKey { id: RequestId::new("k").unwrap(), digest: 7 };
     state.apply(Revision(20), &Command::new(Timestamp(9), Some(key.clone()), create(2, 0, 1, 2, 3, false)));

@@ -93,15 +93,20 @@ fn nodes(exposition: &mut Exposition, state: &State) {
         up.sample(&[("node", name.as_str())], if node.liveness.is_live() { 1.0 } else { 0.0 });
     }
     type Value = fn(&State, &Placement, &basalt_model::PoolObserved) -> f64;
-    let families: [(&'static str, &'static str, Value); 4] = [
+    let families: [(&'static str, &'static str, Value); 5] = [
         ("basalt_node_pool_online", "1 if the pool is in service", |_, _, pool| {
             if pool.health == PoolHealth::Online { 1.0 } else { 0.0 }
         }),
         ("basalt_node_pool_capacity_bytes", "Space of the pool", |_, _, pool| float(pool.capacity.0)),
         ("basalt_node_pool_used_bytes", "Space of the pool that holds data", |_, _, pool| float(pool.used.0)),
-        ("basalt_node_pool_committed_bytes", "Space promised to volumes", |state, placement, _| {
-            float(state.committed(placement).0)
+        ("basalt_node_pool_committed_bytes", "Space guaranteed to thick volumes", |state, placement, _| {
+            float(state.claim(placement).guaranteed.0)
         }),
+        (
+            "basalt_node_pool_provisioned_bytes",
+            "What the volumes of the pool could hold together, thin ones included",
+            |state, placement, _| float(state.claim(placement).total().0),
+        ),
     ];
     for (name, help, value) in families {
         let mut family = exposition.family(name, help);

@@ -64,6 +64,7 @@ pub(crate) fn encode_desired(desired: &DesiredNode) -> proto::DesiredState {
         id: volume.id.to_string(),
         pool: volume.pool.to_string(),
         size_bytes: volume.size.0,
+        thin: volume.thin,
         generation: volume.generation,
         epoch: Some(wire::volume::encode_epoch(volume.epoch)),
         provision: match volume.provision {

@@ -11,6 +11,7 @@ use crate::desired::{DesiredNode, DesiredVolume};
 use crate::disk_health::DiskWatch;
 use crate::growth::newcomers;
 use crate::report::{DiskHealth, DiskReport, Problem};
+use crate::usage::Usage;
 
 /// One thing that work is done for; never by two pieces of work at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +35,8 @@ pub(crate) struct Items {
     pub(crate) volumes: BTreeMap<VolumeId, VolumeItem>,
     /// Tombstones that were carried out, with their generation.
     pub(crate) deleted: BTreeMap<VolumeId, Generation>,
+    /// How much is used.
+    pub(crate) usage: Usage,
     busy: BTreeSet<Key>,
     failures: BTreeMap<Key, Failure>,
 }
@@ -181,6 +184,7 @@ impl Items {
     /// The work for a key has ended.
     pub(crate) fn ended(&mut self, key: &Key) {
         assert!(self.busy.remove(key), "only work that was begun ends");
+        self.usage.forget();
     }
 
     /// The work for a key was successful.
@@ -229,6 +233,12 @@ impl Items {
             any = true;
         }
         any
+    }
+
+    /// Looks at how much is used, if it is time to.
+    pub(crate) fn look_at_usage(&mut self, now: Instant) {
+        let pools = self.pools.iter().filter_map(|(name, item)| Some((name, item.pool.as_ref()?)));
+        self.usage.look(now, pools);
     }
 
     /// An open pool.

@@ -20,6 +20,7 @@ mod pools;
 mod ports;
 mod report;
 mod reporting;
+mod usage;
 mod volumes;
 
 pub use agent::{Agent, AgentConfig, Ports, Refused};

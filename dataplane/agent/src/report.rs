@@ -35,7 +35,7 @@ pub struct PoolReport {
     pub health: PoolHealth,
     /// Bytes for data, used or free.
     pub capacity: u64,
-    /// Bytes that hold data.
+    /// Bytes that hold data. A little old.
     pub used: u64,
     /// Volumes take a multiple of this many bytes.
     pub allocation_unit: u64,
@@ -95,6 +95,8 @@ pub struct VolumeReport {
     pub health: VolumeHealth,
     /// Its size in bytes; 0 while it does not exist.
     pub size: u64,
+    /// Bytes of it that lie on disks, shared with snapshots or not. A little old.
+    pub allocated: u64,
     /// Addresses at which hosts reach it through this node. All paths are optimized: the node is the target.
     pub paths: Vec<SocketAddr>,
 }

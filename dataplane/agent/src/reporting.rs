@@ -21,6 +21,7 @@ impl Inner {
         };
         let mut items = self.items.borrow_mut();
         items.forget_all_but(&desired);
+        items.look_at_usage(self.handle.now());
         NodeReport {
             revision: desired.revision,
             settled: items.is_settled(&desired),
@@ -98,7 +99,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
         id: Some(pool.id()),
         health,
         capacity: pool.capacity(),
-        used: pool.capacity() - pool.free(),
+        used: items.usage.of_pool(&desired.name),
         allocation_unit: pool.extent_bytes(),
         disks,
         problem,
@@ -115,6 +116,7 @@ fn volume_report(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
         generation: applied.map_or(Default::default(), |applied| applied.generation),
         health,
         size: item.map_or(0, |item| item.size),
+        allocated: items.usage.of_volume(volume.id),
         paths,
     }
 }

@@ -290,6 +290,30 @@ fn only_a_matching_tombstone_deletes() {
 }
 
 #[test]
+fn a_thin_volume_takes_what_is_written_and_says_how_much() {
+    run(15, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let thin = DesiredVolume { thin: true, ..wanted(1, 1024 * MIB) };
+        agent.apply(DesiredNode { volumes: vec![thin, wanted(2, 4 * MIB)], ..desired(1) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].used, report.volumes[0].allocated), (4 * MIB, 0));
+        assert_eq!((report.volumes[0].size, report.volumes[1].allocated), (1024 * MIB, 4 * MIB));
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write(500 * MIB, &[9; 64 << 10]).await.unwrap();
+        let seen = |report: &NodeReport| (report.pools[0].used, report.volumes[0].allocated);
+        let before = node.reports.borrow().len();
+        assert_eq!(seen(&agent.report()), (4 * MIB, 0), "every write would be news");
+        let report = eventually(&handle, &agent, |report| report.pools[0].used > 4 * MIB).await;
+        assert_eq!(seen(&report), (5 * MIB, MIB / 16));
+        assert_eq!(node.reports.borrow().len(), before + 1);
+        bytes.unmap(500 * MIB, MIB).await.unwrap();
+        bytes.flush().await.unwrap();
+        eventually(&handle, &agent, |report| seen(report) == (4 * MIB, 0)).await;
+    });
+}
+
+#[test]
 fn what_fails_is_tried_again_and_says_why() {
     run(4, |handle| async move {
         let node = Rc::new(Node::default());

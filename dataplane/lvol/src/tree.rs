@@ -34,6 +34,8 @@ pub(crate) struct Tree {
     pages: Rc<Pages>,
     root: Option<Rc<Node>>,
     levels: u16,
+    /// Pieces that lie somewhere.
+    mapped: u64,
 }
 
 /// A map as it was at some time.
@@ -192,7 +194,8 @@ impl Node {
         node
     }
 
-    fn set(&mut self, extent: u64, pieces: &Pieces, pages: &Rc<Pages>, counts: &mut impl Counts) {
+    /// Moves the pieces of an extent; how they lay before.
+    fn set(&mut self, extent: u64, pieces: &Pieces, pages: &Rc<Pages>, counts: &mut impl Counts) -> Pieces {
         match &mut self.body {
             Body::Leaf(leaf) => {
                 let index = leaf_index(extent);
@@ -203,13 +206,14 @@ impl Node {
                     .filter(|place| new_to(pieces, place))
                     .for_each(|place| counts.unreference(place));
                 leaf.set(index, pieces);
+                old
             }
             Body::Inner { level, children } => {
                 let index = child_index(*level, extent);
                 let below = covered(*level - 1);
                 let first = extent / below * below;
                 let child = children[index].get_or_insert_with(|| Self::new(pages, first, empty(*level - 1)));
-                Self::writable(child, pages, counts).set(extent, pieces, pages, counts);
+                Self::writable(child, pages, counts).set(extent, pieces, pages, counts)
             }
         }
     }
@@ -241,7 +245,7 @@ fn each_place(leaf: &Leaf, mut call: impl FnMut(Place)) {
 impl Tree {
     /// A map of nothing.
     pub(crate) fn new(pages: &Rc<Pages>) -> Self {
-        Self { pages: Rc::clone(pages), root: None, levels: 0 }
+        Self { pages: Rc::clone(pages), root: None, levels: 0, mapped: 0 }
     }
 
     /// The map with this root, which was read; live from now on.
@@ -249,7 +253,16 @@ impl Tree {
         if let Some(root) = &root {
             root.enliven();
         }
-        Self { pages: Rc::clone(pages), root, levels }
+        let mut tree = Self { pages: Rc::clone(pages), root, levels, mapped: 0 };
+        let mut mapped = 0;
+        tree.each(|_, pieces| mapped += pieces.mapped());
+        tree.mapped = mapped;
+        tree
+    }
+
+    /// How many pieces lie somewhere, shared or not.
+    pub(crate) fn mapped(&self) -> u64 {
+        self.mapped
     }
 
     /// Where the pieces of an extent lie, and whether no other live tree shares the leaf that says so.
@@ -285,7 +298,8 @@ impl Tree {
             }
         }
         let root = self.root.get_or_insert_with(|| Node::new(&self.pages, 0, empty(self.levels)));
-        Node::writable(root, &self.pages, counts).set(extent, pieces, &self.pages, counts);
+        let old = Node::writable(root, &self.pages, counts).set(extent, pieces, &self.pages, counts);
+        self.mapped = self.mapped + pieces.mapped() - old.mapped();
     }
 
     /// A second live map that shares everything.
@@ -293,7 +307,8 @@ impl Tree {
         if let Some(root) = &self.root {
             root.live.set(root.live.get() + 1);
         }
-        Self { pages: Rc::clone(&self.pages), root: self.root.clone(), levels: self.levels }
+        let (root, levels, mapped) = (self.root.clone(), self.levels, self.mapped);
+        Self { pages: Rc::clone(&self.pages), root, levels, mapped }
     }
 
     /// Ends a live map: what no other one shares is unreferenced.
@@ -457,6 +472,9 @@ mod tests {
         let mut changed = Vec::new();
         origin.each_difference(&snapshot, |extent| changed.push(extent));
         assert_eq!(changed, [5]);
+        assert_eq!((origin.mapped(), snapshot.mapped()), (5 * 16, 5 * 16));
+        origin.set(300, &Pieces::UNMAPPED, &mut counts);
+        assert_eq!((origin.mapped(), snapshot.mapped()), (4 * 16, 5 * 16));
         origin.release(&mut counts);
         let mut seen = Vec::new();
         snapshot.each(|extent, _| seen.push(extent));

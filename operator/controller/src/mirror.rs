@@ -63,7 +63,7 @@ impl Mirror {
             Event::Volume(volume) => {
                 // Only what a node's status tells of its volumes concerns the node.
                 let before = held.remove(volume.id);
-                if before.is_none_or(|before| before.footprint != volume.footprint) {
+                if before.is_none_or(|before| before.claim().total() != volume.claim().total()) {
                     touched.nodes.insert(volume.placement.node.to_string());
                 }
                 touched.volumes.insert(volume.name.to_string());

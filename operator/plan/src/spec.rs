@@ -48,6 +48,14 @@ pub enum InvalidSpec {
         /// What the conversion says.
         source: TryFromIntError,
     },
+    /// A number.
+    #[error("{field}: {source}")]
+    Number {
+        /// Which field.
+        field: &'static str,
+        /// What the conversion says.
+        source: TryFromIntError,
+    },
     /// A volume id.
     #[error("spec.volumeId: {value:?} is not a UUID")]
     VolumeId {
@@ -121,7 +129,17 @@ fn bytes(size: &Size) -> Result<model::Bytes, InvalidSpec> {
 
 fn pool(pool: &Pool) -> Result<(PoolName, model::PoolSpec), InvalidSpec> {
     let disks = pool.disks.iter().map(|disk| named("spec.pools[].disks", DiskPath::new(disk.as_str())));
-    let spec = model::PoolSpec { disks: disks.collect::<Result<_, _>>()?, labels: pool.labels.clone() };
+    let over_provisioning = pool.over_provisioning_percent.map(|percent| {
+        let percent = u32::try_from(percent);
+        percent
+            .map(model::OverProvisioning)
+            .map_err(|source| InvalidSpec::Number { field: "spec.pools[].overProvisioningPercent", source })
+    });
+    let spec = model::PoolSpec {
+        disks: disks.collect::<Result<_, _>>()?,
+        labels: pool.labels.clone(),
+        over_provisioning: over_provisioning.transpose()?.unwrap_or_default(),
+    };
     Ok((named("spec.pools[].name", PoolName::new(pool.name.as_str()))?, spec))
 }
 

@@ -6,7 +6,8 @@ use basalt_crds as crds;
 use basalt_crds::storage_node::{DiskState, DiskStatus, NodePhase, PoolState, PoolStatus};
 use basalt_crds::{Conditions, Status, StorageNodeStatus, format_bytes};
 use basalt_model::{
-    ClusterId, DiskHealth, Lifecycle, Liveness, Node, PoolHealth, PoolName, PoolObserved, PoolSpec, Problem,
+    Claim, ClusterId, DiskHealth, Lifecycle, Liveness, Node, PoolHealth, PoolName, PoolObserved, PoolSpec,
+    Problem, space,
 };
 use k8s_openapi::jiff::Timestamp;
 
@@ -18,6 +19,7 @@ const CONNECTED: &str = "Connected";
 const DELETABLE: &str = "Deletable";
 const POOLS_READY: &str = "PoolsReady";
 const READY: &str = "Ready";
+const ROOM: &str = "PoolsHaveRoom";
 const SYNCED: &str = "Synced";
 /// The control plane's reason for a node whose daemon is there and not let in: why it is lost.
 const DAEMON_REFUSED: &str = "DaemonRefused";
@@ -157,6 +159,7 @@ impl Draft<'_> {
             self.conditions.set(type_, Status::Unknown, "ControlPlaneUnreachable", message.clone());
         }
         self.conditions.keep(POOLS_READY);
+        self.conditions.keep(ROOM);
         self.conditions.keep(DELETABLE);
     }
 
@@ -217,6 +220,8 @@ impl Draft<'_> {
             Some(trouble) => (Status::False, trouble.clone()),
         };
         self.conditions.set(POOLS_READY, pools_ready, &word.reason, word.message);
+        let (have_room, word) = if live { room(node) } else { (Status::Unknown, connection.clone()) };
+        self.conditions.set(ROOM, have_room, &word.reason, word.message);
         let fault = observed.problems.first().map(of_problem).or(trouble);
         match (node.liveness, fault) {
             (Liveness::Never | Liveness::Lost { .. }, _) => {
@@ -277,6 +282,28 @@ fn pool_trouble(node: &Node) -> Option<Word> {
     Some(Word::new(first.reason, format!("{}; and {more} more pools are not online", first.message)))
 }
 
+/// Whether every pool has room, and if not, what follows for the fullest one.
+fn room(node: &Node) -> (Status, Word) {
+    let pools = node.observed.pools.iter().filter(|(_, pool)| space::is_near_full(pool.used, pool.capacity));
+    let percent = |pool: &PoolObserved| u128::from(pool.used.0) * 100 / u128::from(pool.capacity.0.max(1));
+    let fullest = pools.max_by_key(|(_, pool)| percent(pool));
+    let Some((name, pool)) = fullest else {
+        return (Status::True, Word::new("HaveRoom", "no pool is nearly full"));
+    };
+    let (reason, follows) = match space::is_full(pool.used, pool.capacity) {
+        true => (
+            "Full",
+            "hosts are refused first writes to thin volumes (Capacity Exceeded); what is written can be overwritten",
+        ),
+        false => ("NearFull", "no thin volume is placed on it"),
+    };
+    let message = format!(
+        "{}% of pool {name} is used: {follows}; discard or delete what is not needed, or give the pool more room",
+        percent(pool)
+    );
+    (Status::False, Word::new(reason, message))
+}
+
 fn trouble_of(node: &Node, name: &PoolName) -> Option<Word> {
     let Some(observed) = node.observed.pools.get(name) else {
         return Some(Word::new("PoolPending", format!("pool {name} has not been reported yet")));
@@ -307,13 +334,14 @@ fn trouble_of(node: &Node, name: &PoolName) -> Option<Word> {
 }
 
 fn pools(sight: &NodeSight, node: &Node) -> Vec<PoolStatus> {
-    let mut committed: BTreeMap<&PoolName, u64> = BTreeMap::new();
+    let mut claims: BTreeMap<&PoolName, Claim> = BTreeMap::new();
     for volume in &sight.volumes {
-        *committed.entry(&volume.placement.pool).or_default() += volume.footprint.0;
+        claims.entry(&volume.placement.pool).or_default().add(volume.claim());
     }
     let status = |(name, _): (&PoolName, &PoolSpec)| {
         let observed = node.observed.pools.get(name);
         let trouble = trouble_of(node, name);
+        let claim = claims.get(name).copied().unwrap_or_default();
         let state = match observed.map(|observed| observed.health) {
             None => PoolState::Pending,
             Some(_) if !node.liveness.is_live() => PoolState::Unknown,
@@ -327,7 +355,8 @@ fn pools(sight: &NodeSight, node: &Node) -> Vec<PoolStatus> {
             state,
             capacity: observed.map(|observed| format_bytes(observed.capacity.0)),
             used: observed.map(|observed| format_bytes(observed.used.0)),
-            committed: Some(format_bytes(committed.get(name).copied().unwrap_or_default())),
+            committed: Some(format_bytes(claim.guaranteed.0)),
+            provisioned: Some(format_bytes(claim.total().0)),
             message: trouble.map(|trouble| trouble.message),
         }
     };

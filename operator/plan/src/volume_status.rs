@@ -224,6 +224,8 @@ impl Draft<'_> {
         self.status.nqn = Some(present.identity.nqn.clone());
         self.status.uuid = Some(present.identity.uuid.to_string());
         self.status.size = Some(format_bytes(present.size.0));
+        let allocated = present.observed.as_ref().and_then(|observed| observed.allocated);
+        self.status.used = allocated.map(|allocated| format_bytes(allocated.0));
         self.status.epoch = Some(present.epoch.to_string());
         self.state(&present.state);
         let reachable =

@@ -59,6 +59,8 @@ fn online_says_all_that_a_host_needs() {
     );
     assert_eq!((node.capacity.as_deref(), node.used.as_deref()), (Some("1Ti"), Some("0")));
     assert_eq!(node.pools[0].committed.as_deref(), Some("1Gi"));
+    assert_eq!(node.pools[0].provisioned.as_deref(), Some("1Gi"));
+    assert_eq!(condition(&node.conditions, "PoolsHaveRoom").0, "True");
 }
 
 #[test]

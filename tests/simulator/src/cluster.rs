@@ -12,8 +12,8 @@ use basalt_clock::{Random, SeededRandom};
 use basalt_core::Mutation;
 use basalt_lvol::id as lvol;
 use basalt_model::{
-    AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, PoolSpec, ReclaimPolicy, Selector,
-    Transport, VolumeName, VolumeSpec, VolumeState,
+    AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, OverProvisioning, PoolSpec,
+    ReclaimPolicy, Selector, Transport, VolumeName, VolumeSpec, VolumeState,
 };
 use body::{AgentBody, Link};
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,7 +117,10 @@ impl Cluster {
                 bind: listener.bind,
                 advertise: listener.advertise,
             }],
-            pools: BTreeMap::from([(pool_name(), PoolSpec { disks, labels: BTreeMap::new() })]),
+            pools: BTreeMap::from([(
+                pool_name(),
+                PoolSpec { disks, labels: BTreeMap::new(), over_provisioning: OverProvisioning::default() },
+            )]),
             cores: Cores::Count(1),
             unschedulable: false,
         }

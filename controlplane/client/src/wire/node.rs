@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use basalt_model::{
     Bytes, Cores, DiskHealth, DiskObserved, DiskPath, Listener, Liveness, Node, NodeObserved, NodeSpec,
-    PoolHealth, PoolId, PoolName, PoolObserved, PoolSpec, Revision, Timestamp, Transport,
+    OverProvisioning, PoolHealth, PoolId, PoolName, PoolObserved, PoolSpec, Revision, Timestamp, Transport,
 };
 use basalt_proto::api::{self, node_spec};
 
@@ -100,6 +100,7 @@ pub fn encode_spec(spec: &NodeSpec) -> api::NodeSpec {
         name: name.to_string(),
         disks: pool.disks.iter().map(ToString::to_string).collect(),
         labels: pool.labels.clone(),
+        over_provisioning_percent: pool.over_provisioning.0,
     });
     api::NodeSpec {
         address: spec.address.to_string(),
@@ -118,7 +119,12 @@ pub fn decode_spec(spec: api::NodeSpec) -> Result<NodeSpec, WireError> {
     let mut pools = BTreeMap::new();
     for pool in spec.pools {
         let disks = pool.disks.iter().map(|disk| name("spec.pools.disks", disk)).collect::<Result<_, _>>()?;
-        let value = PoolSpec { disks, labels: pool.labels };
+        // 0 is what a client sends that does not know the field.
+        let over_provisioning = match pool.over_provisioning_percent {
+            0 => OverProvisioning::default(),
+            percent => OverProvisioning(percent),
+        };
+        let value = PoolSpec { disks, labels: pool.labels, over_provisioning };
         insert_once(&mut pools, "spec.pools", name("spec.pools.name", &pool.name)?, value)?;
     }
     Ok(NodeSpec {
@@ -301,6 +307,7 @@ mod tests {
                     PoolSpec {
                         disks: vec!["/dev/a".parse().unwrap()],
                         labels: BTreeMap::from([("k".into(), "v".into())]),
+                        over_provisioning: OverProvisioning(150),
                     },
                 )]),
                 cores: Cores::List(vec![1, 3]),

@@ -246,6 +246,7 @@ pub fn encode_observed(observed: &VolumeObserved) -> api::VolumeObserved {
         problem,
         size_bytes: observed.size.0,
         generation: observed.generation,
+        allocated_bytes: observed.allocated.map(|allocated| allocated.0),
         paths: observed.paths.iter().map(path).collect(),
     }
 }
@@ -272,6 +273,7 @@ pub fn decode_observed(observed: api::VolumeObserved) -> Result<VolumeObserved, 
         health,
         size: Bytes(observed.size_bytes),
         generation: observed.generation,
+        allocated: observed.allocated_bytes.map(Bytes),
         paths: observed.paths.iter().map(decode_path).collect::<Result<_, _>>()?,
     })
 }
@@ -312,7 +314,7 @@ mod tests {
             spec: VolumeSpec {
                 size: Bytes(10),
                 replicas: 1,
-                thin: false,
+                thin: true,
                 allowed_hosts: AllowedHosts(BTreeSet::from(["*".parse().unwrap()])),
                 selector: Selector {
                     node: Some("n1".parse().unwrap()),
@@ -333,6 +335,7 @@ mod tests {
                 health: VolumeHealth::Unavailable { reason: "R".into(), message: "m".into() },
                 size: Bytes(1 << 20),
                 generation: 3,
+                allocated: Some(Bytes(9)),
                 paths: vec![PathObserved {
                     node: "n1".parse().unwrap(),
                     address: "10.0.0.1:4420".parse().unwrap(),

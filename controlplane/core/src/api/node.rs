@@ -89,8 +89,9 @@ pub struct Welcome {
     pub timeout: Duration,
 }
 
-/// The lowest and highest protocol version that this program speaks with daemons.
-pub const NODE_PROTOCOL: (u32, u32) = (1, 1);
+/// The lowest and highest protocol version that this program speaks with daemons. From version 2 on a daemon knows thin volumes,
+/// growth and snapshots.
+pub const NODE_PROTOCOL: (u32, u32) = (1, 2);
 
 /// Why a session does not begin or ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

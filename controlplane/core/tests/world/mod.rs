@@ -271,7 +271,11 @@ pub fn node_name(name: &str) -> NodeName {
 }
 
 pub fn put_node(name: &str) -> Mutation {
-    let pool = PoolSpec { disks: vec![DiskPath::new("/disk").unwrap()], labels: BTreeMap::new() };
+    let pool = PoolSpec {
+        disks: vec![DiskPath::new("/disk").unwrap()],
+        labels: BTreeMap::new(),
+        over_provisioning: OverProvisioning::default(),
+    };
     Mutation::PutNode {
         name: node_name(name),
         uid: Some(ObjectUid::new(format!("uid-{name}")).unwrap()),
@@ -311,8 +315,8 @@ pub fn hello(node: &str, instance: u128) -> NodeMessage {
         node: node_name(node),
         instance: InstanceId::from_random(instance),
         boot: BootId::from_random(1),
-        version_min: 1,
-        version_max: 1,
+        version_min: NODE_PROTOCOL.0,
+        version_max: NODE_PROTOCOL.1,
         features: BTreeSet::new(),
         revision: Revision(0),
     })
@@ -349,6 +353,7 @@ pub fn online(desired: &DesiredNode) -> BTreeMap<VolumeId, VolumeObserved> {
         health: VolumeHealth::Online,
         size: volume.size,
         generation: volume.generation,
+        allocated: None,
         paths: vec![path.clone()],
     };
     desired.volumes.iter().map(|volume| (volume.id, seen(volume))).collect()

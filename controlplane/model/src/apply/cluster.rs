@@ -40,6 +40,10 @@ impl State {
         }
         let member = Member { disk: member.disk.or(bound), ..member.clone() };
         let texts = [&member.peer_address, &member.api_address, &member.version];
+        if member.supports < self.level {
+            let (member, supported, needed) = (member.id, member.supports, self.level);
+            return Err(Refusal::MemberTooOld { member, supported, needed });
+        }
         if texts.iter().any(|text| text.len() > MEMBER_TEXT_MAX) {
             return Err(Refusal::OutOfRange { field: Field::MemberAddress, rule: Rule::NotTooLong });
         }

@@ -4,7 +4,7 @@ mod cluster;
 mod nodes;
 mod volumes;
 
-use crate::command::{Body, Command, Receipt};
+use crate::command::{Body, Command, FeatureLevel, Receipt};
 use crate::ids::{NodeName, Revision};
 use crate::refusal::Refusal;
 use crate::state::{Change, Outcome, RequestRecord, State};
@@ -71,9 +71,7 @@ impl State {
 
     fn dispatch(&mut self, context: &mut Context<'_>) -> Result<Receipt, Refusal> {
         let command = context.command;
-        if command.level > self.level {
-            return Err(Refusal::FeatureLevel { needed: command.level, level: self.level });
-        }
+        self.needs(command.level)?;
         if self.cluster.is_none() && !matches!(command.body, Body::Bootstrap { .. } | Body::PutMember(_)) {
             return Err(Refusal::NotBootstrapped);
         }
@@ -99,6 +97,14 @@ impl State {
             Body::ConfirmVolumeDeleted { node, volume, generation } => {
                 self.confirm_deleted(context, node, *volume, *generation)
             }
+        }
+    }
+
+    /// Refuses what a member may not understand.
+    fn needs(&self, needed: FeatureLevel) -> Result<(), Refusal> {
+        match self.level >= needed {
+            true => Ok(()),
+            false => Err(Refusal::FeatureLevel { needed, level: self.level }),
         }
     }
 

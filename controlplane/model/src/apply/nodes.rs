@@ -1,12 +1,13 @@
 //! Commands about nodes.
 
 use super::Context;
-use crate::command::{NodeReport, Receipt};
+use crate::command::{FeatureLevel, NodeReport, Receipt};
 use crate::ids::{InstanceId, NodeName, ObjectUid, PoolId, PoolName};
 use crate::node::{Cores, Liveness, Node, NodeObserved, NodeSpec};
 use crate::refusal::{Field, Limited, Refusal, Rule};
+use crate::space::OverProvisioning;
 use crate::state::{Change, State};
-use crate::volume::{Lifecycle, VolumeHealth};
+use crate::volume::{Lifecycle, VolumeHealth, VolumeObserved};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most pools of a node.
@@ -29,6 +30,9 @@ impl State {
         spec: &NodeSpec,
     ) -> Result<Receipt, Refusal> {
         check_spec(spec)?;
+        if spec.pools.values().any(|pool| !pool.over_provisioning.is_default()) {
+            self.needs(FeatureLevel::THIN)?;
+        }
         let Some(node) = self.nodes.get(name) else {
             return self.create_node(context, name, uid, spec);
         };
@@ -207,17 +211,23 @@ impl State {
         let volumes: BTreeMap<_, _> = report
             .volumes
             .iter()
+            .map(|(id, seen)| (*id, self.understood(seen)))
             .filter(|(id, seen)| {
                 self.volumes.get(id).is_some_and(|volume| {
                     volume.placement.node == report.node && volume.observed.as_ref() != Some(seen)
                 })
             })
-            .map(|(id, seen)| (*id, seen.clone()))
             .collect();
         if observed.is_none() && volumes.is_empty() {
             return None;
         }
         Some(NodeReport { observed, volumes, ..report.clone() })
+    }
+
+    /// What a daemon says of a volume, as far as all members keep it.
+    fn understood(&self, seen: &VolumeObserved) -> VolumeObserved {
+        let allocated = seen.allocated.filter(|_| self.level >= FeatureLevel::THIN);
+        VolumeObserved { allocated, ..seen.clone() }
     }
 
     pub(super) fn set_liveness(
@@ -285,6 +295,9 @@ fn check_spec(spec: &NodeSpec) -> Result<(), Refusal> {
         }
         if pool.disks.len() > DISKS_MAX || pool.labels.len() > LABELS_MAX {
             return out_of_range(Field::Disks, Rule::NotTooMany);
+        }
+        if !(OverProvisioning::MIN.0..=OverProvisioning::MAX.0).contains(&pool.over_provisioning.0) {
+            return out_of_range(Field::OverProvisioning, Rule::Percentage);
         }
         if !pool.disks.iter().all(|disk| disks.insert(disk)) {
             return out_of_range(Field::Disks, Rule::Distinct);

@@ -1,11 +1,12 @@
 //! Commands about volumes.
 
 use super::Context;
-use crate::command::{CreateVolume, Receipt, VolumeChange};
+use crate::command::{CreateVolume, FeatureLevel, Receipt, VolumeChange};
 use crate::ids::{Bytes, NodeName, ObjectUid, VolumeId, VolumeName};
 use crate::node::PoolHealth;
-use crate::placement::Placement;
+use crate::placement::{Demand, Placement};
 use crate::refusal::{Feature, Field, Limited, Refusal, Rule};
+use crate::space::Claim;
 use crate::state::{Change, State};
 use crate::volume::{AllowedHosts, Lifecycle, Tombstone, Volume, VolumeHealth, VolumeSpec, VolumeState};
 
@@ -18,7 +19,7 @@ impl State {
         context: &mut Context<'_>,
         create: &CreateVolume,
     ) -> Result<Receipt, Refusal> {
-        check_spec(&create.spec)?;
+        self.check_volume(&create.spec)?;
         if let Some(present) = self.volume_named(&create.name) {
             return same_volume(present, create).map(|()| Receipt::of(present));
         }
@@ -31,7 +32,8 @@ impl State {
         if self.volumes.len() >= Self::MAX_VOLUMES {
             return Err(Refusal::LimitReached { what: Limited::Volumes, limit: Self::MAX_VOLUMES as u64 });
         }
-        let footprint = self.room_for(&create.placement, create.size)?;
+        let demand = Demand { size: create.size, thin: create.spec.thin };
+        let footprint = self.room_for(&create.placement, demand)?.guaranteed;
         let epoch = self.issue_epoch();
         let volume = Volume {
             id: create.id,
@@ -60,8 +62,8 @@ impl State {
         Ok(receipt)
     }
 
-    /// The space that a volume takes from a pool, if there is room.
-    fn room_for(&self, placement: &Placement, size: Bytes) -> Result<Bytes, Refusal> {
+    /// What a volume takes from a pool, if there is room.
+    fn room_for(&self, placement: &Placement, demand: Demand) -> Result<Claim, Refusal> {
         let Placement { node, pool } = placement.clone();
         let usable = self
             .nodes
@@ -69,13 +71,19 @@ impl State {
             .filter(|node| node.spec.pools.contains_key(&pool))
             .and_then(|node| node.pool(&pool))
             .filter(|observed| observed.health == PoolHealth::Online);
-        let Some(observed) = usable else {
+        let (Some(observed), Some(room)) = (usable, self.room(placement)) else {
             return Err(Refusal::PoolNotUsable { node, pool });
         };
-        let free = self.free(placement);
-        match size.round_up(observed.allocation_unit) {
-            Some(needed) if needed <= free => Ok(needed),
-            needed => Err(Refusal::PoolTooSmall { node, pool, free, needed: needed.unwrap_or(SIZE_MAX) }),
+        if demand.thin && room.near_full {
+            return Err(Refusal::PoolNearFull { node, pool });
+        }
+        let free = demand.most(&room);
+        match demand.claim(observed.allocation_unit) {
+            Some(claim) if claim.total() <= free => Ok(claim),
+            claim => {
+                let needed = claim.map_or(SIZE_MAX, Claim::total);
+                Err(Refusal::PoolTooSmall { node, pool, free, needed })
+            }
         }
     }
 
@@ -126,7 +134,7 @@ impl State {
             }
             spec.size = size;
         }
-        check_spec(&spec)?;
+        self.check_volume(&spec)?;
         if spec == volume.spec {
             return Ok(Receipt::Volume { id });
         }
@@ -233,6 +241,24 @@ impl State {
         }
     }
 
+    fn check_volume(&self, spec: &VolumeSpec) -> Result<(), Refusal> {
+        if spec.size.0 == 0 || spec.size > SIZE_MAX {
+            return Err(Refusal::OutOfRange { field: Field::Size, rule: Rule::Positive });
+        }
+        match spec.replicas {
+            0 => return Err(Refusal::OutOfRange { field: Field::Replicas, rule: Rule::AtLeastOne }),
+            1 => {}
+            _ => return Err(Refusal::Unsupported { what: Feature::Replication }),
+        }
+        if spec.thin {
+            self.needs(FeatureLevel::THIN)?;
+        }
+        if spec.allowed_hosts.0.len() > AllowedHosts::MAX {
+            return Err(Refusal::OutOfRange { field: Field::AllowedHosts, rule: Rule::NotTooMany });
+        }
+        Ok(())
+    }
+
     /// Changes a volume and what follows from it.
     pub(super) fn touch_volume(
         &mut self,
@@ -300,24 +326,6 @@ fn same_volume(present: &Volume, create: &CreateVolume) -> Result<(), Refusal> {
     }
     if present.spec.size != create.spec.size || (create.adopt && present.id != create.id) {
         return Err(Refusal::Different { volume: present.name.clone() });
-    }
-    Ok(())
-}
-
-fn check_spec(spec: &VolumeSpec) -> Result<(), Refusal> {
-    if spec.size.0 == 0 || spec.size > SIZE_MAX {
-        return Err(Refusal::OutOfRange { field: Field::Size, rule: Rule::Positive });
-    }
-    match spec.replicas {
-        0 => return Err(Refusal::OutOfRange { field: Field::Replicas, rule: Rule::AtLeastOne }),
-        1 => {}
-        _ => return Err(Refusal::Unsupported { what: Feature::Replication }),
-    }
-    if spec.thin {
-        return Err(Refusal::Unsupported { what: Feature::Thin });
-    }
-    if spec.allowed_hosts.0.len() > AllowedHosts::MAX {
-        return Err(Refusal::OutOfRange { field: Field::AllowedHosts, rule: Rule::NotTooMany });
     }
     Ok(())
 }

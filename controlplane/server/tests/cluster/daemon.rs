@@ -48,8 +48,8 @@ impl Daemon {
         let hello = node::NodeHello {
             node_name: name.into(),
             cluster_id: String::new(),
-            version_min: 1,
-            version_max: 1,
+            version_min: basalt_proto::NODE_PROTOCOL_VERSION_MIN,
+            version_max: basalt_proto::NODE_PROTOCOL_VERSION_MAX,
             features: Vec::new(),
             instance_id: instance.into(),
             boot_id: INSTANCE.into(),
@@ -121,6 +121,7 @@ fn online(volume: &node::DesiredVolume) -> node::VolumeReport {
     node::VolumeReport {
         id: volume.id.clone(),
         observed: Some(api::VolumeObserved {
+            allocated_bytes: None,
             health: api::VolumeHealth::Online.into(),
             problem: None,
             size_bytes: volume.size_bytes,

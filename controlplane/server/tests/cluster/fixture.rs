@@ -252,6 +252,7 @@ pub(crate) fn node_spec(disk: &str) -> NodeSpec {
     let pool = basalt_model::PoolSpec {
         disks: vec![disk.parse().unwrap()],
         labels: std::collections::BTreeMap::new(),
+        over_provisioning: basalt_model::OverProvisioning::default(),
     };
     NodeSpec {
         address: [127, 0, 0, 1].into(),

@@ -112,8 +112,7 @@ fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {
         name: volume.id.clone(),
         pool: volume.pool.clone(),
         size: volume.size_bytes,
-        // Orders do not say it yet.
-        thin: false,
+        thin: volume.thin,
         provision: match volume.provision() {
             node::Provision::Create => Provision::Create,
             node::Provision::Expect => Provision::Expect,
@@ -218,6 +217,7 @@ fn volume_report(node_name: &str, volume: &VolumeReport) -> node::VolumeReport {
         problem: cause,
         size_bytes: volume.size,
         generation: volume.generation.0,
+        allocated_bytes: Some(volume.allocated),
         paths: volume.paths.iter().map(path).collect(),
     };
     node::VolumeReport { id: volume.id.to_string(), observed: Some(observed) }

@@ -235,6 +235,7 @@ mod tests {
                 generation: Generation::default(),
                 health: VolumeHealth::Online,
                 size: 0,
+                allocated: 0,
                 paths: Vec::new(),
             };
             let volumes = ids.iter().map(report).collect();

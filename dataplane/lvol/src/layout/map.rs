@@ -100,6 +100,11 @@ impl Pieces {
         (0..PIECES).filter(move |at| first(*at)).map(|at| Place::from_bits(self.0[at]))
     }
 
+    /// How many of them lie somewhere.
+    pub fn mapped(&self) -> u64 {
+        self.0.iter().filter(|slot| **slot != 0).count() as u64
+    }
+
     /// True if none of them lies anywhere.
     pub fn is_unmapped(&self) -> bool {
         *self == Self::UNMAPPED

@@ -1,5 +1,8 @@
 //! How full a pool is, and what follows from that.
 
+use std::rc::Rc;
+
+use super::journal::Until;
 use super::{Pool, Volume};
 use crate::id::VolumeId;
 
@@ -110,6 +113,30 @@ impl Pool {
         usage
     }
 
+    /// Gives back in the background what was freed and could not be used again at once: changes of maps have to be durable before.
+    /// Under load the next checkpoint does it; call this now and then for a pool that has come to rest.
+    pub fn tidy(&self) {
+        if self.inner.state.borrow().limbo.len() == 0 {
+            return;
+        }
+        let inner = Rc::clone(&self.inner);
+        drop(self.inner.handle.spawn(async move {
+            // What fails is told by the pool's health.
+            if inner.settle_maps(Until::Durable).await.is_ok() {
+                inner.reclaim().await;
+            }
+        }));
+    }
+
+    /// What of each volume lies somewhere, shared or not, in bytes; snapshots included. Looks at no map.
+    #[must_use]
+    pub fn allocated(&self) -> Vec<(VolumeId, u64)> {
+        let piece = self.inner.shared.extent_bytes / crate::layout::PIECES as u64;
+        let state = self.inner.state.borrow();
+        let volumes = state.volumes.iter().filter_map(|(id, volume)| Some((*id, volume.data()?)));
+        volumes.map(|(id, data)| (id, data.tree.mapped() * piece)).collect()
+    }
+
     /// How much of the pool a volume takes; `None` if it is not there or not understood. Looks at all of its map.
     #[must_use]
     pub fn volume_usage(&self, id: VolumeId) -> Option<VolumeUsage> {
@@ -119,9 +146,9 @@ impl Pool {
         let mut usage = VolumeUsage { provisioned: data.record.size, ..VolumeUsage::default() };
         data.tree.each(|at, pieces| {
             let (_, own) = data.own(at, &state.refs);
+            usage.mapped += pieces.mapped() * extent / crate::layout::PIECES as u64;
             for place in pieces.places() {
                 let within = pieces.within(place);
-                usage.mapped += u64::from(within.count_ones()) * extent / crate::layout::PIECES as u64;
                 if own & within == within {
                     usage.exclusive += extent;
                 }

@@ -7,10 +7,10 @@ use basalt_controller::control_plane::{ControlPlane, ControlPlaneError};
 use basalt_crds::{StorageNode, Volume as VolumeObject};
 use basalt_model::placement::place;
 use basalt_model::{
-    AnaState, Body, BootId, Bytes, ClusterId, Command, CreateVolume, InstanceId, Lifecycle, Liveness, Node,
-    NodeName, NodeObserved, NodeReport, PathObserved, PoolHealth, PoolId, PoolName, PoolObserved, Refusal,
-    RefusalKind, RequestKey, Revision, State, Timestamp, Volume, VolumeHealth, VolumeId, VolumeIdentity,
-    VolumeName, VolumeObserved,
+    AnaState, Body, BootId, Bytes, ClusterId, Command, CreateVolume, Demand, FeatureLevel, InstanceId,
+    Lifecycle, Liveness, Node, NodeName, NodeObserved, NodeReport, PathObserved, PoolHealth, PoolId,
+    PoolName, PoolObserved, Refusal, RefusalKind, RequestKey, Revision, State, Timestamp, Volume,
+    VolumeHealth, VolumeId, VolumeIdentity, VolumeName, VolumeObserved,
 };
 use basalt_plan::{Intent, IntentBody, Rejection, RejectionKind};
 
@@ -43,7 +43,7 @@ impl Held {
 
 impl Control {
     pub(crate) fn new(faults: Arc<Faults>, apiserver: Option<Apiserver>) -> Self {
-        let mut held = Held { state: State::new(), revision: 0, issued: 1 << 64 };
+        let mut held = Held { state: State::at_level(FeatureLevel::SUPPORTED), revision: 0, issued: 1 << 64 };
         held.apply(None, Body::Bootstrap { cluster: ClusterId::from_random(1) }).unwrap();
         Self { faults, apiserver, held: Mutex::new(held) }
     }
@@ -144,8 +144,8 @@ fn carry_out(held: &mut Held, intent: &Intent) -> Result<(), Refusal> {
         IntentBody::DeleteVolume { name } => Body::DeleteVolume { name, uid },
         IntentBody::ReleaseVolume { name } => Body::ReleaseVolume { name, uid },
         IntentBody::CreateVolume { name, spec, adopt } => {
-            let placement =
-                place(&held.state, &spec.selector, spec.size, &BTreeMap::new()).map_err(Refusal::NoFit)?;
+            let placement = place(&held.state, &spec.selector, demand(&spec), &BTreeMap::new())
+                .map_err(Refusal::NoFit)?;
             held.issued += 1;
             let id = adopt.unwrap_or(VolumeId::from_random(held.issued));
             let (size, identity) = (spec.size, VolumeIdentity::of(id));
@@ -180,6 +180,7 @@ fn daemon_works(held: &mut Held, name: &NodeName) {
         health: VolumeHealth::Online,
         size: volume.size,
         generation: volume.generation,
+        allocated: Some(volume.footprint),
         paths: vec![path.clone()],
     };
     let pool = PoolObserved {
@@ -203,6 +204,10 @@ fn daemon_works(held: &mut Held, name: &NodeName) {
         volumes: volumes.iter().map(|volume| (volume.id, online(volume))).collect(),
     };
     held.apply(None, Body::ReportNode(report)).unwrap();
+}
+
+fn demand(spec: &basalt_model::VolumeSpec) -> Demand {
+    Demand { size: spec.size, thin: spec.thin }
 }
 
 fn rejected(refusal: &Refusal) -> Rejection {

@@ -9,10 +9,10 @@ use basalt_crds::volume::{ReclaimPolicy, Transport, VolumeSpec};
 use basalt_crds::{FINALIZER, Size, StorageNode, Volume};
 use basalt_model::placement::place;
 use basalt_model::{
-    Body, BootId, Bytes, ClusterId, Command, CreateVolume, InstanceId, Lifecycle, Liveness, NodeName,
-    NodeObserved, NodeReport, ObjectUid, PathObserved, PoolHealth, PoolId, PoolName, PoolObserved, Refusal,
-    RefusalKind, RequestKey, Revision, State, Timestamp, VolumeHealth, VolumeId, VolumeIdentity, VolumeName,
-    VolumeObserved,
+    Body, BootId, Bytes, ClusterId, Command, CreateVolume, Demand, FeatureLevel, InstanceId, Lifecycle,
+    Liveness, NodeName, NodeObserved, NodeReport, ObjectUid, PathObserved, PoolHealth, PoolId, PoolName,
+    PoolObserved, Refusal, RefusalKind, RequestKey, Revision, State, Timestamp, VolumeHealth, VolumeId,
+    VolumeIdentity, VolumeName, VolumeObserved,
 };
 use basalt_plan::{
     Finalizer, Intent, IntentBody, NodeSight, Plan, Progress, Rejection, RejectionKind, Seen, VolumeSight,
@@ -111,6 +111,7 @@ impl World {
                     name: "pool".to_owned(),
                     disks: vec![format!("/disks/{name}")],
                     labels: BTreeMap::new(),
+                    over_provisioning_percent: None,
                 }],
                 unschedulable: false,
             };
@@ -341,7 +342,8 @@ fn mark_deleted(metadata: &mut ObjectMeta) -> bool {
 impl Control {
     /// A new cluster.
     pub(crate) fn new(seed: u128) -> Self {
-        let mut control = Self { state: State::new(), reachable: true, issued: seed << 64, revision: 0 };
+        let state = State::at_level(FeatureLevel::SUPPORTED);
+        let mut control = Self { state, reachable: true, issued: seed << 64, revision: 0 };
         control.apply(None, Body::Bootstrap { cluster: ClusterId::from_random(seed) }).unwrap();
         control
     }
@@ -389,7 +391,7 @@ impl Control {
                 let adopted = adopt.and_then(|id| self.state.volumes().get(&id));
                 let placement = match adopted {
                     Some(volume) => volume.placement.clone(),
-                    None => place(&self.state, &spec.selector, spec.size, &BTreeMap::new())
+                    None => place(&self.state, &spec.selector, demand(&spec), &BTreeMap::new())
                         .map_err(|no_fit| rejected(&Refusal::NoFit(no_fit)))?,
                 };
                 self.issued += 1;
@@ -451,6 +453,7 @@ impl Control {
                 health: VolumeHealth::Online,
                 size: volume.size,
                 generation: volume.generation,
+                allocated: (!volume.spec.thin).then_some(volume.footprint),
                 paths: vec![path],
             };
             (volume.id, observed)
@@ -492,6 +495,10 @@ impl Control {
             .chain(self.state.volumes().values().map(|volume| (volume.id.to_string(), volume.modified.0)))
             .collect()
     }
+}
+
+fn demand(spec: &basalt_model::VolumeSpec) -> Demand {
+    Demand { size: spec.size, thin: spec.thin }
 }
 
 fn rejected(refusal: &Refusal) -> Rejection {

@@ -51,7 +51,7 @@ fn volume(volume: &model::DesiredVolume) -> agent::DesiredVolume {
         name: volume.id.to_string(),
         pool: volume.pool.to_string(),
         size: volume.size.0,
-        thin: false,
+        thin: volume.thin,
         provision: match volume.provision {
             model::Provision::Create => agent::Provision::Create,
             model::Provision::Expect => agent::Provision::Expect,
@@ -150,6 +150,7 @@ fn volume_observed(node: &NodeName, volume: &agent::VolumeReport) -> model::Volu
         },
         size: Bytes(volume.size),
         generation: volume.generation.0,
+        allocated: Some(Bytes(volume.allocated)),
         paths: volume.paths.iter().map(path).collect(),
     }
 }

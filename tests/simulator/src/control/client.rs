@@ -8,9 +8,9 @@ use crate::run::Violation;
 use basalt_clock::{Random, SeededRandom};
 use basalt_core::{ClientRequest, Mutation, Read, ReadResult, Reply, RequestError};
 use basalt_model::{
-    AllowedHosts, Bytes, Cores, HostNqn, Lifecycle, Listener, Node, NodeName, NodeSpec, ObjectUid, PoolName,
-    PoolSpec, Receipt, ReclaimPolicy, RequestId, Selector, Transport, Volume, VolumeChange, VolumeName,
-    VolumeSpec,
+    AllowedHosts, Bytes, Cores, HostNqn, Lifecycle, Listener, Node, NodeName, NodeSpec, ObjectUid,
+    OverProvisioning, PoolName, PoolSpec, Receipt, ReclaimPolicy, RequestId, Selector, Transport, Volume,
+    VolumeChange, VolumeName, VolumeSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -91,7 +91,10 @@ pub fn node_spec(pool: &PoolName, port: u16, token: Token) -> NodeSpec {
     NodeSpec {
         address,
         listeners: vec![Listener { transport: Transport::Tcp, bind: listen, advertise: listen }],
-        pools: BTreeMap::from([(pool.clone(), PoolSpec { disks: vec![disk], labels })]),
+        pools: BTreeMap::from([(
+            pool.clone(),
+            PoolSpec { disks: vec![disk], labels, over_provisioning: OverProvisioning::default() },
+        )]),
         cores: Cores::Count(1),
         unschedulable: false,
     }

@@ -178,6 +178,7 @@ impl StandIn {
             health: if ready { VolumeHealth::Online } else { VolumeHealth::Creating },
             size: held.size,
             generation: held.generation,
+            allocated: Some(held.size),
             paths: if ready && held.serve { vec![path] } else { Vec::new() },
         }
     }
