@@ -80,7 +80,7 @@ fn defaults_columns_and_short_names(fixture: &Fixture) {
     }
     let volumes = output(fixture, &["get", "bv"]);
     assert!(
-        volumes.starts_with("NAME   PHASE   SIZE    READY   REASON   SYNCED   NODE   ADDRESS   AGE"),
+        volumes.starts_with("NAME   PHASE   SIZE    READY   REASON   SYNCED   NODE   ADDRESS   USED   AGE"),
         "{volumes}"
     );
     let nodes = output(fixture, &["get", "bsn"]);
@@ -98,7 +98,6 @@ fn wrong_volumes(fixture: &Fixture) {
         (VOLUME.replace("1Gi SPEC", "0"), ["spec.size", "positive whole number"]),
         (VOLUME.replace("1Gi SPEC", "1000"), ["spec.size", "multiple of 1Mi"]),
         (VOLUME.replace("SPEC", ", replicas: 2"), ["spec.replicas", "until replication exists"]),
-        (VOLUME.replace("SPEC", ", thin: true"), ["spec.thin", "until thin volumes exist"]),
         (VOLUME.replace("SPEC", ", allowedHosts: [host]"), ["spec.allowedHosts", "must be host NQNs"]),
         (VOLUME.replace("SPEC", ", transport: rdma"), ["spec.transport", "supported values: \"tcp\""]),
         (VOLUME.replace("SPEC", ", volumeId: x"), ["spec.volumeId", "lower-case UUID"]),

@@ -23,6 +23,8 @@ impl FeatureLevel {
     pub const FIRST: FeatureLevel = FeatureLevel(1);
     /// From this one on there are thin volumes, volumes that grow, snapshots, and volumes that are restored from them.
     pub const THIN: FeatureLevel = FeatureLevel(2);
+    /// From here on a node can be abandoned.
+    pub const ABANDON: FeatureLevel = FeatureLevel(2);
     /// The highest level that this program supports.
     pub const SUPPORTED: FeatureLevel = Self::THIN;
 }

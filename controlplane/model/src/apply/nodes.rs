@@ -125,6 +125,7 @@ impl State {
         context: &mut Context<'_>,
         name: &NodeName,
     ) -> Result<Receipt, Refusal> {
+        self.needs(FeatureLevel::ABANDON)?;
         let node = self.node(name)?;
         if node.liveness.is_live() {
             return Err(Refusal::NodeConnected { node: name.clone() });
