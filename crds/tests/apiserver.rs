@@ -80,7 +80,7 @@ fn defaults_columns_and_short_names(fixture: &Fixture) {
     }
     let volumes = output(fixture, &["get", "bv"]);
     assert!(
-        volumes.starts_with("NAME   PHASE   SIZE    READY   REASON   SYNCED   NODE   ADDRESS   AGE"),
+        volumes.starts_with("NAME   PHASE   SIZE    READY   REASON   SYNCED   NODE   ADDRESS   USED   AGE"),
         "{volumes}"
     );
     let nodes = output(fixture, &["get", "bsn"]);
@@ -98,7 +98,6 @@ fn wrong_volumes(fixture: &Fixture) {
         (VOLUME.replace("1Gi SPEC", "0"), ["spec.size", "positive whole number"]),
         (VOLUME.replace("1Gi SPEC", "1000"), ["spec.size", "multiple of 1Mi"]),
         (VOLUME.replace("SPEC", ", replicas: 2"), ["spec.replicas", "until replication exists"]),
-        (VOLUME.replace("SPEC", ", thin: true"), ["spec.thin", "until thin volumes exist"]),
         (VOLUME.replace("SPEC", ", allowedHosts: [host]"), ["spec.allowedHosts", "must be host NQNs"]),
         (VOLUME.replace("SPEC", ", transport: rdma"), ["spec.transport", "supported values: \"tcp\""]),
         (VOLUME.replace("SPEC", ", volumeId: x"), ["spec.volumeId", "lower-case UUID"]),
@@ -142,10 +141,11 @@ fn changes(fixture: &Fixture) {
     let with_size = |size: &str| VOLUME.replace("1Gi SPEC", size);
     accepted(fixture, &with_size("536870912"));
     refused(fixture, &with_size("256Mi"), &["spec.size", "can never shrink"]);
-    refused(fixture, &with_size("1Gi"), &["spec.size", "cannot grow yet"]);
+    accepted(fixture, &with_size("1Gi"));
+    refused(fixture, &VOLUME.replace("SPEC", ", thin: true"), &["spec.thin is immutable"]);
     refused(
         fixture,
-        &VOLUME.replace("1Gi SPEC", "512Mi, topology: {node: node-2}"),
+        &VOLUME.replace("1Gi SPEC", "1Gi, topology: {node: node-2}"),
         &["spec.topology is immutable"],
     );
 }
