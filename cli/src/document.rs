@@ -170,6 +170,7 @@ mod tests {
                 size: Bytes(1 << 20),
                 generation: 1,
                 allocated: Some(Bytes(1 << 20)),
+                shortfall: None,
                 paths: vec![path],
             }),
             provisioned: true,

@@ -32,7 +32,8 @@ use crate::{Condition, Size};
         "metadata.name of a Volume has at most 63 characters: choose a shorter name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase",
         description = "Pending, Creating, Online, Degraded, Unavailable, Faulted or Deleting"),
-    printcolumn(name = "Size", type_ = "string", json_path = ".spec.size", description = "What hosts see"),
+    printcolumn(name = "Size", type_ = "string", json_path = ".spec.size",
+        description = "What was asked for; hosts see status.size"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status",
         description = "Whether hosts can read and write"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
@@ -59,7 +60,7 @@ use crate::{Condition, Size};
         "spec.topology is immutable: to place the data elsewhere, create another Volume and copy into it")
 )]
 pub struct VolumeSpec {
-    /// How large the volume is: a whole number with Mi, Gi, Ti or Pi, or a number of bytes that is a multiple of 1Mi.
+    /// How large the volume is; raise it and the volume grows while hosts use it: a whole number with Mi, Gi, Ti or Pi, or a number of bytes that is a multiple of 1Mi.
     #[x_kube(
         validation = Rule::new("string(self).matches('^[1-9][0-9]{0,15}(Mi|Gi|Ti|Pi)?$')").message(
             "spec.size must be a positive whole number with Mi, Gi, Ti or Pi, for example 512Mi, 10Gi or 2Ti"),
@@ -69,10 +70,7 @@ pub struct VolumeSpec {
             quantity(string(self)).compareTo(quantity('1Pi')) <= 0").message("spec.size must be at most 1Pi"),
         validation = Rule::new("!isQuantity(string(self)) || \
             quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message(
-            "spec.size can never shrink, because that would cut off data: create a smaller Volume and copy into it"),
-        validation = Rule::new("!isQuantity(string(self)) || \
-            quantity(string(self)).compareTo(quantity(string(oldSelf))) <= 0").message(
-            "spec.size cannot grow yet: leave it, or create a larger Volume and copy into it")
+            "spec.size can never shrink, because that would cut off data: create a smaller Volume and copy into it")
     )]
     pub size: Size,
 
@@ -194,7 +192,7 @@ pub struct VolumeStatus {
     /// The cluster that holds it. The same object against another cluster is not the same volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,
-    /// How large the volume is, as a quantity.
+    /// How large hosts see the volume, as a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
     /// What of it lies on the disks of its pool, as a quantity; space that it shares with snapshots is counted here too. Some

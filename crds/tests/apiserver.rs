@@ -141,10 +141,11 @@ fn changes(fixture: &Fixture) {
     let with_size = |size: &str| VOLUME.replace("1Gi SPEC", size);
     accepted(fixture, &with_size("536870912"));
     refused(fixture, &with_size("256Mi"), &["spec.size", "can never shrink"]);
-    refused(fixture, &with_size("1Gi"), &["spec.size", "cannot grow yet"]);
+    accepted(fixture, &with_size("1Gi"));
+    refused(fixture, &VOLUME.replace("SPEC", ", thin: true"), &["spec.thin is immutable"]);
     refused(
         fixture,
-        &VOLUME.replace("1Gi SPEC", "512Mi, topology: {node: node-2}"),
+        &VOLUME.replace("1Gi SPEC", "1Gi, topology: {node: node-2}"),
         &["spec.topology is immutable"],
     );
 }

@@ -201,7 +201,7 @@ pub struct VolumeChange {
     pub allowed_hosts: Option<AllowedHosts>,
     /// What happens to the data on deletion.
     pub reclaim: Option<ReclaimPolicy>,
-    /// The new size; growing is refused until volumes can grow.
+    /// The new size; never less than it was.
     pub size: Option<Bytes>,
 }
 

@@ -260,8 +260,6 @@ words!(
     Feature {
         /// More than one replica.
         Replication => "more than one replica",
-        /// Growing a volume.
-        Growth => "growing a volume",
     }
 );
 words!(

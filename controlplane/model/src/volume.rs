@@ -4,6 +4,7 @@ use crate::ids::{
     Bytes, ClusterId, Epoch, HostNqn, NodeName, ObjectUid, PoolName, Revision, Timestamp, VolumeId,
     VolumeName,
 };
+use crate::node::Problem;
 use crate::placement::{Placement, Selector};
 use crate::space::Claim;
 use serde::{Deserialize, Serialize};
@@ -209,6 +210,9 @@ pub struct VolumeObserved {
     /// What of it lies on the disks of its pool, shared or not; `None` from a daemon that does not say. A little old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocated: Option<Bytes>,
+    /// What of what was asked could not be put into effect, while it is served all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortfall: Option<Problem>,
     /// Where hosts reach it.
     pub paths: Vec<PathObserved>,
 }

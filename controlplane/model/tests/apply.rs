@@ -99,6 +99,7 @@ fn seen_online() -> VolumeObserved {
         size: Bytes(1 << 20),
         generation: 1,
         allocated: None,
+        shortfall: None,
         paths: Vec::new(),
     }
 }
@@ -151,6 +152,10 @@ fn any_body() -> impl Strategy<Value = Body> {
             let change = VolumeChange { allowed_hosts: Some(AllowedHosts(hosts)), ..VolumeChange::default() };
             Body::UpdateVolume { name: name(n), uid: uid(o), change }
         }),
+        (0..3_u8, 0..3_u8, 1..60_u64).prop_map(|(n, o, mib)| {
+            let change = VolumeChange { size: Some(Bytes(mib << 20)), ..VolumeChange::default() };
+            Body::UpdateVolume { name: name(n), uid: uid(o), change }
+        }),
         (2..5_u64).prop_map(|n| Body::StartIncarnation { incarnation: Incarnation(n) }),
     ]
 }
@@ -194,7 +199,9 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
     }
     assert!(after.nodes().values().all(|node| !(node.abandoned && node.binding.is_some())));
     // Nothing is put where there is no room.
-    for (id, volume) in after.volumes().iter().filter(|(id, _)| !before.volumes().contains_key(id)) {
+    let larger =
+        |id: &VolumeId, volume: &Volume| before.volumes().get(id).is_none_or(|old| volume.size > old.size);
+    for (id, volume) in after.volumes().iter().filter(|(id, volume)| larger(id, volume)) {
         let pool = after.nodes()[&volume.placement.node].pool(&volume.placement.pool).unwrap();
         let claim = after.claim(&volume.placement);
         assert!(claim.guaranteed <= pool.capacity, "{id} over-commits");
@@ -205,7 +212,9 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
     for (id, old) in before.volumes() {
         let Some(new) = after.volumes().get(id) else { continue };
         assert!(new.epoch >= old.epoch && new.generation >= old.generation);
-        assert_eq!((&new.identity, &new.placement, new.size), (&old.identity, &old.placement, old.size));
+        assert_eq!((&new.identity, &new.placement), (&old.identity, &old.placement));
+        assert!(new.size >= old.size && new.spec.thin == old.spec.thin);
+        assert!(new.size >= new.spec.size);
         assert!(new.provisioned || !old.provisioned);
     }
     let epochs: BTreeSet<_> = after.volumes().values().map(|volume| volume.epoch).collect();
@@ -345,8 +354,47 @@ fn near_full_nothing_thin_is_placed_and_thick_volumes_are_while_they_fit() {
 }
 
 #[test]
+fn a_volume_grows_while_there_is_room_and_never_shrinks() {
+    let mut state = ready();
+    let resize = |n, mib: u64| Body::UpdateVolume {
+        name: name(n),
+        uid: uid(1),
+        change: VolumeChange { size: Some(Bytes(mib << 20)), ..VolumeChange::default() },
+    };
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let outcome = apply(&mut state, resize(1, 21));
+    assert!(outcome.result.is_ok() && outcome.changes.contains(&Change::Desired(node(1))));
+    let desired = state.desired(&node(1)).unwrap().volumes[0].clone();
+    assert_eq!((desired.size, desired.generation), (Bytes(21 << 20), 2));
+    assert_eq!(state.volume_named(&name(1)).unwrap().footprint, Bytes(24 << 20));
+    assert!(matches!(
+        apply(&mut state, resize(1, 20)).result,
+        Err(Refusal::OutOfRange { field: refusal::Field::Size, .. })
+    ));
+    let refused = apply(&mut state, resize(1, 101)).result;
+    let (free, needed) = (Bytes(76 << 20), Bytes(80 << 20));
+    assert!(
+        matches!(refused, Err(Refusal::PoolTooSmall { free: f, needed: n, .. }) if (f, n) == (free, needed)),
+        "{refused:?}"
+    );
+    // A thin one is bounded by what may be promised, and takes nothing.
+    apply(&mut state, create_thin(2, 300));
+    assert!(apply(&mut state, resize(2, 305)).result.is_err());
+    assert!(apply(&mut state, resize(2, 304)).result.is_ok());
+    assert_eq!(state.volume_named(&name(2)).unwrap().footprint, Bytes(0));
+    // Put aside and adopted it may grow as well.
+    assert!(apply(&mut state, Body::ReleaseVolume { name: name(1), uid: uid(1) }).result.is_ok());
+    assert!(apply(&mut state, create(3, 1, 1, 1, 24, true)).result.is_ok());
+    assert_eq!(state.volume_named(&name(3)).unwrap().size, Bytes(24 << 20));
+}
+
+#[test]
 fn what_not_all_members_understand_is_refused() {
     let mut state = ready_at(FeatureLevel::FIRST);
+    apply(&mut state, create(9, 1, 1, 9, 1, false));
+    let change = VolumeChange { size: Some(Bytes(5 << 20)), ..VolumeChange::default() };
+    let refused = apply(&mut state, Body::UpdateVolume { name: name(9), uid: uid(1), change }).result;
+    assert!(matches!(refused, Err(Refusal::FeatureLevel { .. })), "{refused:?}");
     let refused = apply(&mut state, create_thin(1, 1)).result;
     assert!(matches!(refused, Err(Refusal::FeatureLevel { .. })), "{refused:?}");
     apply(&mut state, create(1, 1, 1, 1, 10, false));

@@ -69,7 +69,10 @@ impl NvmeTcpExporter {
         let nqn = Nqn::new(&export.nqn).map_err(refused)?;
         let allowed = hosts(&export.allowed_hosts).map_err(refused)?;
         if self.state.borrow().served.get(&export.volume) == Some(&nqn) {
-            return self.target.set_allowed_hosts(&nqn, allowed).map_err(refused);
+            self.target.set_allowed_hosts(&nqn, allowed).map_err(refused)?;
+            // It may have grown: hosts are told so.
+            self.target.note_resize();
+            return Ok(());
         }
         let config = SubsystemConfig {
             nqn: nqn.clone(),

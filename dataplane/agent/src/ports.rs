@@ -63,7 +63,8 @@ pub enum ExportError {
 
 /// A target: NVMe/TCP in the daemon and in the simulator, a list in tests.
 pub trait Exporter {
-    /// Serves a volume, or changes who may connect to one that is served. Doing it twice is the same as once.
+    /// Serves a volume; or changes who may connect to one that is served, and tells its hosts if it has grown. Doing it twice is
+    /// the same as once.
     fn export(&self, export: Export) -> LocalFuture<Result<(), ExportError>>;
 
     /// Stops serving the subsystem of a volume. Ends only when no connection reaches it any more and what was in flight has

@@ -97,6 +97,8 @@ pub struct VolumeReport {
     pub size: u64,
     /// Bytes of it that lie on disks, shared with snapshots or not. A little old.
     pub allocated: u64,
+    /// What of what was ordered could not be put into effect, while it is served all the same.
+    pub shortfall: Option<Problem>,
     /// Addresses at which hosts reach it through this node. All paths are optimized: the node is the target.
     pub paths: Vec<SocketAddr>,
 }

@@ -117,8 +117,14 @@ fn volume_report(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
         health,
         size: item.map_or(0, |item| item.size),
         allocated: items.usage.of_volume(volume.id),
+        shortfall: item.filter(|item| item.exported).and_then(|_| shortfall(items, volume)),
         paths,
     }
+}
+
+/// Why a volume that is served is not all that was ordered.
+fn shortfall(items: &Items, volume: &DesiredVolume) -> Option<Problem> {
+    items.failure(&Key::Volume(volume.id)).map(|failure| failure.problem.clone())
 }
 
 fn volume_health(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -> VolumeHealth {

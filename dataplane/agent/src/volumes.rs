@@ -15,6 +15,13 @@ use crate::pools::isolated;
 use crate::ports::{Export, ExportError};
 use crate::report::{Problem, Reason};
 
+/// A volume that is in service, or put aside, as it should be.
+struct Taken {
+    size: u64,
+    /// Why it is not all that is desired.
+    shortfall: Option<Problem>,
+}
+
 /// Why a volume is not as desired, and whether its data is lost.
 struct Obstacle {
     problem: Problem,
@@ -35,20 +42,28 @@ impl Inner {
         };
         let key = Key::Volume(id);
         match self.ensure(wanted, desired).await {
-            Ok(size) => {
-                let mut items = self.items.borrow_mut();
-                let item = items.volumes.entry(id).or_default();
-                item.applied = Some(wanted.clone());
-                item.exported = wanted.serve;
-                item.size = size;
-                items.succeeded(&key);
+            Ok(Taken { size, shortfall }) => {
+                {
+                    let mut items = self.items.borrow_mut();
+                    let item = items.volumes.entry(id).or_default();
+                    item.exported = wanted.serve;
+                    item.size = size;
+                    if shortfall.is_none() {
+                        item.applied = Some(wanted.clone());
+                        items.succeeded(&key);
+                    }
+                }
+                // It is in service as it is, and tried again.
+                if let Some(problem) = shortfall {
+                    self.failed(key, problem);
+                }
             }
             Err(Obstacle { problem, lost: true }) => self.lost(key, problem),
             Err(Obstacle { problem, lost: false }) => self.failed(key, problem),
         }
     }
 
-    async fn ensure(&self, wanted: &DesiredVolume, desired: &DesiredNode) -> Result<u64, Obstacle> {
+    async fn ensure(&self, wanted: &DesiredVolume, desired: &DesiredNode) -> Result<Taken, Obstacle> {
         let Some(pool) = self.items.borrow().pool(&wanted.pool).cloned() else {
             return Err(Problem::new(Reason::PoolNotReady, "the pool is not open").into());
         };
@@ -65,32 +80,33 @@ impl Inner {
                 _ => Problem::new(Reason::VolumeConflict, "another change of the volume is under way"),
             }
             .into()),
-            None => create(&pool, wanted).await,
+            None => create(&pool, wanted).await.map(|device| (device, None)),
         };
-        let device = match found {
-            Ok(device) => device,
+        let (device, shortfall) = match found {
+            Ok(found) => found,
             Err(obstacle) => {
                 self.withdraw(wanted.id).await?;
                 return Err(obstacle);
             }
         };
-        let size = device.info().bytes();
+        let taken = Taken { size: device.info().bytes(), shortfall };
         if !wanted.serve {
             self.withdraw(wanted.id).await?;
-            return Ok(size);
+            return Ok(taken);
         }
         self.ports.exporter.export(export_of(wanted, device)).await.map_err(export_problem)?;
-        Ok(size)
+        Ok(taken)
     }
 
-    /// Checks that a volume that is there is the one that is wanted, and notes that it is wanted.
+    /// Checks that a volume that is there is the one that is wanted, notes that it is wanted, and lets it grow. Why it does not
+    /// grow, if it does not: that is no reason not to serve it.
     async fn take_up(
         &self,
         pool: &Pool,
         wanted: &DesiredVolume,
         record: &VolumeRecord,
         device: Arc<LogicalVolume>,
-    ) -> Result<Arc<LogicalVolume>, Obstacle> {
+    ) -> Result<(Arc<LogicalVolume>, Option<Problem>), Obstacle> {
         let conflict = |message: String| Err(Problem::new(Reason::VolumeConflict, message).into());
         if record.epoch > wanted.epoch {
             mark!("agent-fenced");
@@ -104,17 +120,25 @@ impl Inner {
         if record.identity != identity_of(wanted) {
             return conflict(format!("the volume is known to hosts as {}", record.identity.nqn));
         }
-        if record.size != wanted.size {
+        if record.size > wanted.size {
             let (is, wanted) = (record.size, wanted.size);
-            return conflict(format!(
-                "the volume has {is} bytes, wanted are {wanted}; it cannot be resized yet"
-            ));
+            return conflict(format!("the volume has {is} bytes, wanted are {wanted}; it never shrinks"));
         }
         let raised = pool.raise(wanted.id, wanted.generation, wanted.epoch).await;
         // A pool that takes no change still serves its volumes: what it has seen stays lower, which harms nobody.
         match raised {
-            Ok(()) | Err(VolumeError::ReadOnly(_)) => Ok(device),
-            Err(error) => Err(volume_problem(&error).into()),
+            Ok(()) | Err(VolumeError::ReadOnly(_)) => {}
+            Err(error) => return Err(volume_problem(&error).into()),
+        }
+        if record.size == wanted.size {
+            return Ok((device, None));
+        }
+        match pool.resize(wanted.id, wanted.size).await {
+            Ok(()) => {
+                mark!("agent-volume-grown");
+                Ok((device, None))
+            }
+            Err(error) => Ok((device, Some(volume_problem(&error)))),
         }
     }
 

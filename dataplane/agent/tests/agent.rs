@@ -314,6 +314,49 @@ fn a_thin_volume_takes_what_is_written_and_says_how_much() {
 }
 
 #[test]
+fn a_volume_grows_while_it_is_served_and_is_served_while_it_cannot() {
+    run(16, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let sized =
+            |generation, size| DesiredVolume { generation: Generation(generation), ..wanted(1, size) };
+        agent.apply(DesiredNode { volumes: vec![sized(1, 4 * MIB)], ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        let device = node.device(volume_id(1));
+        let bytes = Bytes::open(&handle, &*device);
+        bytes.write(0, &[7; 4096]).await.unwrap();
+        agent.apply(DesiredNode { volumes: vec![sized(2, 8 * MIB)], ..desired(2) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let volume = &report.volumes[0];
+        assert_eq!((volume.size, volume.generation, &volume.shortfall), (8 * MIB, Generation(2), &None));
+        // Whoever had opened it sees it at once.
+        assert_eq!(device.info().bytes(), 8 * MIB);
+        bytes.write(8 * MIB - 4096, &[8; 4096]).await.unwrap();
+
+        agent.apply(DesiredNode { volumes: vec![sized(3, 100 * MIB)], ..desired(3) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let volume = &report.volumes[0];
+        assert_eq!(
+            (&volume.health, volume.size, volume.generation),
+            (&VolumeHealth::Online, 8 * MIB, Generation(2))
+        );
+        assert_eq!(volume.shortfall.as_ref().unwrap().reason, Reason::PoolFull);
+        assert_eq!(bytes.read(0, 4096).await.unwrap(), vec![7; 4096]);
+        // Also after a restart: it is served as it is, and grows once there is room.
+        agent.stop();
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.volumes[0].health, report.volumes[0].size), (&VolumeHealth::Online, 8 * MIB));
+        agent.apply(DesiredNode { volumes: vec![sized(4, 40 * MIB)], ..desired(4) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.volumes[0].size, &report.volumes[0].shortfall), (40 * MIB, &None));
+        agent.apply(DesiredNode { volumes: vec![sized(5, MIB)], ..desired(5) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::VolumeConflict);
+    });
+}
+
+#[test]
 fn what_fails_is_tried_again_and_says_why() {
     run(4, |handle| async move {
         let node = Rc::new(Node::default());

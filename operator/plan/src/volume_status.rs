@@ -4,7 +4,7 @@ use basalt_crds as crds;
 use basalt_crds::volume::{AnaState, PathStatus, ReplicaState, ReplicaStatus, VolumePhase};
 use basalt_crds::{Conditions, Status, VolumeStatus, format_bytes};
 use basalt_model as model;
-use basalt_model::{ClusterId, Volume, VolumeState};
+use basalt_model::{ClusterId, Problem, Volume, VolumeState};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::intent::Rejection;
@@ -204,8 +204,12 @@ impl Draft<'_> {
     /// The control plane has what was asked; whether the node has put it into effect is another question.
     fn synced(&mut self, present: &Volume) {
         let in_effect = present.observed.as_ref().map_or(0, |observed| observed.generation);
+        let shortfall = present.observed.as_ref().and_then(|observed| observed.shortfall.as_ref());
         if present.state == VolumeState::Creating {
             self.conditions.set(SYNCED, Status::False, "Creating", "its node is creating it");
+        } else if let Some(Problem { reason, message }) = shortfall {
+            let message = format!("node {}: {message}; it is served as it was", present.placement.node);
+            self.conditions.set(SYNCED, Status::False, word(reason).unwrap_or("NotInEffect"), message);
         } else if in_effect < present.generation {
             let message = format!(
                 "the control plane has accepted the specification; node {} has not put it into effect yet",
@@ -223,7 +227,9 @@ impl Draft<'_> {
         self.status.cluster_id = self.cluster.map(|cluster| cluster.to_string());
         self.status.nqn = Some(present.identity.nqn.clone());
         self.status.uuid = Some(present.identity.uuid.to_string());
-        self.status.size = Some(format_bytes(present.size.0));
+        // What hosts see, once there is something to see.
+        let served = present.observed.as_ref().map(|observed| observed.size).filter(|size| size.0 > 0);
+        self.status.size = Some(format_bytes(served.unwrap_or(present.size).0));
         let allocated = present.observed.as_ref().and_then(|observed| observed.allocated);
         self.status.used = allocated.map(|allocated| format_bytes(allocated.0));
         self.status.epoch = Some(present.epoch.to_string());
@@ -260,9 +266,7 @@ impl Draft<'_> {
                 (VolumePhase::Deleting, false, "Deleting", "its data is being deleted".to_owned())
             }
         };
-        // The word comes from a daemon: a condition's reason must be one CamelCase word.
-        let word = !reason.is_empty() && reason.chars().all(|c| c.is_ascii_alphanumeric());
-        let reason = if word { reason } else { phase.as_str() };
+        let reason = word(reason).unwrap_or(phase.as_str());
         self.status.phase = Some(phase);
         self.conditions.set(READY, ready.into(), reason, message);
     }
@@ -290,6 +294,11 @@ impl Draft<'_> {
         self.status.conditions = self.conditions.finish();
         self.status
     }
+}
+
+/// A word that comes from a daemon, if it can be a condition's reason: one CamelCase word.
+fn word(reason: &str) -> Option<&str> {
+    (!reason.is_empty() && reason.chars().all(|c| c.is_ascii_alphanumeric())).then_some(reason)
 }
 
 fn refused(rejection: &Rejection) -> Word {

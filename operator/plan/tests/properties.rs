@@ -5,6 +5,7 @@
 
 mod world;
 
+use basalt_crds::Size;
 use basalt_crds::volume::{ReclaimPolicy, VolumePhase};
 use basalt_model::Lifecycle;
 use proptest::prelude::*;
@@ -19,6 +20,7 @@ enum Op {
     DeleteVolume(usize),
     ChangeHosts(usize, u8),
     ChangeReclaim(usize, bool),
+    Grow(usize, u8),
     CreateNode(usize),
     DeleteNode(usize),
     Cordon(usize, bool),
@@ -51,6 +53,7 @@ fn ordinary() -> impl Strategy<Value = Op> {
         2 => (0..3_usize).prop_map(Op::DeleteVolume),
         2 => (0..3_usize, 0..4_u8).prop_map(|(which, hosts)| Op::ChangeHosts(which, hosts)),
         1 => (0..3_usize, any::<bool>()).prop_map(|(which, retain)| Op::ChangeReclaim(which, retain)),
+        1 => (0..3_usize, 1..4_u8).prop_map(|(which, more)| Op::Grow(which, more)),
         3 => (0..2_usize).prop_map(Op::CreateNode),
         1 => (0..2_usize).prop_map(Op::DeleteNode),
         1 => (0..2_usize, any::<bool>()).prop_map(|(which, cordon)| Op::Cordon(which, cordon)),
@@ -99,6 +102,10 @@ impl History {
             Op::ChangeReclaim(which, retain) => {
                 world.change_volume(VOLUMES[*which], |spec| spec.reclaim_policy = policy(retain));
             }
+            Op::Grow(which, more) => world.change_volume(VOLUMES[*which], |spec| {
+                let size = spec.size.bytes().unwrap() + (u64::from(*more) << 20);
+                spec.size = Size::Bytes(size);
+            }),
             Op::CreateNode(which) => world.create_node(NODES[*which]),
             Op::DeleteNode(which) => world.delete_node(NODES[*which]),
             Op::Cordon(which, cordon) => {

@@ -6,7 +6,7 @@ mod world;
 
 use basalt_crds::storage_node::{DiskState, NodePhase, PoolState};
 use basalt_crds::volume::{AnaState, ReclaimPolicy, ReplicaState, VolumePhase};
-use basalt_crds::{Condition, OWNER_UID_ANNOTATION, StorageNodeStatus, VolumeStatus};
+use basalt_crds::{Condition, OWNER_UID_ANNOTATION, Size, StorageNodeStatus, VolumeStatus};
 use basalt_model::NodeName;
 use world::{Control, Crash, World};
 
@@ -61,6 +61,26 @@ fn online_says_all_that_a_host_needs() {
     assert_eq!(node.pools[0].committed.as_deref(), Some("1Gi"));
     assert_eq!(node.pools[0].provisioned.as_deref(), Some("1Gi"));
     assert_eq!(condition(&node.conditions, "PoolsHaveRoom").0, "True");
+}
+
+#[test]
+fn a_volume_grows_and_says_when_it_does_not_fit() {
+    let mut world = online();
+    world.change_volume("v", |spec| spec.size = Size::Text("2Gi".to_owned()));
+    world.reconcile_volume("v", Crash::Never);
+    // Hosts see the old size until the node has done it.
+    assert_eq!(volume(&world).size.as_deref(), Some("1Gi"));
+    assert_eq!(condition(&volume(&world).conditions, "Synced").1, "Applying");
+    world.come_to_rest();
+    assert_eq!(volume(&world).size.as_deref(), Some("2Gi"));
+    assert_eq!(condition(&volume(&world).conditions, "Synced").0, "True");
+    world.change_volume("v", |spec| spec.size = Size::Text("2Ti".to_owned()));
+    world.come_to_rest();
+    let status = volume(&world);
+    let (synced, reason, message) = condition(&status.conditions, "Synced");
+    assert_eq!((synced, reason, status.phase), ("False", "NoRoom", Some(VolumePhase::Online)));
+    assert!(message.contains("bytes free"), "{message}");
+    assert_eq!(status.size.as_deref(), Some("2Gi"));
 }
 
 #[test]

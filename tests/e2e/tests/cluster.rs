@@ -178,6 +178,7 @@ fn wrong_input_is_refused_with_the_field_and_the_remedy(cluster: &Cluster) {
     for (manifest, words) in [
         (format!("{}  replicas: 2\n", volume("wrong", "64Mi")), "spec.replicas"),
         (volume("wrong", "banana"), "spec.size"),
+        (volume("data", "256Mi"), "can never shrink"),
         (volume("wrong", "64Mi").replace("\"*\"", "\"somebody\""), "spec.allowedHosts"),
         (volume("wrong", "64Mi").replace("size", "sise"), "sise"),
     ] {
@@ -284,11 +285,14 @@ fn linux_keeps_its_volume_when_the_daemon_is_killed(cluster: &Cluster) {
     let path = &object["status"]["paths"][0];
     let process = format!("basaltd-{}", path["node"].as_str().unwrap());
     let killed = Cell::new(None);
+    let grown: u64 = 448 << 20;
     let outcome = Guest::new(&image)
         .env("ADDRESS", "10.0.2.2")
         .env("PORT", &path["port"].to_string())
         .env("NQN", object["status"]["nqn"].as_str().unwrap())
         .env("SIZE", &(320u64 << 20).to_string())
+        .env("GROWN", &grown.to_string())
+        .hook("grow", |_| i32::from(cluster.apply(&volume("linux", "448Mi")).is_err()))
         .hook("kill", |_| {
             killed.set(cluster.pid(&process).unwrap());
             signal(cluster, &process, Signal::KILL);
@@ -302,6 +306,7 @@ fn linux_keeps_its_volume_when_the_daemon_is_killed(cluster: &Cluster) {
         .run(include_str!("guest/nvme-tcp.sh"))
         .unwrap();
     assert_eq!(outcome.status, 0, "{}", outcome.output);
+    assert_eq!(online(cluster, "linux")["status"]["size"], "448Mi");
     delete(cluster, "linux");
 }
 

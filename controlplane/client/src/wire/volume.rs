@@ -8,7 +8,7 @@ use basalt_model::{
 use basalt_proto::api;
 use uuid::Uuid;
 
-use super::{WireError, address, decode_problem, name, optional_name, required, text, uuid};
+use super::{WireError, address, decode_problem, encode_problem, name, optional_name, required, text, uuid};
 
 /// A volume.
 pub fn encode(volume: &Volume) -> api::Volume {
@@ -247,6 +247,7 @@ pub fn encode_observed(observed: &VolumeObserved) -> api::VolumeObserved {
         size_bytes: observed.size.0,
         generation: observed.generation,
         allocated_bytes: observed.allocated.map(|allocated| allocated.0),
+        shortfall: observed.shortfall.as_ref().map(encode_problem),
         paths: observed.paths.iter().map(path).collect(),
     }
 }
@@ -274,6 +275,7 @@ pub fn decode_observed(observed: api::VolumeObserved) -> Result<VolumeObserved, 
         size: Bytes(observed.size_bytes),
         generation: observed.generation,
         allocated: observed.allocated_bytes.map(Bytes),
+        shortfall: observed.shortfall.map(decode_problem),
         paths: observed.paths.iter().map(decode_path).collect::<Result<_, _>>()?,
     })
 }
@@ -336,6 +338,7 @@ mod tests {
                 size: Bytes(1 << 20),
                 generation: 3,
                 allocated: Some(Bytes(9)),
+                shortfall: Some(Problem { reason: "PoolFull".into(), message: "m".into() }),
                 paths: vec![PathObserved {
                     node: "n1".parse().unwrap(),
                     address: "10.0.0.1:4420".parse().unwrap(),

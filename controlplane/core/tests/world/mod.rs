@@ -354,6 +354,7 @@ pub fn online(desired: &DesiredNode) -> BTreeMap<VolumeId, VolumeObserved> {
         size: volume.size,
         generation: volume.generation,
         allocated: None,
+        shortfall: None,
         paths: vec![path.clone()],
     };
     desired.volumes.iter().map(|volume| (volume.id, seen(volume))).collect()

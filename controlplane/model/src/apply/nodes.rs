@@ -227,8 +227,10 @@ impl State {
 
     /// What a daemon says of a volume, as far as all members keep it.
     fn understood(&self, seen: &VolumeObserved) -> VolumeObserved {
-        let allocated = seen.allocated.filter(|_| self.level >= FeatureLevel::THIN);
-        VolumeObserved { allocated, ..seen.clone() }
+        let known = self.level >= FeatureLevel::THIN;
+        let allocated = seen.allocated.filter(|_| known);
+        let shortfall = seen.shortfall.clone().filter(|_| known);
+        VolumeObserved { allocated, shortfall, ..seen.clone() }
     }
 
     pub(super) fn set_liveness(

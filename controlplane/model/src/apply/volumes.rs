@@ -33,7 +33,7 @@ impl State {
             return Err(Refusal::LimitReached { what: Limited::Volumes, limit: Self::MAX_VOLUMES as u64 });
         }
         let demand = Demand { size: create.size, thin: create.spec.thin };
-        let footprint = self.room_for(&create.placement, demand)?.guaranteed;
+        let footprint = self.room_for(&create.placement, demand, Claim::default())?.guaranteed;
         let epoch = self.issue_epoch();
         let volume = Volume {
             id: create.id,
@@ -62,8 +62,8 @@ impl State {
         Ok(receipt)
     }
 
-    /// What a volume takes from a pool, if there is room.
-    fn room_for(&self, placement: &Placement, demand: Demand) -> Result<Claim, Refusal> {
+    /// What a volume takes from a pool, if there is room for what it does not have yet.
+    fn room_for(&self, placement: &Placement, demand: Demand, has: Claim) -> Result<Claim, Refusal> {
         let Placement { node, pool } = placement.clone();
         let usable = self
             .nodes
@@ -79,12 +79,25 @@ impl State {
         }
         let free = demand.most(&room);
         match demand.claim(observed.allocation_unit) {
-            Some(claim) if claim.total() <= free => Ok(claim),
+            Some(claim) if claim.total().0 <= has.total().0.saturating_add(free.0) => Ok(claim),
             claim => {
                 let needed = claim.map_or(SIZE_MAX, Claim::total);
+                let needed = Bytes(needed.0 - has.total().0);
                 Err(Refusal::PoolTooSmall { node, pool, free, needed })
             }
         }
+    }
+
+    /// Size and footprint of a volume that is asked to have at least this size. It never shrinks.
+    fn grown(&self, volume: &Volume, asked: Bytes) -> Result<(Bytes, Bytes), Refusal> {
+        let size = asked.round_up(Volume::SIZE_UNIT).unwrap_or(SIZE_MAX);
+        if size <= volume.size {
+            return Ok((volume.size, volume.footprint));
+        }
+        self.needs(FeatureLevel::THIN)?;
+        let demand = Demand { size, thin: volume.spec.thin };
+        let claim = self.room_for(&volume.placement, demand, volume.claim())?;
+        Ok((size, claim.guaranteed))
     }
 
     fn adopt_volume(&mut self, context: &mut Context<'_>, create: &CreateVolume) -> Result<Receipt, Refusal> {
@@ -92,15 +105,16 @@ impl State {
         let Some(volume) = released else {
             return Err(Refusal::NothingToAdopt { id: create.id });
         };
-        if create.spec.size > volume.size {
-            return Err(Refusal::Unsupported { what: Feature::Growth });
-        }
+        // What it is stays what it is, whatever the new object says.
+        let spec = VolumeSpec { thin: volume.spec.thin, ..create.spec.clone() };
+        let (size, footprint) = self.grown(volume, spec.size)?;
         let node = volume.placement.node.clone();
         let epoch = self.issue_epoch();
         self.touch_volume(context, create.id, |volume| {
             volume.name = create.name.clone();
             volume.uid = create.uid.clone();
-            volume.spec = create.spec.clone();
+            volume.spec = spec;
+            (volume.size, volume.footprint) = (size, footprint);
             volume.lifecycle = Lifecycle::Active;
             volume.epoch = epoch;
             volume.generation += 1;
@@ -129,18 +143,17 @@ impl State {
             if size < spec.size {
                 return Err(Refusal::OutOfRange { field: Field::Size, rule: Rule::NotShrink });
             }
-            if size > volume.size {
-                return Err(Refusal::Unsupported { what: Feature::Growth });
-            }
             spec.size = size;
         }
         self.check_volume(&spec)?;
         if spec == volume.spec {
             return Ok(Receipt::Volume { id });
         }
-        let node_acts = spec.allowed_hosts != volume.spec.allowed_hosts;
+        let (size, footprint) = self.grown(volume, spec.size)?;
+        let node_acts = spec.allowed_hosts != volume.spec.allowed_hosts || size > volume.size;
         self.touch_volume(context, id, |volume| {
             volume.spec = spec;
+            (volume.size, volume.footprint) = (size, footprint);
             volume.generation += u64::from(node_acts);
         });
         if node_acts {

@@ -122,6 +122,7 @@ fn online(volume: &node::DesiredVolume) -> node::VolumeReport {
         id: volume.id.clone(),
         observed: Some(api::VolumeObserved {
             allocated_bytes: None,
+            shortfall: None,
             health: api::VolumeHealth::Online.into(),
             problem: None,
             size_bytes: volume.size_bytes,

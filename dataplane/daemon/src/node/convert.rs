@@ -218,6 +218,7 @@ fn volume_report(node_name: &str, volume: &VolumeReport) -> node::VolumeReport {
         size_bytes: volume.size,
         generation: volume.generation.0,
         allocated_bytes: Some(volume.allocated),
+        shortfall: volume.shortfall.as_ref().map(problem),
         paths: volume.paths.iter().map(path).collect(),
     };
     node::VolumeReport { id: volume.id.to_string(), observed: Some(observed) }

@@ -236,6 +236,7 @@ mod tests {
                 health: VolumeHealth::Online,
                 size: 0,
                 allocated: 0,
+                shortfall: None,
                 paths: Vec::new(),
             };
             let volumes = ids.iter().map(report).collect();

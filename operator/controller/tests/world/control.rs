@@ -181,6 +181,7 @@ fn daemon_works(held: &mut Held, name: &NodeName) {
         size: volume.size,
         generation: volume.generation,
         allocated: Some(volume.footprint),
+        shortfall: None,
         paths: vec![path.clone()],
     };
     let pool = PoolObserved {

@@ -454,6 +454,7 @@ impl Control {
                 size: volume.size,
                 generation: volume.generation,
                 allocated: (!volume.spec.thin).then_some(volume.footprint),
+                shortfall: None,
                 paths: vec![path],
             };
             (volume.id, observed)

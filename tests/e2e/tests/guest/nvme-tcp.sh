@@ -1,5 +1,6 @@
 # What Linux's own NVMe/TCP host does with a volume. Variables: ADDRESS, PORT, NQN, and SIZE, the volume's size in bytes;
 # RESERVATIONS, where the target keeps them and the test answers for another host.
+# GROWN, the size that the hook `grow` gives the volume, where it can grow.
 # The host's hooks: `kill` ends the target with SIGKILL, `start` starts it again on the same data.
 set -euo pipefail
 
@@ -74,6 +75,30 @@ fio --name=files --directory=/run/volume --size=24m --numjobs=2 --rw=randwrite -
 head -c 3000000 /dev/urandom >/run/volume/random
 sum=$(sha256sum </run/volume/random)
 sync
+
+# The host is told that the namespace has changed, and nobody connects again.
+grown() {
+    step "growth under load"
+    local before
+    before=$(cat /sys/class/nvme/nvme*/cntlid)
+    fio --name=grows --filename=/run/volume/grows --size=16m --rw=randrw --bs=4k --ioengine=libaio --direct=1 --iodepth=8 \
+        --verify=crc32c --verify_fatal=1 --do_verify=1 --io_size=16m >/run/grows.log 2>&1 &
+    local load=$!
+    host-call grow || fail "the volume cannot be grown"
+    for tries in $(seq 300); do
+        [ "$(blockdev --getsize64 "$disk")" = "$GROWN" ] && break
+        sleep 0.1
+    done
+    [ "$(blockdev --getsize64 "$disk")" = "$GROWN" ] || fail "size is still $(blockdev --getsize64 "$disk"), not $GROWN"
+    wait $load || { cat /run/grows.log; fail "fio over a growing volume"; }
+    [ "$(cat /sys/class/nvme/nvme*/cntlid)" = "$before" ] || fail "the host connected again"
+    xfs_growfs /run/volume >/run/growfs.log 2>&1 || { cat /run/growfs.log; fail "xfs_growfs"; }
+    local blocks
+    blocks=$(stat --file-system --format='%b * %S' /run/volume)
+    [ $((blocks)) -gt $((SIZE)) ] || fail "the file system has $((blocks)) bytes after the growth"
+    SIZE=$GROWN
+}
+[ -z "${GROWN:-}" ] || grown
 
 step "SIGKILL under load"
 fio --name=load --filename=/run/volume/load --size=24m --rw=randrw --bs=4k --ioengine=libaio --direct=1 --iodepth=8 \

@@ -151,6 +151,7 @@ fn volume_observed(node: &NodeName, volume: &agent::VolumeReport) -> model::Volu
         size: Bytes(volume.size),
         generation: volume.generation.0,
         allocated: Some(Bytes(volume.allocated)),
+        shortfall: volume.shortfall.as_ref().map(problem),
         paths: volume.paths.iter().map(path).collect(),
     }
 }

@@ -179,6 +179,7 @@ impl StandIn {
             size: held.size,
             generation: held.generation,
             allocated: Some(held.size),
+            shortfall: None,
             paths: if ready && held.serve { vec![path] } else { Vec::new() },
         }
     }
