@@ -100,6 +100,11 @@ impl Pieces {
         (0..PIECES).filter(move |at| first(*at)).map(|at| Place::from_bits(self.0[at]))
     }
 
+    /// Bits of the disks that they lie on.
+    pub fn disks(&self) -> u64 {
+        self.places().fold(0, |bits, place| bits | 1 << place.disk())
+    }
+
     /// True if none of them lies anywhere.
     pub fn is_unmapped(&self) -> bool {
         *self == Self::UNMAPPED

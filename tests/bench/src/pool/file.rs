@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use basalt_bdev::BlockDevice;
+use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_device_mem::PlainDevice;
 use basalt_device_uring::{UringDevice, UringOptions};
 use basalt_reactor::DiskOptions;
@@ -45,16 +45,21 @@ impl Backing {
 
     /// A device of it, fully written. What is given back is not punched out of the file.
     fn written(&self, rig: &mut Rig, bytes: u64) -> Result<Arc<dyn BlockDevice>> {
-        let device = open(rig, &self.0, bytes)?;
+        let device = open(rig, &self.0, bytes, None)?;
         rig.fill(&*device)?;
         Ok(Arc::new(PlainDevice::new(device)))
     }
 }
 
 /// A file as a device; it gets this length at least.
-pub(super) fn open(rig: &Rig, path: &Path, bytes: u64) -> Result<Arc<dyn BlockDevice>> {
+pub(super) fn open(
+    rig: &Rig,
+    path: &Path,
+    bytes: u64,
+    block_size: Option<BlockSize>,
+) -> Result<Arc<dyn BlockDevice>> {
     let disk = DiskOptions { create_with_length: Some(bytes), ..DiskOptions::default() };
-    let options = UringOptions { name: "bench".into(), uuid: Uuid::nil(), block_size: None, disk };
+    let options = UringOptions { name: "bench".into(), uuid: Uuid::nil(), block_size, disk };
     Ok(Arc::new(UringDevice::open(&rig.handle, path, &options)?))
 }
 

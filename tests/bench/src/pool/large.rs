@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, IoError, Lba};
+use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
 use basalt_clock::{Random, SeededRandom};
 use basalt_dma::{Buffer, Payload};
 use basalt_lvol::{Pool, PoolHealth, VolumeStatus};
@@ -226,7 +226,7 @@ fn in_child(path: &Path, look: bool) -> Result<Imported> {
 /// In a process of its own.
 pub(super) fn import_child(path: &Path, look: bool) -> Result<()> {
     let mut rig = Rig::new()?;
-    let device = open(&rig, path, 0)?;
+    let device = open(&rig, path, 0, Some(BlockSize::B4096))?;
     rig.turn();
     let before = memory_mib("VmRSS:")?;
     let (handle, disks) = (rig.handle.clone(), vec![named(device)]);
@@ -236,7 +236,7 @@ pub(super) fn import_child(path: &Path, look: bool) -> Result<()> {
     ensure!(matches!(pool.health(), PoolHealth::Online), "the pool is read-only");
     if look {
         let Some(VolumeStatus::Ready(record, device)) = pool.volume(id(1)) else {
-            anyhow::bail!("the volume is not there");
+            anyhow::bail!("the volume cannot be used: {:?}", pool.volume(id(1)));
         };
         let channel = AsyncChannel::new(&rig.handle, device.open(&rig.handle)?);
         rig.wait(async move {

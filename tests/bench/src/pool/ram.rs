@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use basalt_bdev::{BlockDevice, BlockSize};
-use basalt_device_mem::RamDevice;
+use basalt_device_mem::{PlainDevice, RamDevice};
 use basalt_lvol::{LogicalVolume, Pool};
 use uuid::Uuid;
 
@@ -13,9 +13,11 @@ use super::{Effort, Line, Rig};
 
 /// More than caches hold.
 const WORKING_SET: u64 = 256 * MIB;
+/// What is overwritten after a snapshot.
+const COPIED: u64 = GIB;
 const SNAPSHOTS: u32 = 32;
 /// Random writes between two snapshots: after all of them most pieces lie in another one than their neighbours.
-const WRITES_BETWEEN: u64 = 256;
+const WRITES_BETWEEN: u64 = 128;
 
 fn ram(bytes: u64) -> Result<Arc<dyn BlockDevice>> {
     Ok(Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, bytes)?))
@@ -30,11 +32,11 @@ struct Sides {
 }
 
 impl Sides {
-    fn new(bytes: u64, room: u64) -> Result<Self> {
+    fn new(bytes: u64, below: Arc<dyn BlockDevice>) -> Result<Self> {
         let mut rig = Rig::new()?;
         let bare = ram(bytes)?;
         rig.fill(&*bare)?;
-        let pool = rig.pool(ram(room)?)?;
+        let pool = rig.pool(below)?;
         let volume = rig.volume(&pool, 1, bytes)?;
         rig.fill(&*volume)?;
         Ok(Self { rig, bare, pool, volume })
@@ -57,7 +59,7 @@ impl Sides {
 }
 
 pub(super) fn allocated(effort: &Effort) -> Result<Vec<Line>> {
-    let mut sides = Sides::new(WORKING_SET, 2 * WORKING_SET)?;
+    let mut sides = Sides::new(WORKING_SET, ram(2 * WORKING_SET)?)?;
     Ok(vec![
         Line::of_pairs(
             "4 KiB random read, thin over RAM, QD128, to the device",
@@ -74,7 +76,7 @@ pub(super) fn allocated(effort: &Effort) -> Result<Vec<Line>> {
 
 pub(super) fn through_snapshots(effort: &Effort) -> Result<Vec<Line>> {
     // Memory that is never touched costs nothing: a snapshot's copies are pieces.
-    let mut sides = Sides::new(WORKING_SET, 16 * GIB)?;
+    let mut sides = Sides::new(WORKING_SET, ram(8 * GIB)?)?;
     for number in 0..SNAPSHOTS {
         sides.rig.snapshot(&sides.pool, 1, 100 + number)?;
         let load = random(&*sides.volume, 0, 32, 1000 + u64::from(number));
@@ -86,7 +88,10 @@ pub(super) fn through_snapshots(effort: &Effort) -> Result<Vec<Line>> {
 
 /// The time right after a snapshot is as long as the runs that it is compared with; then all is copied.
 pub(super) fn after_snapshot(effort: &Effort) -> Result<Vec<Line>> {
-    let mut sides = Sides::new(GIB, 4 * GIB)?;
+    // Memory that was written before, and stays: what the system does at its first use is not the volume's.
+    let below = ram(COPIED * 5 / 2)?;
+    Rig::new()?.fill(&*below)?;
+    let mut sides = Sides::new(COPIED, Arc::new(PlainDevice::new(below)))?;
     let (mut right_after, mut copied) = (Vec::new(), Vec::new());
     let volume = Arc::clone(&sides.volume);
     for pair in 0..effort.pairs {
