@@ -27,16 +27,28 @@ enum Subject {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Logical volumes beside their disks alone: maps, snapshots, first writes, import and memory
+    #[command(disable_help_flag = true)]
+    Pool {
+        /// As `basalt-bench pool --help` says: --pairs, --seconds, --folder, --only, --json
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.subject {
         Subject::Cluster => cluster(),
-        Subject::Dataplane { arguments } => dataplane(arguments),
+        Subject::Dataplane { arguments } => measure(arguments),
+        Subject::Pool { arguments } => {
+            let folder = workspace::target_dir()?.join("bench-pool").display().to_string();
+            let ours = ["pool".to_owned(), "--folder".to_owned(), folder];
+            measure(&ours.into_iter().chain(arguments.iter().cloned()).collect::<Vec<_>>())
+        }
     }
 }
 
-fn dataplane(arguments: &[String]) -> Result<()> {
+fn measure(arguments: &[String]) -> Result<()> {
     let status = workspace::cargo(&["run", "--quiet", "--release", "--package=basalt-bench", "--"])?
         .args(arguments)
         .status()

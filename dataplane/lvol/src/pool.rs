@@ -36,13 +36,13 @@ use crate::disk::DiskIo;
 use crate::error::ReadOnlyReason;
 use crate::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskRecord, JournalRecord, PagePointer, Superblock, VolumeRecord,
+    DamageReason, DirectoryRecord, DiskRecord, JournalRecord, PagePointer, Pieces, Superblock, VolumeRecord,
 };
 use crate::pages::{PageHold, Pages};
 use crate::port::{Message, Port};
 use crate::refs::{Limbo, Refs};
 use crate::space::Space;
-use crate::tree::{FrozenTree, Tree};
+use crate::tree::{Counts, FrozenTree, Tree};
 use crate::volume::{LogicalVolume, PoolShared};
 use checkpoint::{Checkpoint, PageBytes, Written};
 use grants::OpenGrant;
@@ -152,6 +152,8 @@ enum Volume {
 struct VolumeData {
     record: VolumeRecord,
     tree: Tree,
+    /// Bits of the disks that the map may name.
+    disks: u64,
     /// The page that holds the record and names the map; `None`: the next checkpoint writes one.
     page: Option<Rc<StoredPage>>,
     device: Option<Arc<LogicalVolume>>,
@@ -293,6 +295,7 @@ impl VolumeData {
         Self {
             record,
             tree,
+            disks: 0,
             page,
             device: None,
             locked: BTreeSet::new(),
@@ -308,6 +311,12 @@ impl VolumeData {
     /// Something changed that its page says: the next checkpoint writes another one.
     fn touch(&mut self) {
         self.page = None;
+    }
+
+    /// Moves the pieces of an extent.
+    fn set(&mut self, extent: u64, pieces: &Pieces, counts: &mut impl Counts) {
+        self.tree.set(extent, pieces, counts);
+        self.disks |= pieces.disks();
     }
 }
 

@@ -9,6 +9,7 @@
 mod exchange;
 mod paused;
 mod peers;
+mod pool;
 mod ratio;
 mod settings;
 mod subject;
@@ -36,9 +37,9 @@ struct Arguments {
     /// Pairs of runs per row
     #[arg(long, global = true, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// Seconds of one run
-    #[arg(long, global = true, default_value_t = 3.0)]
-    seconds: f64,
+    /// Seconds of one run; by default 3, and 0.5 for pools
+    #[arg(long, global = true)]
+    seconds: Option<f64>,
     /// Another NVMe/TCP target, with a namespace 1 of at least 256 MiB whose data may be overwritten; the same load runs against it
     #[arg(long, value_name = "IP:PORT", requires = "vs_nqn")]
     vs: Option<SocketAddr>,
@@ -74,6 +75,8 @@ enum Other {
         #[arg(long, default_value_t = 1000)]
         queue_pairs: usize,
     },
+    /// What logical volumes cost: the table of docs/performance.md, "Pools"
+    Pool(pool::PoolArguments),
     /// A target for `memory`, in a process of its own
     #[command(hide = true)]
     Serve,
@@ -92,15 +95,20 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let cores = std::thread::available_parallelism()?.get();
     ensure!(cores >= 2, "target and load need a core each, and this machine has {cores}");
-    let duration = Duration::from_secs_f64(arguments.seconds.clamp(0.1, 600.0));
-    match arguments.other {
-        Some(Other::HalfOpen { connections }) => return half_open(arguments, connections, duration),
-        Some(Other::Memory { queue_pairs }) => return memory(arguments, queue_pairs),
+    let default = if matches!(arguments.other, Some(Other::Pool(_))) { 0.5 } else { 3.0 };
+    let seconds = arguments.seconds.unwrap_or(default);
+    ensure!((0.1..=600.0).contains(&seconds), "--seconds must be from 0.1 to 600, for example 3");
+    let duration = Duration::from_secs_f64(seconds);
+    match &arguments.other {
+        Some(Other::HalfOpen { connections }) => return half_open(arguments, *connections, duration),
+        Some(Other::Memory { queue_pairs }) => return memory(arguments, *queue_pairs),
         Some(Other::Settings) => return settings(arguments, duration),
+        Some(Other::Pool(pools)) => {
+            return pool::run(pools, arguments.pairs, duration, &arguments.only, arguments.json);
+        }
         Some(Other::Serve) => return peers::serve(),
         None => {}
     }
-    ensure!((0.1..=600.0).contains(&arguments.seconds), "--seconds must be from 0.1 to 600, for example 3");
     let other = match (&arguments.vs, &arguments.vs_nqn) {
         (Some(address), Some(nqn)) => {
             let subject = Subject::new(*address, Nqn::new(nqn)?, None);
@@ -112,7 +120,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut rows = Vec::new();
     for work in Work::ALL.iter().filter(|work| work.name().contains(&arguments.only)) {
-        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
+        eprintln!("{} x {} s each: {}", arguments.pairs, duration.as_secs_f64(), work.name());
         let row = measure(work, other.as_ref(), arguments.pairs, duration)?;
         if !arguments.json {
             table::print_row(&row, rows.is_empty());
@@ -129,7 +137,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn half_open(arguments: &Arguments, connections: usize, duration: Duration) -> Result<()> {
     let mut rows = Vec::new();
     for work in Work::ALL[..2].iter().filter(|work| work.name().contains(&arguments.only)) {
-        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
+        eprintln!("{} x {} s each: {}", arguments.pairs, duration.as_secs_f64(), work.name());
         let row = peers::measure(work, connections, arguments.pairs, duration)?;
         if !arguments.json {
             peers::print_row(&row, rows.is_empty());

@@ -126,8 +126,11 @@ const ARROWS: &[(&str, &[&str])] = &[
         "bench",
         &[
             "bdev",
+            "clock",
             "device-mem",
+            "device-uring",
             "dma",
+            "lvol",
             "nvme-wire",
             "nvmf-host",
             "nvmf-target",

@@ -105,6 +105,11 @@ impl Pieces {
         self.0.iter().filter(|slot| **slot != 0).count() as u64
     }
 
+    /// Bits of the disks that they lie on.
+    pub fn disks(&self) -> u64 {
+        self.places().fold(0, |bits, place| bits | 1 << place.disk())
+    }
+
     /// True if none of them lies anywhere.
     pub fn is_unmapped(&self) -> bool {
         *self == Self::UNMAPPED

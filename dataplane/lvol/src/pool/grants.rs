@@ -310,7 +310,7 @@ impl State {
             }
             named = open.taken.is_some_and(|taken| after.within(taken) != 0);
             if after != before {
-                data.tree.set(open.extent, &after, &mut self.refs);
+                data.set(open.extent, &after, &mut self.refs);
                 data.touch();
                 self.pending.push(JournalRecord { volume: open.volume, extent: open.extent, pieces: after });
                 self.map_changes += 1;
@@ -338,7 +338,7 @@ impl State {
             return;
         }
         mark!("lvol-discarded");
-        data.tree.set(extent, &after, &mut self.refs);
+        data.set(extent, &after, &mut self.refs);
         data.touch();
         data.publish(extent, &self.refs);
         if planted!("lvol-discard-not-journalled") {

@@ -138,7 +138,7 @@ impl Image {
             if record.extent >= data.record.extents(self.superblock.geometry.extent_bytes) {
                 continue;
             }
-            data.tree.set(record.extent, &record.pieces, &mut Uncounted);
+            data.set(record.extent, &record.pieces, &mut Uncounted);
             data.touch();
         }
         self.replay.records = records;
@@ -354,7 +354,10 @@ async fn load_volume(loader: &Loader, directory: &DirectoryRecord) -> Result<(Vo
     let (record, map, page) = loader.volume(directory).await?;
     let tree = loader.map(map).await?;
     let kept = Kept { page: Some(Rc::clone(&page)), tree: tree.freeze() };
-    Ok((VolumeData::new(record, tree, Some(page)), kept))
+    let mut data = VolumeData::new(record, tree, Some(page));
+    let VolumeData { tree, disks, .. } = &mut data;
+    tree.each(|_, pieces| *disks |= pieces.disks());
+    Ok((data, kept))
 }
 
 impl Inner {

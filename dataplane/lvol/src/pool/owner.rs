@@ -142,8 +142,7 @@ impl VolumeData {
         let core = device.core();
         let (pieces, own) = self.own(extent, refs);
         let own = self.free_to_overwrite(extent, own);
-        let used = pieces.places().fold(0, |bits: u64, place| bits | 1 << place.disk());
-        core.used.fetch_or(used, std::sync::atomic::Ordering::AcqRel);
+        core.used.fetch_or(pieces.disks(), std::sync::atomic::Ordering::AcqRel);
         if core.map.is_loaded(extent) {
             let token = core.token.load(std::sync::atomic::Ordering::Acquire);
             core.map.set(extent, token, &pieces, own);

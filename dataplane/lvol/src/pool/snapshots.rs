@@ -154,6 +154,7 @@ impl Inner {
         };
         data.frozen -= 1;
         snapshot.tree = data.tree.share();
+        snapshot.disks = data.disks;
         snapshot.record.size = data.record.size;
         snapshot.record.created = sequence;
         if !matches!(state.volumes.get(&origin), Some(Volume::Ready(_))) {
@@ -179,8 +180,8 @@ impl Inner {
         }
         let family = data.record.family;
         let record = new.into_record(self, family, Some(snapshot), sequence)?;
-        let tree = data.tree.share();
-        let clone = VolumeData::new(record, tree, None);
+        let (tree, disks) = (data.tree.share(), data.disks);
+        let clone = VolumeData { disks, ..VolumeData::new(record, tree, None) };
         state.volumes.insert(clone.record.id, Volume::Committing(Box::new(clone)));
         Ok(())
     }

@@ -11,8 +11,8 @@ use super::{Inner, Pool, Volume, VolumeData};
 use crate::error::{DiskFault, ReadOnlyReason, VolumeError};
 use crate::id::{Epoch, Generation, VolumeId};
 use crate::layout::{
-    DamageReason, NAME_BYTES_MAX, PAGE_BYTES, Pieces, ReplicaRecord, VOLUME_EXTENTS_MAX, VolumeFlags,
-    VolumeIdentity, VolumeRecord,
+    DISKS_MAX, DamageReason, NAME_BYTES_MAX, PAGE_BYTES, Pieces, ReplicaRecord, VOLUME_EXTENTS_MAX,
+    VolumeFlags, VolumeIdentity, VolumeRecord,
 };
 use crate::space::Run;
 use crate::tree::Tree;
@@ -214,7 +214,7 @@ impl Pool {
                 return Err(VolumeError::NotFound(id));
             };
             for (extent, place) in (first..).zip(runs.iter().copied().flat_map(Run::places)) {
-                data.tree.set(extent, &Pieces::whole(place), &mut state.refs);
+                data.set(extent, &Pieces::whole(place), &mut state.refs);
                 data.publish(extent, &state.refs);
             }
             data.record.size = data.record.size.max(size);
@@ -401,7 +401,7 @@ impl Inner {
             return Err(fault.into());
         }
         for (extent, place) in (0..).zip(runs.iter().copied().flat_map(Run::places)) {
-            data.tree.set(extent, &Pieces::whole(place), &mut state.refs);
+            data.set(extent, &Pieces::whole(place), &mut state.refs);
         }
         state.volumes.insert(id, Volume::Committing(data));
         Ok(())
@@ -460,9 +460,7 @@ impl Inner {
 
     /// The device of a volume.
     pub(super) fn device_of(&self, data: &VolumeData) -> Arc<LogicalVolume> {
-        let mut used = 0;
-        data.tree.each(|_, pieces| pieces.places().for_each(|place| used |= 1_u64 << place.disk()));
-        Arc::new(LogicalVolume::new(&data.record, &self.shared, &self.port, used))
+        Arc::new(LogicalVolume::new(&data.record, &self.shared, &self.port, data.disks))
     }
 
     /// No request is taken any more, and the next checkpoint is without the volume.
@@ -551,20 +549,11 @@ impl Inner {
 
 /// Why a volume that is understood cannot be served now.
 pub(super) fn obstacle(data: &VolumeData, present: &[Option<BlockSize>]) -> Option<DamageReason> {
-    let mut reason = None;
-    data.tree.each(|_, pieces| {
-        for place in pieces.places() {
-            match present.get(place.disk()) {
-                Some(Some(block)) if block.bytes() == data.record.block_bytes => {}
-                Some(Some(_)) => {
-                    reason = reason.or(Some(DamageReason::Field("its block is not that of its disks")));
-                }
-                _ => {
-                    let disk = u32::try_from(place.disk()).unwrap_or(u32::MAX);
-                    reason = reason.or(Some(DamageReason::DiskMissing(disk)));
-                }
-            }
-        }
+    let named = (0..).zip(0..DISKS_MAX).filter(|(_, disk)| data.disks & 1 << disk != 0);
+    let mut reasons = named.filter_map(|(number, disk)| match present.get(disk) {
+        Some(Some(block)) if block.bytes() == data.record.block_bytes => None,
+        Some(Some(_)) => Some(DamageReason::Field("its block is not that of its disks")),
+        _ => Some(DamageReason::DiskMissing(number)),
     });
-    reason
+    reasons.next()
 }
