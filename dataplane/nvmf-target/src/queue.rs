@@ -446,9 +446,18 @@ fn invalid_data(offset: u32, for_good: bool) -> Reply {
 }
 
 fn association(data: &ConnectData) -> Result<Association, Reply> {
-    let nqn = fabrics::parse_nqn(&data.host_nqn).and_then(|nqn| Nqn::new(nqn).ok());
-    let nqn = nqn.ok_or(invalid_data(HOSTNQN_AT, true))?;
+    let nqn = host_nqn(data).ok_or(invalid_data(HOSTNQN_AT, true))?;
     let epoch = data.reserved_768.first_chunk::<8>().and_then(|bytes| Epoch::parse(*bytes));
     let host = HostIdentity { nqn, id: HostId(data.host_id), authentication: Authentication::Claimed };
     Ok(Association { host, epoch })
+}
+
+/// The name that a host gave. One that gave none, as SPDK's load generator does unless it is told one, goes by the name that its identifier
+/// makes (Base 4.5.1), which a list of allowed hosts may hold like any other.
+fn host_nqn(data: &ConnectData) -> Option<Nqn> {
+    if data.host_nqn[0] != 0 {
+        return fabrics::parse_nqn(&data.host_nqn).and_then(|nqn| Nqn::new(nqn).ok());
+    }
+    let id = uuid::Uuid::from_bytes(data.host_id);
+    if id.is_nil() { None } else { Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{id}")).ok() }
 }

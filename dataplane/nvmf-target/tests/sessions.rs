@@ -63,7 +63,9 @@ fn connect(
     let fields = Connect { format: 0, queue_id: id, queue_size: 32, attributes: 0, keep_alive_ms };
     let mut sqe = Command::Connect(fields).emit(1);
     sqe.sgl = Sgl::InCapsule { offset: 0, length: 1024 }.emit();
-    let data = ConnectData::new([3; 16], controller, subsystem, host).unwrap();
+    let mut data = ConnectData::new([3; 16], controller, subsystem, HOST).unwrap();
+    data.host_nqn.fill(0);
+    data.host_nqn[..host.len()].copy_from_slice(host.as_bytes());
     assert_eq!(queue.command(NOW, &sqe), Step::Take { length: 1024 });
     complete(queue.command_with_data(NOW, &sqe, data.as_bytes()))
 }
@@ -176,6 +178,17 @@ fn namespaces_are_identified_by_every_page_that_linux_asks_for() {
     let mut short = command(Admin::Identify.code(), 0, 4092);
     short.cdw10 = U32::new(1);
     assert_eq!(complete(queue.command(NOW, &short)).status, Status::SGL_LENGTH_INVALID.dnr());
+}
+
+#[test]
+fn a_host_without_a_name_goes_by_its_identifier() {
+    let target = target();
+    let mut queue = Queue::new(Arc::clone(&target), LIMITS);
+    let refused = connect(&mut queue, 0, CONTROLLER_ANY, SUBSYSTEM, "", 0);
+    assert_eq!(refused.status, Status::CONNECT_INVALID_HOST.dnr());
+    let name = "nqn.2014-08.org.nvmexpress:uuid:03030303-0303-0303-0303-030303030303";
+    target.set_allowed_hosts(&nqn(SUBSYSTEM), [nqn(name)].into_iter().collect()).unwrap();
+    assert_eq!(connect(&mut queue, 0, CONTROLLER_ANY, SUBSYSTEM, "", 0), Reply::result(10));
 }
 
 #[test]
