@@ -68,8 +68,10 @@ pub enum Error {
         job: PathBuf,
     },
     /// The guest ended before its script did.
-    #[error("the guest ended without a status; its console is in {job}")]
+    #[error("the guest gave no status ({ended}); its console is in {job}")]
     NoStatus {
+        /// What became of QEMU.
+        ended: String,
         /// The folder with all that it left.
         job: PathBuf,
     },

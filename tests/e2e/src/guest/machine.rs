@@ -15,6 +15,8 @@ use crate::Error;
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(300);
 const DEFAULT_MEMORY_MIB: u32 = 1024;
 const INTERVAL: Duration = Duration::from_millis(50);
+/// Debian 12's QEMU (7.2) ends with a segmentation fault now and then while the machine starts, without a word.
+const RESTARTS_MAX: u32 = 2;
 /// What `host-call` ends with when the test has no such hook.
 const NO_SUCH_HOOK: i32 = 127;
 
@@ -102,9 +104,16 @@ impl<'a> Guest<'a> {
         let job = Job { dir: folder.path().to_owned() };
         job.write(script, &self.environment, &self.files)?;
         let calls = UnixListener::bind(job.socket()).map_err(Error::file("binding", &job.socket()))?;
-        let mut machine = Machine(job.boot(self.image, self.nvme_mib)?);
-        let status = self.serve(&job, &calls, &mut machine);
-        drop(machine);
+        let mut status = self.boot(&job, &calls);
+        for _ in 0..RESTARTS_MAX {
+            match &status {
+                Err(Error::NoStatus { ended, .. }) if ended.contains("signal") && job.is_untouched() => {
+                    eprintln!("QEMU crashed before the guest began ({ended}); it is started again");
+                    status = self.boot(&job, &calls);
+                }
+                _ => break,
+            }
+        }
         let output = fs::read(job.output()).map_err(Error::file("reading", &job.output()))?;
         let output = String::from_utf8_lossy(&output).into_owned();
         match status {
@@ -116,6 +125,12 @@ impl<'a> Guest<'a> {
                 Err(error)
             }
         }
+    }
+
+    /// One run of QEMU.
+    fn boot(&mut self, job: &Job, calls: &UnixListener) -> Result<i32, Error> {
+        let mut machine = Machine(job.boot(self.image, self.nvme_mib)?);
+        self.serve(job, calls, &mut machine)
     }
 
     /// Answers the guest's calls until it reports a status.
@@ -140,17 +155,17 @@ impl<'a> Guest<'a> {
                     Err(error) if error.kind() == ErrorKind::WouldBlock && machine.is_running() => {
                         sleep(INTERVAL);
                     }
-                    Err(_) => return Err(Error::NoStatus { job: job.dir.clone() }),
+                    Err(_) => return Err(machine.no_status(job)),
                 }
                 continue;
             };
             match reader.read_until(b'\n', &mut line) {
-                Ok(0) => return Err(Error::NoStatus { job: job.dir.clone() }),
+                Ok(0) => return Err(machine.no_status(job)),
                 Ok(_) => {
                     let text = String::from_utf8_lossy(&line).into_owned();
                     line.clear();
                     if let Some(status) = text.trim().strip_prefix("exit ") {
-                        return status.parse().map_err(|_| Error::NoStatus { job: job.dir.clone() });
+                        return status.parse().map_err(|_| machine.no_status(job));
                     }
                     let status = self.call(text.trim());
                     writeln!(reader.get_mut(), "{status}").map_err(Error::file("writing", &job.socket()))?;
@@ -158,7 +173,7 @@ impl<'a> Guest<'a> {
                 // What was read of a line stays in `line`.
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     if !machine.is_running() {
-                        return Err(Error::NoStatus { job: job.dir.clone() });
+                        return Err(machine.no_status(job));
                     }
                 }
                 Err(error) => return Err(Error::file("reading", &job.socket())(error)),
@@ -185,6 +200,24 @@ impl Machine {
     fn is_running(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(None))
     }
+
+    /// The guest is gone, or said something else than a status.
+    fn no_status(&mut self, job: &Job) -> Error {
+        // A QEMU that closed its end is about to end.
+        for _ in 0..20 {
+            match self.0.try_wait() {
+                Ok(None) => sleep(INTERVAL),
+                Ok(Some(status)) => {
+                    return Error::NoStatus {
+                        job: job.dir.clone(),
+                        ended: format!("QEMU ended with {status}"),
+                    };
+                }
+                Err(error) => return Error::NoStatus { job: job.dir.clone(), ended: error.to_string() },
+            }
+        }
+        Error::NoStatus { job: job.dir.clone(), ended: "QEMU runs on".to_owned() }
+    }
 }
 
 impl Drop for Machine {
@@ -207,6 +240,11 @@ impl Job {
 
     fn output(&self) -> PathBuf {
         self.dir.join("output.log")
+    }
+
+    /// Whether the guest has said nothing yet, so that nothing outside it can have changed.
+    fn is_untouched(&self) -> bool {
+        fs::metadata(self.output()).is_ok_and(|output| output.len() == 0)
     }
 
     /// Packs script and environment into what the guest sees as a disk.
