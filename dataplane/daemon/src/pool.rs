@@ -1,16 +1,17 @@
-//! `basaltd pool`: looks at the disks of a pool that is not in service.
+//! `basaltd pool`: looks at, mends and wipes the disks of a pool that is not in service.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use basalt_device_uring::{UringDevice, UringOptions};
-use basalt_lvol::{Finding, Inspection, PoolDisk, inspect, repair};
+use basalt_lvol::{DiskContent, DiskFault, Finding, Inspection, PoolDisk, examine, inspect, repair, wipe};
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{DiskOptions, Handle, Reactor, ReactorOptions};
 use clap::{Args, Subcommand};
+use uuid::Uuid;
 
 use crate::device::named_uuid;
 
@@ -28,6 +29,17 @@ pub(crate) enum Command {
         /// Write damaged copies anew from intact ones, and go on without what a damaged journal has lost
         #[arg(long)]
         repair: bool,
+    },
+    /// Make a disk blank, so that a pool can be made of it. What it held is lost
+    Wipe {
+        /// The device or file
+        disk: PathBuf,
+        /// The same once more: required where the disk holds data that is not a pool's
+        #[arg(long, value_name = "DISK")]
+        force: Option<PathBuf>,
+        /// The UUID of the pool that the disk is of: required where it is of one
+        #[arg(long, value_name = "UUID")]
+        destroy_pool: Option<Uuid>,
     },
 }
 
@@ -72,6 +84,50 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<bool> {
             print(&after, disks.json, &text)?;
             Ok(after.is_empty())
         }
+        Command::Wipe { disk, force, destroy_pool } => {
+            let (named, destroyed) = (force.as_ref() == Some(disk), *destroy_pool);
+            let refused = on_disks(std::slice::from_ref(disk), false, move |handle, disks| async move {
+                let disk = &disks[0];
+                let refused = may_wipe(disk, &examine(&handle, disk).await?, named, destroyed).err();
+                if refused.is_none() {
+                    wipe(&handle, disk).await?;
+                }
+                Ok::<_, DiskFault>(refused)
+            })?;
+            if let Some(refused) = refused {
+                anyhow::bail!(refused);
+            }
+            print(&(), false, &format!("{} is blank\n", disk.display()))?;
+            Ok(true)
+        }
+    }
+}
+
+/// Whether somebody has named what would be lost; else what to do.
+fn may_wipe(
+    disk: &PoolDisk,
+    content: &DiskContent,
+    named: bool,
+    destroyed: Option<Uuid>,
+) -> Result<(), String> {
+    let name = &disk.name;
+    let force = |content: &dyn Display| match named {
+        true => Ok(()),
+        false => Err(format!(
+            "{name} holds {content}; if that may be lost: basaltd pool wipe {name} --force {name}"
+        )),
+    };
+    match content {
+        DiskContent::Blank => Ok(()),
+        DiskContent::Foreign(content) => force(content),
+        DiskContent::Unusable(error) => {
+            force(&format_args!("a disk of a pool that cannot be used ({error})"))
+        }
+        DiskContent::Pool(found) if destroyed == Some(found.pool.0) => Ok(()),
+        DiskContent::Pool(found) => Err(format!(
+            "{name} is a disk of the pool {0} of cluster {1}; if all of that may be lost: basaltd pool wipe {name} --destroy-pool {0}",
+            found.pool, found.cluster
+        )),
     }
 }
 
@@ -88,13 +144,14 @@ fn print(value: &impl serde::Serialize, json: bool, text: &str) -> anyhow::Resul
 }
 
 /// Opens the disks on a reactor of this thread and runs something with them.
-fn on_disks<T: 'static, F>(
+fn on_disks<T: 'static, E, F>(
     paths: &[PathBuf],
     read_only: bool,
     work: impl FnOnce(Handle, Vec<PoolDisk>) -> F,
 ) -> anyhow::Result<T>
 where
-    F: Future<Output = Result<T, basalt_lvol::ImportError>> + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+    F: Future<Output = Result<T, E>> + 'static,
 {
     let options = ReactorOptions { buffer_bytes: BUFFER_BYTES, ..ReactorOptions::default() };
     let mut reactor = Reactor::new(Box::new(RealDriver::new()?), &options);
@@ -245,9 +302,42 @@ mod tests {
                 hidden: false,
             };
             pool.create_volume(volume).await.unwrap();
-            Ok(())
+            Ok::<_, DiskFault>(())
         });
         made.unwrap();
+    }
+
+    #[test]
+    fn a_disk_is_wiped_only_when_what_is_lost_was_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        let wipe = |force: Option<&Path>, destroy_pool| {
+            let force = force.map(Path::to_owned);
+            run(&Command::Wipe { disk: path.clone(), force, destroy_pool })
+        };
+        pool_in(&path);
+        let look = || {
+            let paths = [path.clone()];
+            on_disks(&paths, true, |handle, disks| async move { inspect(&handle, disks).await })
+        };
+        let pool = look().unwrap().pool;
+        for refused in [wipe(None, None), wipe(Some(&path), None), wipe(None, Some(Uuid::from_u128(1)))] {
+            let words = refused.unwrap_err().to_string();
+            assert!(words.ends_with(&format!("--destroy-pool {pool}")), "{words}");
+        }
+        assert_eq!(look().unwrap().pool, pool, "nothing was written");
+        assert!(wipe(None, Some(pool.0)).unwrap());
+        assert!(look().is_err());
+        assert!(wipe(None, None).unwrap(), "a blank disk stays blank");
+        // Somebody else's.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..4].copy_from_slice(b"XFSB");
+        std::fs::write(&path, &bytes).unwrap();
+        let words = wipe(Some(directory.path()), None).unwrap_err().to_string();
+        assert!(words.contains("an XFS file system") && words.contains("--force"), "{words}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        assert!(wipe(Some(&path), None).unwrap());
+        assert_eq!(&std::fs::read(&path).unwrap()[..4], &[0; 4]);
     }
 
     #[test]

@@ -55,6 +55,14 @@ pub async fn examine(handle: &Handle, disk: &PoolDisk) -> Result<DiskContent, Di
     DiskIo::open(handle, disk)?.examine().await
 }
 
+/// Makes a disk blank for whoever looks at it: what it held is lost, whoever it belonged to.
+///
+/// # Errors
+/// The disk failed.
+pub async fn wipe(handle: &Handle, disk: &PoolDisk) -> Result<(), DiskFault> {
+    DiskIo::open(handle, disk)?.wipe().await
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub(crate) struct DiskIo {

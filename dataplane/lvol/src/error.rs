@@ -39,7 +39,9 @@ pub enum DiskRefusal {
     #[error(transparent)]
     Fault(#[from] DiskFault),
     /// It holds somebody else's data.
-    #[error("disk {disk} holds {content}; wipe it, or force its use by naming it")]
+    #[error(
+        "disk {disk} holds {content}; if that may be lost, wipe it: basaltd pool wipe {disk} --force {disk}"
+    )]
     Foreign {
         /// The disk as the caller named it.
         disk: String,

@@ -28,7 +28,7 @@ mod space;
 mod tree;
 mod volume;
 
-pub use disk::{DiskContent, PoolDisk, examine};
+pub use disk::{DiskContent, PoolDisk, examine, wipe};
 pub use error::{
     CreateError, DiskFault, DiskRefusal, FaultCause, GrowError, ImportError, ReadOnlyReason, VolumeError,
 };

@@ -193,7 +193,7 @@ fn foreign_data_is_refused_unless_the_disk_is_named() {
         let refused = create(&handle, std::slice::from_ref(&disk)).await.unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "disk disk-0 holds an XFS file system; wipe it, or force its use by naming it"
+            "disk disk-0 holds an XFS file system; if that may be lost, wipe it: basaltd pool wipe disk-0 --force disk-0"
         );
         let forced = NewPoolDisk { disk: named("disk-0", &disk), overwrite_foreign_data: true };
         let new = NewPool {
@@ -338,7 +338,7 @@ fn a_rotten_superblock_is_made_good_by_the_other_one() {
         let refused = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "disk disk-0 holds a damaged Basalt pool; wipe it, or force its use by naming it"
+            "disk disk-0 holds a damaged Basalt pool; if that may be lost, wipe it: basaltd pool wipe disk-0 --force disk-0"
         );
     });
 }

@@ -92,7 +92,7 @@ fn pool(pool: &node::DesiredPool) -> Result<DesiredPool, ConvertError> {
         "" => None,
         id => Some(PoolId(uuid("pool.id", id)?)),
     };
-    // Overwriting foreign data is never ordered through the control plane: a person prepares such a disk at the node.
+    // Overwriting foreign data is never ordered through the control plane: a person wipes such a disk at the node.
     let disk = |path: &String| DesiredDisk { path: path.clone(), overwrite_foreign_data: false };
     Ok(DesiredPool { name: pool.name.clone(), id, disks: pool.disks.iter().map(disk).collect() })
 }
