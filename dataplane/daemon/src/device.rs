@@ -1,5 +1,6 @@
 //! Devices that `basaltd serve` is given on the command line: `kind,key=value,...`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -59,6 +60,9 @@ pub(crate) enum DeviceSpecError {
         /// What it takes.
         possible: &'static str,
     },
+    /// A key that was given before.
+    #[error("{0} is given twice")]
+    Twice(String),
     /// Not a size.
     #[error("{0:?} is not a size; write a number of bytes, or one with KiB, MiB, GiB or TiB")]
     Size(String),
@@ -85,7 +89,12 @@ impl FromStr for DeviceSpec {
             other => return Err(DeviceSpecError::Kind(other.to_owned())),
         };
         let (mut bytes, mut path, mut block) = (None, None, DEFAULT_BLOCK);
+        let mut keys = BTreeSet::new();
         for part in rest.split(',').filter(|part| !part.is_empty()) {
+            let key = part.split_once('=').map_or(part, |(key, _)| key);
+            if !keys.insert(key) {
+                return Err(DeviceSpecError::Twice(key.to_owned()));
+            }
             match part.split_once('=') {
                 Some(("size", value)) => bytes = Some(size(value)?),
                 Some(("block", "512")) => block = BlockSize::B512,

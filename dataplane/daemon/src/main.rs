@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use basalt_telemetry::LogFormat;
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// The data plane of one node: disks and network queues from user space, volumes over NVMe/TCP.
 #[derive(Debug, Parser)]
@@ -45,6 +46,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    raise_file_limit();
     match run(Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -52,6 +54,16 @@ fn main() -> ExitCode {
             eprintln!("basaltd: {}", basalt_telemetry::sentence(&*error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Takes as many open files as this process may have: each connection is one, and the usual limit of 1,024 is for programs that use
+/// `select`.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        eprintln!("basaltd: the limit of open files stays as it is: {error}");
     }
 }
 

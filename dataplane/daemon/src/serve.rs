@@ -25,7 +25,7 @@ use crate::device::{DeviceKind, DeviceSpec, named_uuid};
 use crate::metrics::{self, Sources};
 use crate::reactors::{Reactors, Start};
 use crate::reservation_files::ReservationFiles;
-use crate::signals;
+use crate::signals::StopSignals;
 
 /// How a reactor spends its idle time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// Where to listen for hosts; port 0 takes a free one and prints it
     #[arg(long, env = "BASALT_LISTEN", value_name = "IP:PORT")]
     listen: SocketAddr,
+    /// What hosts are told to connect to by discovery, when that is not where this listens
+    #[arg(long, env = "BASALT_ADVERTISE", value_name = "IP:PORT")]
+    advertise: Option<SocketAddr>,
     /// NQN of the subsystem
     #[arg(long, env = "BASALT_NQN", value_parser = nqn)]
     nqn: Nqn,
@@ -90,6 +93,24 @@ impl Options {
         Ok(AllowedHosts::Any)
     }
 
+    /// Where to listen, and what hosts are told.
+    fn listener(&self) -> anyhow::Result<ListenerAddress> {
+        let Some(advertise) = self.advertise else {
+            if self.listen.ip().is_unspecified() {
+                tracing::warn!(
+                    "discovery tells hosts {}, which they cannot connect to: name the address that they reach with --advertise IP:PORT",
+                    self.listen
+                );
+            }
+            return Ok(ListenerAddress::new(self.listen));
+        };
+        anyhow::ensure!(
+            !advertise.ip().is_unspecified(),
+            "--advertise {advertise} is no address that hosts can reach: name one of this machine's"
+        );
+        Ok(ListenerAddress::advertised(self.listen, &advertise.ip().to_string(), advertise.port())?)
+    }
+
     fn reactor_options(&self) -> ReactorOptions {
         let polling = match self.polling {
             PollingChoice::Adaptive => Polling::default(),
@@ -101,6 +122,7 @@ impl Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let listener = options.listener()?;
     let target = subsystem(options, options.allowed_hosts()?)?;
     let start = Start { cores: &options.cores, pin: !options.no_pin, options: options.reactor_options() };
     start.keep_management_off();
@@ -118,8 +140,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .build()
         .context("cannot start the management thread")?;
     let (tell, told) = std::sync::mpsc::sync_channel(1);
-    let first =
-        First { specs: options.devices.clone(), nqn: options.nqn.clone(), listen: options.listen, target };
+    let first = First { specs: options.devices.clone(), nqn: options.nqn.clone(), listener, target };
     let served = Arc::clone(&first.target);
     let reactors = Reactors::start(start, &served, move |handle, siblings| {
         let outcome = match first.start(handle, &siblings) {
@@ -151,7 +172,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 struct First {
     specs: Vec<DeviceSpec>,
     nqn: Nqn,
-    listen: SocketAddr,
+    listener: ListenerAddress,
     target: Arc<Target>,
 }
 
@@ -169,9 +190,10 @@ impl First {
             self.target.add_namespace(&self.nqn, Nsid(nsid), identity, device, AnaState::Optimized)?;
         }
         let listener = TcpTarget::start(handle, Arc::clone(&self.target), TcpTargetOptions::default());
-        let bound = listener.listen(ListenerAddress::new(self.listen))?;
+        let bound = listener.listen(self.listener.clone())?;
         for sibling in siblings {
-            sibling.accept_from(listener.share(bound)?, ListenerAddress::new(bound))?;
+            let address = self.listener.clone().with_bound(bound);
+            sibling.accept_from(listener.share(bound)?, address)?;
         }
         Ok((listener, bound))
     }
@@ -183,6 +205,7 @@ async fn serve(
     bound: SocketAddr,
     sources: Sources,
 ) -> anyhow::Result<()> {
+    let mut stop = StopSignals::install()?;
     metrics::describe();
     tokio::spawn(async move {
         let mut ticks = metrics::ticks();
@@ -193,7 +216,7 @@ async fn serve(
     });
     tracing::info!(address = %bound, nqn = %options.nqn, "serving");
     announce(bound, options.listen)?;
-    let signal = signals::wait().await?;
+    let signal = stop.wait().await;
     tracing::info!(signal, "basaltd stops");
     let joined = tokio::task::spawn_blocking(move || reactors.join());
     match tokio::time::timeout(STOP_TIMEOUT, joined).await {

@@ -142,19 +142,41 @@ pub struct ControllerStatus {
     pub ready: bool,
     /// Controller Fatal Status (bit 1).
     pub fatal: bool,
-    /// Shutdown Status "complete" (bits 3:2 = 10b).
-    pub shutdown_complete: bool,
+    /// Shutdown Status (bits 3:2).
+    pub shutdown: ShutdownStatus,
+}
+
+/// Shutdown Status (CSTS.SHST, Base figure 46).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShutdownStatus {
+    /// None was asked for.
+    #[default]
+    Normal,
+    /// It is under way.
+    Occurring,
+    /// It is complete.
+    Complete,
 }
 
 impl ControllerStatus {
     /// The register's value.
     pub fn emit(self) -> u32 {
-        u32::from(self.ready) | u32::from(self.fatal) << 1 | u32::from(self.shutdown_complete) << 3
+        let shutdown = match self.shutdown {
+            ShutdownStatus::Normal => 0,
+            ShutdownStatus::Occurring => 1,
+            ShutdownStatus::Complete => 2,
+        };
+        u32::from(self.ready) | u32::from(self.fatal) << 1 | shutdown << 2
     }
 
     /// Reads the register's value.
     pub const fn parse(value: u32) -> Self {
-        Self { ready: value & 1 != 0, fatal: value & 2 != 0, shutdown_complete: value >> 2 & 3 == 2 }
+        let shutdown = match value >> 2 & 3 {
+            1 => ShutdownStatus::Occurring,
+            2 => ShutdownStatus::Complete,
+            _ => ShutdownStatus::Normal,
+        };
+        Self { ready: value & 1 != 0, fatal: value & 2 != 0, shutdown }
     }
 }
 

@@ -30,6 +30,32 @@ impl Drop for Drain {
     }
 }
 
+/// The end of a controller's or a connection's I/O queues whose orders are not all fulfilled. Dropped with the last of them, it says so.
+pub(crate) struct QueuesEnd {
+    ended: Arc<AtomicBool>,
+    changes: Arc<Changes>,
+}
+
+impl QueuesEnd {
+    /// Orders these queues to end what they have under way; true in what is answered, once nothing of it can reach a namespace
+    /// any more.
+    pub(crate) fn order(fences: &[Arc<Fence>], changes: &Arc<Changes>) -> Arc<AtomicBool> {
+        let ended = Arc::<AtomicBool>::default();
+        let end = Arc::new(Self { ended: Arc::clone(&ended), changes: Arc::clone(changes) });
+        for fence in fences {
+            fence.give(AbortOrder(Order::Queue { _end: Arc::clone(&end) }));
+        }
+        ended
+    }
+}
+
+impl Drop for QueuesEnd {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        self.changes.note();
+    }
+}
+
 /// How an Abort command ends, some time.
 #[derive(Debug, Default)]
 pub(crate) struct AbortTicket(AtomicU8);
@@ -65,10 +91,11 @@ impl Drop for Asked {
 
 enum Order {
     Namespace { uuid: [u8; 16], _drain: Arc<Drain> },
+    Queue { _end: Arc<QueuesEnd> },
     Command(Asked),
 }
 
-/// An order to one queue: to end all commands that are under way on one namespace, or one command. Fulfilled by being dropped.
+/// An order to one queue: to end all commands that are under way, all on one namespace, or one command. Fulfilled by being dropped.
 pub struct AbortOrder(Order);
 
 impl AbortOrder {
@@ -83,10 +110,10 @@ impl AbortOrder {
         Self(Order::Command(Asked { command, aborted: false, ticket, changes }))
     }
 
-    /// The one command that it is about; `None` if it is about all commands on a namespace.
+    /// The one command that it is about; `None` if it is about all commands, or all on a namespace.
     pub fn command(&self) -> Option<CommandId> {
         match &self.0 {
-            Order::Namespace { .. } => None,
+            Order::Namespace { .. } | Order::Queue { .. } => None,
             Order::Command(asked) => Some(asked.command),
         }
     }
@@ -98,9 +125,22 @@ impl AbortOrder {
         }
     }
 
-    /// Whether it is about all commands on this namespace.
-    pub fn concerns(&self, namespace: &Namespace) -> bool {
-        matches!(self.0, Order::Namespace { uuid, .. } if uuid == namespace.identity().uuid)
+    /// Whether it is about all commands on this namespace; `None`: one that is gone.
+    pub fn concerns(&self, namespace: Option<&Namespace>) -> bool {
+        match self.0 {
+            Order::Namespace { uuid, .. } => namespace.is_some_and(|n| n.identity().uuid == uuid),
+            Order::Queue { .. } => true,
+            Order::Command(_) => false,
+        }
+    }
+
+    /// How the commands end.
+    pub fn status(&self) -> Status {
+        match self.0 {
+            Order::Namespace { .. } => Status::ABORTED_PREEMPT,
+            Order::Queue { .. } => Status::ABORTED_SQ_DELETION,
+            Order::Command(_) => Status::ABORT_REQUESTED,
+        }
     }
 }
 
@@ -123,6 +163,10 @@ pub(crate) struct Fence {
 impl Fence {
     pub(crate) fn new(host: HostId, controller: ControllerId, queue: QueueId) -> Self {
         Self { host, controller, queue, waiting: AtomicBool::new(false), orders: Mutex::default() }
+    }
+
+    pub(crate) fn is_of_controller(&self, controller: ControllerId) -> bool {
+        self.controller == controller
     }
 
     pub(crate) fn is_of(&self, controller: ControllerId, queue: QueueId) -> bool {

@@ -5,6 +5,7 @@ mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use basalt_clock::Instant;
@@ -12,7 +13,7 @@ use basalt_nvme_wire::feature::{self, FeatureId, QueueCount, Select};
 use basalt_nvme_wire::log::{AsyncEvent, GetLogPage, LogId};
 use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::register::{
-    Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, VERSION_2_0,
+    Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, ShutdownStatus, VERSION_2_0,
 };
 use basalt_nvme_wire::{Fuse, Sqe, Status, fabrics};
 use basalt_nvmf_transport::{CommandId, QueueId, TransportLimits};
@@ -20,7 +21,7 @@ use zerocopy::IntoBytes;
 
 use self::notices::Notices;
 use self::reservations::PendingFeature;
-use crate::abort::{AbortOrder, AbortTicket};
+use crate::abort::{AbortOrder, AbortTicket, QueuesEnd};
 use crate::events::Events;
 use crate::features::{self, Features};
 use crate::identify::{self, KEEP_ALIVE_GRANULARITY};
@@ -53,6 +54,8 @@ enum Lifecycle {
 
 /// CAP.TO: how long a host waits for CSTS.RDY, in units of 500 ms. Becoming ready takes no time here.
 const READY_TIMEOUT_HALF_SECONDS: u8 = 30;
+/// How long the connection of a host that has shut down may stay.
+const SHUT_DOWN_LINGER: Duration = Duration::from_secs(120);
 /// Bytes of the Host Behavior Support data structure (Base figure 338).
 const HOST_BEHAVIOR_LEN: u32 = 512;
 
@@ -88,6 +91,10 @@ pub(crate) struct Controller {
     notices: Notices,
     /// Set Features commands that wait for a store.
     pending: Vec<PendingFeature>,
+    /// Whether the I/O queues of before the last reset or shutdown have ended what they had under way.
+    queues_ended: Option<Arc<AtomicBool>>,
+    /// Held commands that a reset ended.
+    reset_commands: Vec<CommandId>,
     /// Abort commands that wait for the queue that they are about.
     aborts: Vec<(CommandId, Arc<AbortTicket>)>,
 }
@@ -122,6 +129,8 @@ impl Controller {
             discovery_page: None,
             notices: Notices::default(),
             pending: Vec::new(),
+            queues_ended: None,
+            reset_commands: Vec::new(),
             aborts: Vec::new(),
         };
         controller.set_keep_alive(keep_alive_ms);
@@ -145,7 +154,9 @@ impl Controller {
 
     /// Whether the keep alive timer has run out by `now`. Commands on any queue are signs of life.
     pub(crate) fn is_expired(&mut self, now: Instant) -> bool {
-        let Some(timeout) = self.keep_alive else { return false };
+        // A host that has shut down need not say more (Base 3.9); it is given time to close.
+        let lingering = (self.lifecycle == Lifecycle::ShutDown).then_some(SHUT_DOWN_LINGER);
+        let Some(timeout) = lingering.or(self.keep_alive) else { return false };
         if self.link.take_traffic() {
             self.last_sign_of_life = now;
         }
@@ -209,6 +220,9 @@ impl Controller {
 
     /// The next held command that ends: one that waited for a store, or a request for an event.
     pub(crate) fn next_event(&mut self) -> Option<(CommandId, Reply)> {
+        if let Some(command) = self.reset_commands.pop() {
+            return Some((command, Reply::status(Status::ABORT_REQUESTED)));
+        }
         if let Some(ended) = self.next_feature().or_else(|| self.next_abort()) {
             return Some(ended);
         }
@@ -278,14 +292,7 @@ impl Controller {
             .emit(),
             Property::Version => u64::from(VERSION_2_0),
             Property::Configuration => u64::from(self.configuration.0),
-            Property::Status => u64::from(
-                ControllerStatus {
-                    ready: self.lifecycle == Lifecycle::Ready,
-                    fatal: self.lifecycle == Lifecycle::Failed,
-                    shutdown_complete: self.lifecycle == Lifecycle::ShutDown,
-                }
-                .emit(),
-            ),
+            Property::Status => u64::from(self.status().emit()),
             Property::SubsystemReset => return Err(Status::INVALID_FIELD.dnr()),
         };
         let bytes = value.to_le_bytes();
@@ -294,6 +301,29 @@ impl Controller {
             dw0: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
             dw1: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
         }))
+    }
+
+    /// CSTS. A reset or shutdown is told as done once nothing of the I/O queues can reach a namespace any more: what the host writes
+    /// afterwards, by whatever path, must stay (Base 3.6, 3.7.2).
+    fn status(&self) -> ControllerStatus {
+        let ending = self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire));
+        ControllerStatus {
+            ready: self.lifecycle == Lifecycle::Ready || (self.lifecycle == Lifecycle::Disabled && ending),
+            fatal: self.lifecycle == Lifecycle::Failed,
+            shutdown: match self.lifecycle {
+                Lifecycle::ShutDown if ending => ShutdownStatus::Occurring,
+                Lifecycle::ShutDown => ShutdownStatus::Complete,
+                Lifecycle::Disabled | Lifecycle::Ready | Lifecycle::Failed => ShutdownStatus::Normal,
+            },
+        }
+    }
+
+    /// Ends the I/O queues: no command of theirs runs from now on, and those that devices have come back.
+    fn end_queues(&mut self) {
+        self.link.reset();
+        let fences = self.subsystem.fences_of(self.link.id);
+        self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
+        self.target.changes().note();
     }
 
     /// The host wrote CC (Base 3.1.3.5).
@@ -314,15 +344,15 @@ impl Controller {
             self.link.enable();
         }
         if matches!(new.shutdown(), ShutdownNotice::Normal | ShutdownNotice::Abrupt) {
-            self.link.reset();
+            self.end_queues();
             self.lifecycle = Lifecycle::ShutDown;
         }
     }
 
     /// Controller Level Reset (Base 3.7.2): I/O queues and events are gone, features have their defaults.
     fn reset(&mut self) {
-        self.link.reset();
-        self.events.reset();
+        self.end_queues();
+        self.reset_commands.extend(self.events.reset());
         self.features = Features::new(self.kind);
         self.notices = Notices::default();
         self.changed.clear();
@@ -403,13 +433,24 @@ impl Controller {
 
     fn feature_id(&self, sqe: &Sqe) -> Result<FeatureId, Status> {
         let id = FeatureId::from_code(sqe.cdw10.get().to_le_bytes()[0]);
-        id.filter(|id| features::supported(self.kind, *id)).ok_or(Status::INVALID_FIELD.dnr())
+        let supported = |id: &FeatureId| {
+            // There is nothing to ask of a cache that is not there (Base 5.27.1.4).
+            let cache = *id != FeatureId::VolatileWriteCache
+                || identify::volatile_cache(&self.subsystem.namespaces());
+            features::supported(self.kind, *id) && cache
+        };
+        id.filter(supported).ok_or(Status::INVALID_FIELD.dnr())
     }
 
     fn set_feature(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {
         let feature = self.feature_id(sqe)?;
         if sqe.cdw10.get() & feature::SAVE != 0 {
             return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
+        }
+        let of_namespace =
+            matches!(feature, FeatureId::ReservationNotificationMask | FeatureId::ReservationPersistence);
+        if !of_namespace && !matches!(sqe.nsid.get(), 0 | u32::MAX) {
+            return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.dnr());
         }
         let value = sqe.cdw11.get();
         match feature {

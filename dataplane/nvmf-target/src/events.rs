@@ -55,9 +55,9 @@ impl Events {
         Some((request, event))
     }
 
-    /// A reset forgets everything.
-    pub(crate) fn reset(&mut self) {
-        *self = Self::default();
+    /// A reset forgets everything; answers the requests that were outstanding.
+    pub(crate) fn reset(&mut self) -> VecDeque<CommandId> {
+        std::mem::take(self).requests
     }
 }
 

@@ -97,6 +97,7 @@ impl Features {
         Some(match select {
             Select::Current => current,
             Select::Default | Select::Saved => default,
+            Select::Capabilities if feature == FeatureId::VolatileWriteCache => 0,
             Select::Capabilities => CAPABILITY_CHANGEABLE,
         })
     }

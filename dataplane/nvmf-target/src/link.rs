@@ -18,7 +18,7 @@ pub(crate) struct ControllerLink {
     ready: AtomicBool,
     /// The controller is over; its queues close.
     gone: AtomicBool,
-    /// Counts resets; an I/O queue of an earlier count closes.
+    /// Counts resets, the end among them; an I/O queue of an earlier count runs nothing any more, and closes.
     resets: AtomicU32,
     /// An I/O queue saw a command since the admin queue last looked (Base 3.9.4.1, traffic based keep alive).
     traffic: AtomicBool,
@@ -95,15 +95,19 @@ impl ControllerLink {
 
     /// Disables the controller: its I/O queues are gone (Base 3.7.2).
     pub(crate) fn reset(&self) {
+        // A queue joins before it or is refused.
+        let mut state = self.queues();
         self.ready.store(false, Ordering::Release);
         self.resets.fetch_add(1, Ordering::AcqRel);
-        self.queues().connected.clear();
+        state.connected.clear();
     }
 
     /// Ends the controller for all its queues.
     pub(crate) fn end(&self) {
+        let _state = self.queues();
         self.ready.store(false, Ordering::Release);
         self.gone.store(true, Ordering::Release);
+        self.resets.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -112,7 +116,7 @@ impl ControllerLink {
 
     /// Whether an I/O queue that joined at `resets` still belongs to the controller.
     pub(crate) fn holds(&self, resets: u32) -> bool {
-        !self.is_gone() && self.resets.load(Ordering::Acquire) == resets
+        self.resets.load(Ordering::Acquire) == resets
     }
 
     pub(crate) fn note_traffic(&self) {

@@ -1,6 +1,7 @@
 //! One connection's queue: what a transport hands commands to.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use basalt_bdev::Operation;
 use basalt_clock::Instant;
@@ -12,7 +13,7 @@ use basalt_nvmf_transport::{
     TransportLimits,
 };
 
-use crate::abort::{AbortOrder, Fence};
+use crate::abort::{AbortOrder, Fence, QueuesEnd};
 use crate::controller::Controller;
 use crate::fused::Pairing;
 use crate::io::IoContext;
@@ -47,6 +48,13 @@ enum Role {
     Fresh,
     Admin(Box<Controller>),
     Io(IoQueue),
+    /// Being disconnected by this command, which is answered when nothing of the queue is under way any more. Until then its
+    /// identifier is taken.
+    Leaving {
+        _queue: IoQueue,
+        command: CommandId,
+        ended: Arc<AtomicBool>,
+    },
     /// Disconnected by command.
     Ended,
 }
@@ -128,7 +136,7 @@ impl Queue {
         match &self.role {
             Role::Admin(controller) => Some(controller.link().id),
             Role::Io(queue) => Some(queue.link.id),
-            Role::Fresh | Role::Ended => None,
+            Role::Fresh | Role::Leaving { .. } | Role::Ended => None,
         }
     }
 
@@ -136,13 +144,14 @@ impl Queue {
     pub fn namespaces(&self) -> &[Arc<Namespace>] {
         match &self.role {
             Role::Io(queue) => &queue.namespaces,
-            Role::Fresh | Role::Admin(_) | Role::Ended => &[],
+            Role::Fresh | Role::Admin(_) | Role::Leaving { .. } | Role::Ended => &[],
         }
     }
 
     /// What to do with a command; its data has not been taken from the host yet.
     pub fn command(&mut self, now: Instant, sqe: &Sqe) -> Step {
         match &mut self.role {
+            Role::Io(queue) if !queue.link.holds(queue.resets) => Step::refuse(Status::ABORTED_SQ_DELETION),
             Role::Io(queue) if sqe.opcode != Admin::Fabrics.code() => {
                 queue.link.note_traffic();
                 let context = IoContext {
@@ -159,13 +168,14 @@ impl Queue {
             Role::Io(_) => self.fabrics_on_io(sqe),
             Role::Admin(controller) => controller.command(now, sqe, None),
             Role::Fresh => self.first(sqe),
-            Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+            Role::Leaving { .. } | Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
         }
     }
 
     /// What to do with a command whose data was taken as [`Step::Take`] said.
     pub fn command_with_data(&mut self, now: Instant, sqe: &Sqe, data: &[u8]) -> Step {
         match &mut self.role {
+            Role::Io(queue) if !queue.link.holds(queue.resets) => Step::refuse(Status::ABORTED_SQ_DELETION),
             Role::Io(queue) if sqe.opcode == Io::DatasetManagement.code() => {
                 queue.context(self.limits).with_ranges(sqe, data)
             }
@@ -179,18 +189,22 @@ impl Queue {
             }
             Role::Admin(controller) => controller.command(now, sqe, Some(data)),
             Role::Fresh => self.connect(now, sqe, data),
-            Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
+            Role::Leaving { .. } | Role::Ended => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
         }
     }
 
-    /// Whether a block command that waited for its data may run now: a reservation or an access state may keep it out since.
+    /// Whether a block command that waited for its data may run now: a reservation, an access state, a reset or the queue's end may keep
+    /// it out since.
     ///
     /// # Errors
     /// How it ends.
     pub fn may_run(&self, namespace: &Namespace, operation: Operation) -> Result<(), Status> {
         match &self.role {
-            Role::Io(queue) => queue.context(self.limits).may_run(namespace, operation),
-            Role::Fresh | Role::Admin(_) | Role::Ended => Ok(()),
+            Role::Io(queue) if queue.link.holds(queue.resets) => {
+                queue.context(self.limits).may_run(namespace, operation)
+            }
+            Role::Io(_) | Role::Leaving { .. } | Role::Ended => Err(Status::ABORTED_SQ_DELETION.dnr()),
+            Role::Fresh | Role::Admin(_) => Ok(()),
         }
     }
 
@@ -220,7 +234,7 @@ impl Queue {
         match &mut self.role {
             Role::Io(queue) => queue.pairing.take_broken().map(Reply::status),
             // Disconnected.
-            Role::Fresh | Role::Admin(_) | Role::Ended => {
+            Role::Fresh | Role::Admin(_) | Role::Leaving { .. } | Role::Ended => {
                 Some(Reply::status(Status::ABORTED_MISSING_FUSED.dnr()))
             }
         }
@@ -232,14 +246,19 @@ impl Queue {
         match &mut self.role {
             Role::Admin(controller) => controller.next_event(),
             Role::Io(queue) => queue.reservations.next(),
-            Role::Fresh | Role::Ended => None,
+            Role::Leaving { command, ended, .. } if ended.load(Ordering::Acquire) => {
+                let command = *command;
+                self.role = Role::Ended;
+                Some((command, Reply::SUCCESS))
+            }
+            Role::Fresh | Role::Leaving { .. } | Role::Ended => None,
         }
     }
 
     /// Looks for changes: call when [`Target::version`] grew, and every now and then as devices may be resized.
     pub fn refresh(&mut self) -> Activity {
         match &mut self.role {
-            Role::Fresh => Activity::Unchanged,
+            Role::Fresh | Role::Leaving { .. } => Activity::Unchanged,
             Role::Ended => Activity::Over,
             Role::Admin(controller) if controller.link().is_gone() => Activity::Over,
             Role::Admin(controller) => {
@@ -283,8 +302,8 @@ impl Queue {
         }
         match fabrics::Command::parse(sqe) {
             fabrics::Command::Disconnect { format: 0 } => {
-                self.role = Role::Ended;
-                Step::DONE
+                self.leave(CommandId(sqe.command_id.get()));
+                Step::Hold
             }
             fabrics::Command::Disconnect { .. } => Step::refuse(Status::CONNECT_INCOMPATIBLE_FORMAT),
             fabrics::Command::Connect(_) => Step::refuse(Status::COMMAND_SEQUENCE_ERROR),
@@ -293,6 +312,16 @@ impl Queue {
                 Step::refuse(Status::INVALID_FIELD)
             }
             fabrics::Command::Other(_) => Step::refuse(Status::INVALID_OPCODE),
+        }
+    }
+
+    /// Ends the I/O queue as its host asked: the command is held until nothing of the queue is under way.
+    fn leave(&mut self, command: CommandId) {
+        if let Role::Io(queue) = std::mem::replace(&mut self.role, Role::Ended) {
+            let fences: Vec<_> = self.fence.iter().cloned().collect();
+            let ended = QueuesEnd::order(&fences, self.target.changes());
+            self.role = Role::Leaving { _queue: queue, command, ended };
+            self.target.changes().note();
         }
     }
 

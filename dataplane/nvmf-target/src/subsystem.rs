@@ -255,6 +255,12 @@ impl Subsystem {
         fences.iter().filter_map(Weak::upgrade).filter(|fence| hosts.contains(&fence.host)).collect()
     }
 
+    /// The I/O queues of a controller.
+    pub(crate) fn fences_of(&self, controller: ControllerId) -> Vec<Arc<Fence>> {
+        let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        fences.iter().filter_map(Weak::upgrade).filter(|fence| fence.is_of_controller(controller)).collect()
+    }
+
     /// An I/O queue of a controller, unless it is gone.
     pub(crate) fn fence(&self, controller: ControllerId, queue: QueueId) -> Option<Arc<Fence>> {
         let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);

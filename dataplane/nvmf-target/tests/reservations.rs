@@ -491,7 +491,8 @@ fn preempt_and_abort_ends_when_every_queue_of_the_preempted_host_has_obeyed() {
     assert_eq!(second.rights(), (false, false));
     let orders = second.io.take_abort_orders();
     let namespaces = second.io.namespaces();
-    let meant: Vec<_> = namespaces.iter().map(|namespace| orders[0].concerns(namespace)).collect();
+    let meant: Vec<_> =
+        namespaces.iter().map(|namespace| orders[0].concerns(Some(namespace.as_ref()))).collect();
     assert_eq!((orders.len(), meant), (1, vec![true, false]));
     assert_eq!(first.io.next_event(), None);
     let version = target.version();

@@ -19,7 +19,7 @@ use basalt_nvmf_target::{
     Activity, AllowedHosts, ListenerAddress, NamespaceIdentity, NamespaceSlot, Nsid, Queue, Reply, Step,
     SubsystemConfig, Target, TargetOptions, status_of,
 };
-use basalt_nvmf_transport::{ControllerIdRange, Nqn, TransportLimits};
+use basalt_nvmf_transport::{CommandId, ControllerIdRange, Nqn, TransportLimits};
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
@@ -235,6 +235,59 @@ fn io_queues_join_only_their_own_ready_controller() {
 }
 
 #[test]
+fn a_reset_or_shutdown_is_told_when_every_io_queue_has_obeyed() {
+    let read = command(Io::Read.code(), 1, 512);
+    for (value, ending, ended) in [(0x0046_0000, 1, 0), (0x0046_4001, 1 << 2, 2 << 2)] {
+        let target = target();
+        let mut admin = admin(&target);
+        let mut io = io(&target);
+        let version = target.version();
+        configure(&mut admin, value);
+        assert!(target.version() > version, "queues are told to look");
+        assert_eq!(complete(io.command(NOW, &read)).status, Status::ABORTED_SQ_DELETION.dnr());
+        let namespace = Arc::clone(&target.subsystem(SUBSYSTEM).unwrap().namespaces()[0]);
+        let write = Operation::Write { fua: false };
+        assert_eq!(io.may_run(&namespace, write), Err(Status::ABORTED_SQ_DELETION.dnr()));
+        assert_eq!(status_register(&mut admin), ending);
+        let orders = io.take_abort_orders();
+        assert!(orders.len() == 1 && orders[0].concerns(None) && orders[0].concerns(Some(&namespace)));
+        assert_eq!(status_register(&mut admin), ending, "a device may still have what came before");
+        drop(orders);
+        assert_eq!(status_register(&mut admin), ended);
+    }
+}
+
+#[test]
+fn a_disconnect_is_answered_when_nothing_is_under_way_and_its_identifier_is_taken_until_then() {
+    let target = target();
+    let _admin = admin(&target);
+    let mut leaving = io(&target);
+    assert_eq!(leaving.command(NOW, &Command::Disconnect { format: 0 }.emit(5)), Step::Hold);
+    let orders = leaving.take_abort_orders();
+    let mut again = Queue::new(Arc::clone(&target), LIMITS);
+    let taken = connect(&mut again, 1, 10, SUBSYSTEM, HOST, 0);
+    assert_eq!((taken.status, leaving.next_event()), (Status::COMMAND_SEQUENCE_ERROR.dnr(), None));
+    drop(orders);
+    assert_eq!(leaving.next_event(), Some((CommandId(5), Reply::SUCCESS)));
+    assert_eq!(leaving.refresh(), Activity::Over);
+    assert_eq!(connect(&mut again, 1, 10, SUBSYSTEM, HOST, 0).status, Status::SUCCESS);
+}
+
+#[test]
+fn a_reset_ends_event_requests() {
+    let target = target();
+    let mut admin = admin(&target);
+    for id in 1..=4 {
+        let request = Sqe::new(Admin::AsyncEventRequest.code(), id);
+        assert_eq!(admin.command(NOW, &request), Step::Hold);
+    }
+    configure(&mut admin, 0);
+    let ended: Vec<_> = std::iter::from_fn(|| admin.next_event()).collect();
+    assert_eq!(ended.len(), 4);
+    assert!(ended.iter().all(|(_, reply)| reply.status == Status::ABORT_REQUESTED));
+}
+
+#[test]
 fn io_commands_become_block_commands_or_name_what_is_wrong() {
     let target = target();
     let _admin = admin(&target);
@@ -311,7 +364,7 @@ fn a_first_half_that_waits_ends_with_its_queue_and_fabrics_and_admin_commands_ar
     assert_eq!(complete(queue.command(NOW, &disconnect)).status, Status::INVALID_FIELD.dnr());
     assert_eq!(queue.broken_first(), Some(Reply::status(Status::ABORTED_MISSING_FUSED.dnr())));
     assert!(matches!(queue.command(NOW, &first), Step::FuseFirst(_)));
-    assert_eq!(complete(queue.command(NOW, &Command::Disconnect { format: 0 }.emit(9))), Reply::SUCCESS);
+    assert_eq!(queue.command(NOW, &Command::Disconnect { format: 0 }.emit(9)), Step::Hold);
     assert_eq!(queue.broken_first(), Some(Reply::status(Status::ABORTED_MISSING_FUSED.dnr())));
 }
 

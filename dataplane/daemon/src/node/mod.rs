@@ -37,7 +37,7 @@ use self::store::{DesiredFile, IdentityFile};
 use crate::cores::CoresInUse;
 use crate::metrics::Sources;
 use crate::reactors::{Reactors, Start};
-use crate::signals;
+use crate::signals::StopSignals;
 
 /// How often certificates are looked at for changes.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(30);
@@ -116,6 +116,7 @@ async fn serve(
     readiness: &Readiness,
     meters: Meters,
 ) -> anyhow::Result<()> {
+    let mut stop = StopSignals::install()?;
     if let Security::Tls(credentials) = &security {
         tokio::spawn(Arc::clone(credentials).follow_files(CERTIFICATE_INTERVAL));
     }
@@ -141,7 +142,7 @@ async fn serve(
     let sources = Sources { reactors: reactors.remotes(), controls, target };
     tokio::spawn(metrics::keep(sources, meters.volumes, report_changes.clone()));
     tokio::spawn(follow::readiness(readiness.clone(), states, report_changes));
-    let signal = signals::wait().await?;
+    let signal = stop.wait().await;
     tracing::info!(signal, "basaltd stops");
     // Joining waits for each reactor's last turn; its disks are closed then.
     let sound = tokio::task::spawn_blocking(move || reactors.join()).await?;

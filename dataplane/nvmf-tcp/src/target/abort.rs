@@ -1,4 +1,7 @@
-//! Commands that end before their time: what Abort names, and all of a preempted host, before the command that wants it is answered.
+//! Commands that end before their time: what Abort names, all of a preempted host, and all of a queue whose controller is reset or shut
+//! down, before the command that wants it is answered.
+
+use std::sync::Arc;
 
 use basalt_nvme_wire::Status;
 use basalt_nvmf_target::{AbortOrder, aborted_with};
@@ -63,7 +66,7 @@ impl<W: Wire> Connection<W> {
 
     /// Ends what is not with a device at once; what is comes back soon, or when it is done.
     fn abort_all(&mut self, order: &AbortOrder, devices: &mut Devices) {
-        let concerned = |device: DeviceIndex| devices.namespace(device).is_some_and(|n| order.concerns(n));
+        let concerned = |device: DeviceIndex| order.concerns(devices.namespace(device).map(Arc::as_ref));
         let mut submitted = Vec::new();
         for slot in 0..self.slots.len() {
             let device = match self.slots[slot].work {
@@ -78,15 +81,15 @@ impl<W: Wire> Connection<W> {
             }
             match self.slots[slot].state {
                 State::Submitted => {
-                    self.slots[slot].aborted = true;
+                    self.slots[slot].aborted = Some(order.status());
                     submitted.push((device, self.tag_base | slot as u64));
                 }
                 State::Failed { .. } | State::Free | State::Held => {}
                 State::NeedsBuffer | State::Receiving { .. } | State::Waiting | State::Ready => {
                     if let Work::FusedSecond { first, .. } = self.slots[slot].work {
-                        self.abandon(first, aborted_with(Status::ABORTED_PREEMPT));
+                        self.abandon(first, aborted_with(order.status()));
                     }
-                    self.abandon(slot, Status::ABORTED_PREEMPT);
+                    self.abandon(slot, order.status());
                 }
             }
         }
@@ -106,8 +109,8 @@ impl<W: Wire> Connection<W> {
                     | Work::Unmap { device, .. } => device,
                     Work::Interpret | Work::FusedFirst { .. } => return false,
                 };
-                let with_device = slot.aborted && slot.state == State::Submitted;
-                with_device && devices.namespace(device).is_some_and(|namespace| order.concerns(namespace))
+                let with_device = slot.aborted.is_some() && slot.state == State::Submitted;
+                with_device && order.concerns(devices.namespace(device).map(Arc::as_ref))
             })
         });
     }

@@ -94,12 +94,12 @@ impl<W: Wire> Connection<W> {
         }
         debug_assert_eq!(self.slots[slot].state, State::Submitted);
         if !self.asked_aborts.is_empty()
-            && (self.slots[slot].aborted || completion.result == Err(IoError::Aborted))
+            && (self.slots[slot].aborted.is_some() || completion.result == Err(IoError::Aborted))
         {
             self.note_aborted(slot);
         }
-        if self.slots[slot].aborted {
-            self.fail(slot, Status::ABORTED_PREEMPT);
+        if let Some(status) = self.slots[slot].aborted {
+            self.fail(slot, status);
             self.settle_abort_orders(context.devices);
             return;
         }

@@ -51,8 +51,8 @@ pub(crate) struct Slot {
     /// Bytes of data from the host, or to it.
     pub(crate) length: u32,
     pub(crate) payload: Payload,
-    /// A device has it, and its host was preempted meanwhile.
-    pub(crate) aborted: bool,
+    /// A device has it, and it is to end like this, whatever the device makes of it.
+    pub(crate) aborted: Option<Status>,
 }
 
 impl Slot {
@@ -63,7 +63,7 @@ impl Slot {
             work: Work::Interpret,
             length: 0,
             payload: Payload::None,
-            aborted: false,
+            aborted: None,
         }
     }
 
@@ -107,7 +107,7 @@ impl Slots {
         slot.state = State::Free;
         slot.work = Work::Interpret;
         slot.payload = Payload::None;
-        slot.aborted = false;
+        slot.aborted = None;
         self.free.push(index);
     }
 

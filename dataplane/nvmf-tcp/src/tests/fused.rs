@@ -318,7 +318,9 @@ fn disconnecting_between_the_halves_frees_everything() {
         session.send(&compare(way), 0);
         assert!(session.used() > before, "the half holds a buffer");
         session.host.inject(&capsule(NONE, &fabrics::Command::Disconnect { format: 0 }.emit(OTHER), &[]));
-        let answers = session.answers();
+        let mut answers = session.answers();
+        session.io.refresh(&mut session.rig.context());
+        answers.extend(session.answers());
         let missing = done(COMPARE, MISSING);
         assert_eq!(answers.contains(&missing), way == Way::Capsule, "{answers:?}");
         assert_eq!(answers.last(), Some(&done(OTHER, Status::SUCCESS)));

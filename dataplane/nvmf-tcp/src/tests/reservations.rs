@@ -1,5 +1,6 @@
-//! Commands of a preempted host that wait for their data.
+//! Commands that wait for their data when their host is preempted, or their controller reset or shut down.
 
+use basalt_nvme_wire::fabrics::Command;
 use basalt_nvme_wire::opcode::Io;
 use basalt_nvme_wire::pdu::{DataTransfer, FLAG_LAST, Frame, Kind};
 use basalt_nvme_wire::reservation::{
@@ -19,7 +20,7 @@ struct Two {
     rig: Rig,
     wires: [End; 2],
     connections: Vec<Connection<End>>,
-    _admin_wires: Vec<End>,
+    admin_wires: Vec<End>,
 }
 
 const BLOCKS: u32 = 32;
@@ -42,7 +43,7 @@ impl Two {
             admin_wires.push(wire);
         }
         let wires = wires.try_into().unwrap();
-        let mut two = Self { rig, wires, connections, _admin_wires: admin_wires };
+        let mut two = Self { rig, wires, connections, admin_wires };
         two.keys(0, Io::ReservationRegister);
         two.keys(1, Io::ReservationRegister);
         two.keys(0, Io::ReservationAcquire);
@@ -114,6 +115,16 @@ impl Two {
         assert_eq!(self.reply(1), (2, Status::SUCCESS), "it does not wait for the other host's data");
     }
 
+    /// A fabrics command on the victim's admin queue; answers dword 0 of its completion.
+    fn administer(&mut self, command: Command) -> u32 {
+        self.admin_wires[0].inject(&capsule(NONE, &command.emit(7), &[]));
+        self.turns();
+        let bytes = self.admin_wires[0].drain();
+        let cqe = Cqe::read_from_bytes(&bytes[8..24]).unwrap();
+        assert_eq!(cqe.status(), Status::SUCCESS);
+        u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]])
+    }
+
     fn assert_nothing_written(&mut self) {
         let mut read = sqe(Io::Read, 3);
         ReadWrite::new(64, 1).emit(&mut read);
@@ -153,5 +164,28 @@ fn data_that_comes_after_a_preemption_is_not_written() {
     two.preempt(AcquireAction::Preempt);
     two.send_data(tag);
     assert_eq!(two.reply(0), (9, Status::RESERVATION_CONFLICT.dnr()));
+    two.assert_nothing_written();
+}
+
+#[test]
+fn data_that_comes_after_a_reset_or_shutdown_was_told_is_not_written() {
+    for (configuration, told) in [(0x0046_0000, 0), (0x0046_4001, 2 << 2)] {
+        let mut two = Two::new();
+        let tag = two.begin_write();
+        two.administer(Command::PropertySet { wide: false, offset: 0x14, value: configuration });
+        assert_eq!(two.administer(Command::PropertyGet { wide: false, offset: 0x1c }), told);
+        two.send_data(tag);
+        two.assert_nothing_written();
+    }
+}
+
+#[test]
+fn data_that_comes_after_a_disconnect_is_not_written() {
+    let mut two = Two::new();
+    let tag = two.begin_write();
+    two.wires[0].inject(&capsule(NONE, &Command::Disconnect { format: 0 }.emit(8), &[]));
+    two.turns();
+    assert_eq!(two.reply(0), (8, Status::SUCCESS), "it does not wait for the data");
+    two.send_data(tag);
     two.assert_nothing_written();
 }
