@@ -3,7 +3,8 @@
 use anyhow::{Context, bail};
 use basalt_client::{Client, MemberInfo, MemberRole, Mutation};
 use basalt_model::{
-    Claim, DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Volume, VolumeName, VolumeState,
+    Claim, DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Snapshot, SnapshotName, Volume,
+    VolumeName, VolumeState,
 };
 use serde_json::json;
 
@@ -32,6 +33,7 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
             "members": status.members,
             "nodes": { "total": nodes.len(), "online": live },
             "volumes": { "total": volumes.len(), "online": online },
+            "snapshots": { "total": status.snapshots },
             "problems": problems,
         }));
     }
@@ -81,8 +83,9 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
         None => client.nodes().all().await?.items,
     };
     let volumes = client.volumes().all().await?.items;
+    let snapshots = client.snapshots().all().await?.items;
     if format == Format::Json {
-        let nodes = nodes.iter().map(|node| document::node(node, &volumes)).collect::<Vec<_>>();
+        let nodes = nodes.iter().map(|node| document::node(node, &volumes, &snapshots)).collect::<Vec<_>>();
         return print_json(&json!({ "nodes": nodes }));
     }
     let mut shown = table([
@@ -105,6 +108,8 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
             let here = volumes.iter().filter(|volume| volume.placement == placement).collect::<Vec<_>>();
             let mut claim = Claim::default();
             here.iter().for_each(|volume| claim.add(volume.claim()));
+            let kept = snapshots.iter().filter(|snapshot| snapshot.placement == placement);
+            kept.for_each(|snapshot| claim.add(snapshot.claim()));
             let observed = node.observed.pools.get(pool);
             shown.add_row([
                 node.name.to_string(),
@@ -156,6 +161,52 @@ pub(crate) async fn volumes(client: &Client, name: Option<String>, format: Forma
     }
     print_table(&shown, "there are no volumes");
     Ok(())
+}
+
+/// Snapshots, what they are of and where they are.
+pub(crate) async fn snapshots(client: &Client, name: Option<String>, format: Format) -> anyhow::Result<()> {
+    let snapshots = match name {
+        Some(name) => {
+            let name: SnapshotName = name.parse()?;
+            let snapshot = client.get_snapshot(&name).await?;
+            vec![snapshot.with_context(|| {
+                format!("there is no snapshot {name}; `kubectl basalt snapshots` lists them")
+            })?]
+        }
+        None => client.snapshots().all().await?.items,
+    };
+    if format == Format::Json {
+        let snapshots = snapshots.iter().map(document::snapshot).collect::<Vec<_>>();
+        return print_json(&json!({ "snapshots": snapshots }));
+    }
+    let mut shown = table(["name", "phase", "volume", "size", "used", "node", "pool", "id"]);
+    for snapshot in &snapshots {
+        shown.add_row([
+            snapshot.name.to_string(),
+            snapshot_phase(&snapshot.state).to_owned(),
+            snapshot.volume.to_string(),
+            bytes(snapshot.size.0),
+            snapshot_used(snapshot).map(bytes).unwrap_or_default(),
+            snapshot.placement.node.to_string(),
+            snapshot.placement.pool.to_string(),
+            snapshot.id.to_string(),
+        ]);
+    }
+    print_table(&shown, "there are no snapshots");
+    Ok(())
+}
+
+/// The phase of a snapshot as its custom resource names it.
+pub(crate) fn snapshot_phase(state: &VolumeState) -> &'static str {
+    match state {
+        VolumeState::Online => "Ready",
+        other => phase(other),
+    }
+}
+
+/// What of a snapshot lies on disks, as its node said last.
+pub(crate) fn snapshot_used(snapshot: &Snapshot) -> Option<u64> {
+    Some(snapshot.observed.as_ref()?.allocated?.0)
 }
 
 /// The volume of this name.

@@ -1,23 +1,17 @@
 //! Nodes and volumes as JSON documents: names and words as in the custom resources, sizes in bytes.
 
 use basalt_model::{
-    Claim, Cores, DiskHealth, Node, PoolObserved, Problem, ReclaimPolicy, Transport, Volume, VolumeState,
+    Claim, Cores, DiskHealth, Node, PoolObserved, Problem, ReclaimPolicy, Snapshot, Transport, Volume,
+    VolumeState,
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{address, liveness, phase, pool_health, used};
+use crate::cluster::{address, liveness, phase, pool_health, snapshot_phase, snapshot_used, used};
 
 /// A volume.
 pub(crate) fn volume(volume: &Volume) -> Value {
     let (spec, identity) = (&volume.spec, &volume.identity);
-    let (reason, message) = match &volume.state {
-        VolumeState::Unavailable { reason, message } | VolumeState::Faulted { reason, message } => {
-            (Some(reason), Some(message))
-        }
-        VolumeState::Creating | VolumeState::Online | VolumeState::Released | VolumeState::Deleting => {
-            (None, None)
-        }
-    };
+    let (reason, message) = why(&volume.state);
     let paths = volume.observed.iter().flat_map(|observed| &observed.paths).map(|path| {
         json!({ "node": path.node, "address": path.address.ip(), "port": path.address.port(), "anaState": path.ana })
     });
@@ -43,6 +37,7 @@ pub(crate) fn volume(volume: &Volume) -> Value {
         "allowedHosts": spec.allowed_hosts,
         "replicas": spec.replicas,
         "thin": spec.thin,
+        "source": spec.source,
         "reclaimPolicy": match spec.reclaim {
             ReclaimPolicy::Delete => "Delete",
             ReclaimPolicy::Retain => "Retain",
@@ -54,10 +49,47 @@ pub(crate) fn volume(volume: &Volume) -> Value {
     })
 }
 
-/// A node, with the volumes that are placed on it.
-pub(crate) fn node(node: &Node, volumes: &[Volume]) -> Value {
+/// A snapshot.
+pub(crate) fn snapshot(snapshot: &Snapshot) -> Value {
+    let (reason, message) = why(&snapshot.state);
+    json!({
+        "name": snapshot.name,
+        "id": snapshot.id,
+        "ownerUid": snapshot.uid,
+        "volume": snapshot.volume,
+        "volumeId": snapshot.source,
+        "phase": snapshot_phase(&snapshot.state),
+        "reason": reason,
+        "message": message,
+        "sizeBytes": snapshot.size.0,
+        "footprintBytes": snapshot.footprint.0,
+        "usedBytes": snapshot_used(snapshot),
+        "node": snapshot.placement.node,
+        "pool": snapshot.placement.pool,
+        "takenAtMs": snapshot.taken_at,
+        "epoch": snapshot.epoch.to_string(),
+        "generation": snapshot.generation,
+        "revision": snapshot.modified,
+    })
+}
+
+/// Why something is not in service, if that is so.
+fn why(state: &VolumeState) -> (Option<&String>, Option<&String>) {
+    match state {
+        VolumeState::Unavailable { reason, message } | VolumeState::Faulted { reason, message } => {
+            (Some(reason), Some(message))
+        }
+        VolumeState::Creating | VolumeState::Online | VolumeState::Released | VolumeState::Deleting => {
+            (None, None)
+        }
+    }
+}
+
+/// A node, with the volumes and snapshots that are placed on it.
+pub(crate) fn node(node: &Node, volumes: &[Volume], snapshots: &[Snapshot]) -> Value {
     let observed = &node.observed;
     let here = volumes.iter().filter(|volume| volume.placement.node == node.name);
+    let kept = snapshots.iter().filter(|snapshot| snapshot.placement.node == node.name);
     let listeners = node.spec.listeners.iter().map(|listener| {
         let Transport::Tcp = listener.transport;
         json!({ "transport": "tcp", "bind": listener.bind, "advertise": listener.advertise })
@@ -66,6 +98,8 @@ pub(crate) fn node(node: &Node, volumes: &[Volume]) -> Value {
         let mut claim = Claim::default();
         let on_it = here.clone().filter(|volume| volume.placement.pool == *name);
         on_it.for_each(|volume| claim.add(volume.claim()));
+        let kept = kept.clone().filter(|snapshot| snapshot.placement.pool == *name);
+        kept.for_each(|snapshot| claim.add(snapshot.claim()));
         let seen = observed.pools.get(name);
         let disks = spec.disks.iter().map(|path| {
             let disk = seen.and_then(|pool| pool.disks.get(path));
@@ -106,6 +140,7 @@ pub(crate) fn node(node: &Node, volumes: &[Volume]) -> Value {
         "version": observed.version,
         "pools": pools.collect::<Vec<_>>(),
         "volumes": here.clone().count(),
+        "snapshots": kept.clone().count(),
         "problems": observed.problems.iter().map(|one| problem(Some(one))).collect::<Vec<_>>(),
         "revision": node.modified,
     })
@@ -156,11 +191,13 @@ mod tests {
                 allowed_hosts: AllowedHosts(BTreeSet::new()),
                 selector: Selector::default(),
                 reclaim: ReclaimPolicy::Retain,
+                source: None,
             },
             size: Bytes(1 << 20),
             footprint: Bytes(1 << 20),
             identity: VolumeIdentity::of(id),
             placement: Placement { node, pool: PoolName::new("fast").unwrap() },
+            restored_from: None,
             epoch: Epoch::default(),
             generation: 1,
             lifecycle: Lifecycle::Active,
@@ -236,7 +273,7 @@ mod tests {
     fn every_name_is_in_camel_case() {
         let mut found = Vec::new();
         keys(&volume(&a_volume()), &mut found);
-        keys(&node(&a_node(), &[a_volume()]), &mut found);
+        keys(&node(&a_node(), &[a_volume()], &[]), &mut found);
         let camel = |key: &String| {
             key.chars().all(|c| c.is_ascii_alphanumeric()) && !key.starts_with(char::is_uppercase)
         };
@@ -253,7 +290,7 @@ mod tests {
         assert_eq!(shown["nguid"].as_str().map(str::len), Some(32));
         assert_eq!(shown["reclaimPolicy"], "Retain");
         assert_eq!(shown["usedBytes"], 1 << 20);
-        let shown = node(&a_node(), &[a_volume()]);
+        let shown = node(&a_node(), &[a_volume()], &[]);
         assert_eq!(shown["status"], "Pending");
         assert_eq!(shown["pools"][0]["health"], "ReadOnly");
         assert_eq!(shown["pools"][0]["committedBytes"], 1 << 20);

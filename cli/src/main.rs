@@ -50,6 +50,12 @@ enum Command {
         /// Only this one
         name: Option<String>,
     },
+    /// Snapshots, what they are of and where they are
+    #[command(visible_alias = "snapshot")]
+    Snapshots {
+        /// Only this one
+        name: Option<String>,
+    },
     /// Members of the control plane
     #[command(visible_alias = "member")]
     Members {
@@ -115,6 +121,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 Command::Status => cluster::status(&client, format).await,
                 Command::Nodes { name } => cluster::nodes(&client, name, format).await,
                 Command::Volumes { name } => cluster::volumes(&client, name, format).await,
+                Command::Snapshots { name } => cluster::snapshots(&client, name, format).await,
                 Command::Members { command } => {
                     members::run(&client, command.unwrap_or(MembersCommand::List), format).await
                 }

@@ -1,6 +1,6 @@
 //! The custom resources of `basalt.storage/v1alpha1` as typed Rust.
 //!
-//! Owns: the schema of [`StorageNode`] and [`Volume`], what of it the apiserver refuses by itself (CEL rules whose
+//! Owns: the schema of [`StorageNode`], [`Volume`] and [`Snapshot`], what of it the apiserver refuses by itself (CEL rules whose
 //! messages name the field and the remedy), and the committed YAML under `crds/yaml`, which [`manifests`] generates.
 //! Never: talks to a cluster, or decides anything; that is `operator/plan`.
 //!
@@ -12,12 +12,14 @@
 mod conditions;
 mod manifests;
 mod size;
+pub mod snapshot;
 pub mod storage_node;
 pub mod volume;
 
 pub use conditions::{Condition, Conditions, Status};
 pub use manifests::{Manifest, ManifestError, manifests};
 pub use size::{Size, SizeError, format_bytes};
+pub use snapshot::{Snapshot, SnapshotSpec, SnapshotStatus};
 pub use storage_node::{StorageNode, StorageNodeSpec, StorageNodeStatus};
 pub use volume::{Volume, VolumeSpec, VolumeStatus};
 

@@ -3,7 +3,7 @@
 use kube::CustomResourceExt;
 use thiserror::Error;
 
-use crate::{StorageNode, Volume};
+use crate::{Snapshot, StorageNode, Volume};
 
 /// One generated file under `crds/yaml`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,7 @@ pub fn manifests() -> Result<Vec<Manifest>, ManifestError> {
     Ok(vec![
         manifest::<StorageNode>("StorageNode", "basalt.storage_storagenodes.yaml")?,
         manifest::<Volume>("Volume", "basalt.storage_volumes.yaml")?,
+        manifest::<Snapshot>("Snapshot", "basalt.storage_snapshots.yaml")?,
     ])
 }
 

@@ -57,7 +57,14 @@ use crate::{Condition, Size};
         "spec.volumeId is immutable: to adopt another volume, create another Volume object"),
     validation = Rule::new("has(self.topology) == has(oldSelf.topology) && \
         (!has(self.topology) || self.topology == oldSelf.topology)").message(
-        "spec.topology is immutable: to place the data elsewhere, create another Volume and copy into it")
+        "spec.topology is immutable: to place the data elsewhere, create another Volume and copy into it"),
+    validation = Rule::new("has(self.source) == has(oldSelf.source) && \
+        (!has(self.source) || self.source == oldSelf.source)").message(
+        "spec.source is immutable: a volume begins once, so create another Volume for another snapshot"),
+    validation = Rule::new("!has(self.source) || self.thin").message(
+        "spec.thin must be true with spec.source: a volume that is restored shares its snapshot's data"),
+    validation = Rule::new("!has(self.source) || !has(self.volumeId)").message(
+        "spec.source and spec.volumeId exclude each other: a volume that exists begins as nothing else")
 )]
 pub struct VolumeSpec {
     /// How large the volume is; raise it and the volume grows while hosts use it: a whole number with Mi, Gi, Ti or Pi, or a number of bytes that is a multiple of 1Mi.
@@ -115,6 +122,10 @@ pub struct VolumeSpec {
     #[serde(default)]
     pub reclaim_policy: ReclaimPolicy,
 
+    /// What the volume begins as. Absent: it reads as zeroes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<VolumeSource>,
+
     /// Adopts the existing volume of this id instead of creating one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36))]
@@ -127,6 +138,18 @@ pub struct VolumeSpec {
 
 const fn one() -> i32 {
     1
+}
+
+/// What a volume begins as.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSource {
+    /// The Snapshot that it is restored from. The volume is placed where the snapshot is, and may be larger. Once it is online it
+    /// needs the snapshot no more.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')").message(
+        "spec.source.snapshot must be the name of a Snapshot"))]
+    pub snapshot: String,
 }
 
 /// How hosts reach a volume.

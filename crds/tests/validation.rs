@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use basalt_crds::{StorageNode, Volume};
+use basalt_crds::{Snapshot, StorageNode, Volume};
 use kube::CustomResourceExt;
 use kube::core::cel::{Validator, apply_defaults};
 use serde_json::{Value, json};
@@ -106,6 +106,42 @@ fn thin_is_for_good() {
     accepted::<Volume>(&thin, Some(&thin));
     refused::<Volume>(&thin, Some(&thick), "spec.thin is immutable");
     refused::<Volume>(&thick, Some(&thin), "spec.thin is immutable");
+}
+
+#[test]
+fn a_volume_is_restored_thin_and_once() {
+    let from =
+        |snapshot: &str| volume(json!({ "size": "1Gi", "thin": true, "source": { "snapshot": snapshot } }));
+    let blank = volume(json!({ "size": "1Gi", "thin": true }));
+    accepted::<Volume>(&from("monday"), None);
+    accepted::<Volume>(&from("monday"), Some(&from("monday")));
+    refused::<Volume>(&from("tuesday"), Some(&from("monday")), "spec.source is immutable");
+    refused::<Volume>(&from("monday"), Some(&blank), "spec.source is immutable");
+    refused::<Volume>(&from("Monday!"), None, "spec.source.snapshot must be");
+    let thick = volume(json!({ "size": "1Gi", "source": { "snapshot": "monday" } }));
+    refused::<Volume>(&thick, None, "spec.thin must be true with spec.source");
+    let mut both = from("monday");
+    both["spec"]["volumeId"] = json!("0f0f0f0f-0000-4000-8000-000000000001");
+    refused::<Volume>(&both, None, "exclude each other");
+}
+
+#[test]
+fn snapshots() {
+    let snapshot = |spec: Value| {
+        json!({
+            "apiVersion": "basalt.storage/v1alpha1", "kind": "Snapshot",
+            "metadata": { "name": "monday" }, "spec": spec,
+        })
+    };
+    let monday = snapshot(json!({ "volume": "data" }));
+    accepted::<Snapshot>(&monday, None);
+    accepted::<Snapshot>(&snapshot(json!({ "volume": "data", "reclaimPolicy": "Retain" })), Some(&monday));
+    refused::<Snapshot>(&snapshot(json!({ "volume": "other" })), Some(&monday), "spec.volume is immutable");
+    refused::<Snapshot>(&snapshot(json!({ "volume": "Data!" })), None, "must be the name of a Volume");
+    let adopted = snapshot(json!({ "volume": "data", "snapshotId": "0f0f0f0f-0000-4000-8000-000000000001" }));
+    accepted::<Snapshot>(&adopted, None);
+    refused::<Snapshot>(&adopted, Some(&monday), "spec.snapshotId is immutable");
+    refused::<Snapshot>(&snapshot(json!({ "volume": "data", "snapshotId": "x" })), None, "lower-case UUID");
 }
 
 #[test]

@@ -32,7 +32,7 @@ mod generated {
     }
 }
 
-/// `basalt.api.v1`: nodes, volumes, cluster status, watch.
+/// `basalt.api.v1`: nodes, volumes, snapshots, cluster status, watch.
 pub use generated::basalt::api::v1 as api;
 /// `basalt.membership.v1`: members of the raft group.
 pub use generated::basalt::membership::v1 as membership;

@@ -67,6 +67,7 @@ fn create_volume() {
                 ..api::VolumeSelector::default()
             }),
             reclaim_policy: api::ReclaimPolicy::Retain.into(),
+            source_snapshot: String::new(),
         }),
         adopt_volume_id: String::new(),
     };

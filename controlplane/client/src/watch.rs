@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use basalt_model::{Node, NodeName, Revision, Volume, VolumeId, VolumeName};
+use basalt_model::{Node, NodeName, Revision, Snapshot, SnapshotName, Volume, VolumeId, VolumeName};
 use basalt_proto::api::{self, watch_response};
 use tonic::{Request, Status, Streaming};
 
@@ -34,6 +34,15 @@ pub enum Event {
         id: VolumeId,
         /// Its name.
         name: VolumeName,
+    },
+    /// A snapshot was created or changed.
+    Snapshot(Box<Snapshot>),
+    /// A snapshot is gone.
+    SnapshotDeleted {
+        /// Its identity.
+        id: VolumeId,
+        /// Its name.
+        name: SnapshotName,
     },
     /// Forget what was seen: everything that exists follows, up to the next [`Event::Synced`].
     Reset,
@@ -151,6 +160,13 @@ fn decode(message: api::WatchResponse) -> Result<Option<Event>, WireError> {
         watch_response::Event::VolumeDeleted(deleted) => Event::VolumeDeleted {
             id: wire::uuid("volume_deleted.id", &deleted.id)?,
             name: wire::name("volume_deleted.name", &deleted.name)?,
+        },
+        watch_response::Event::SnapshotPut(snapshot) => {
+            Event::Snapshot(Box::new(wire::snapshot::decode(snapshot)?))
+        }
+        watch_response::Event::SnapshotDeleted(deleted) => Event::SnapshotDeleted {
+            id: wire::uuid("snapshot_deleted.id", &deleted.id)?,
+            name: wire::name("snapshot_deleted.name", &deleted.name)?,
         },
         watch_response::Event::Reset(api::WatchReset {}) => Event::Reset,
         watch_response::Event::Progress(api::WatchProgress { .. }) => {

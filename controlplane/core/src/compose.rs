@@ -3,8 +3,8 @@
 use crate::api::Mutation;
 use basalt_clock::{Random, SeededRandom};
 use basalt_model::{
-    Body, Claim, CreateVolume, Demand, FeatureLevel, Member, ObjectUid, Placement, Refusal, State, Volume,
-    VolumeId, VolumeIdentity, VolumeName, VolumeSpec, placement,
+    Body, Claim, CreateSnapshot, CreateVolume, Demand, FeatureLevel, Member, ObjectUid, Placement, Refusal,
+    Selector, State, Volume, VolumeId, VolumeIdentity, VolumeName, VolumeSpec, placement,
 };
 use std::collections::BTreeMap;
 
@@ -40,6 +40,21 @@ pub(crate) fn compose(
         Mutation::UpdateVolume { name, uid, change } => Body::UpdateVolume { name, uid, change },
         Mutation::DeleteVolume { name, uid } => Body::DeleteVolume { name, uid },
         Mutation::ReleaseVolume { name, uid } => Body::ReleaseVolume { name, uid },
+        Mutation::CreateSnapshot { name, uid, volume, adopt } => {
+            needs_thin(state)?;
+            let id = adopt.unwrap_or_else(|| new_id(random));
+            let identity = VolumeIdentity::of(id);
+            let adopt = adopt.is_some();
+            Body::CreateSnapshot(CreateSnapshot { name, uid, id, adopt, volume, identity })
+        }
+        Mutation::DeleteSnapshot { name, uid } => {
+            needs_thin(state)?;
+            Body::DeleteSnapshot { name, uid }
+        }
+        Mutation::ReleaseSnapshot { name, uid } => {
+            needs_thin(state)?;
+            Body::ReleaseSnapshot { name, uid }
+        }
         Mutation::AddMember { id, peer_address, api_address } => {
             Body::PutMember(new_member(state, me, id, None, peer_address, api_address)?)
         }
@@ -58,6 +73,16 @@ pub(crate) fn compose(
         Mutation::SetFeatureLevel { level } => Body::SetFeatureLevel { level },
     };
     Ok(body.into())
+}
+
+/// Refuses what older members could not read.
+fn needs_thin(state: &State) -> Result<(), Refusal> {
+    let (needed, level) = (FeatureLevel::THIN, state.level());
+    if level < needed { Err(Refusal::FeatureLevel { needed, level }) } else { Ok(()) }
+}
+
+fn new_id(random: &mut SeededRandom) -> VolumeId {
+    VolumeId::from_random((u128::from(random.next_u64()) << 64) | u128::from(random.next_u64()))
 }
 
 fn new_member(
@@ -101,8 +126,7 @@ fn create_volume(
     spec: VolumeSpec,
 ) -> Result<Composed, Refusal> {
     let size = spec.size.round_up(Volume::SIZE_UNIT).unwrap_or(spec.size);
-    let bits = (u128::from(random.next_u64()) << 64) | u128::from(random.next_u64());
-    let id = adopt.unwrap_or_else(|| VolumeId::from_random(bits));
+    let id = adopt.unwrap_or_else(|| new_id(random));
     let known = state.volume_named(&name).or_else(|| adopt.and_then(|id| state.volumes().get(&id)));
     if let Some(volume) = known {
         // It exists: whether this is the same request is for `apply` to say. Should the volume be gone by then, a new one
@@ -116,6 +140,7 @@ fn create_volume(
             size,
             identity: VolumeIdentity::of(id),
             placement: volume.placement.clone(),
+            restored_from: volume.restored_from,
         };
         return Ok(Body::CreateVolume(create).into());
     }
@@ -123,7 +148,8 @@ fn create_volume(
         return Err(Refusal::NothingToAdopt { id });
     }
     let demand = Demand { size, thin: spec.thin };
-    let placement = placement::place(state, &spec.selector, demand, reserved).map_err(Refusal::NoFit)?;
+    let (selector, restored_from) = where_source_is(state, &spec)?;
+    let placement = placement::place(state, &selector, demand, reserved).map_err(Refusal::NoFit)?;
     let unit = state
         .nodes()
         .get(&placement.node)
@@ -139,6 +165,27 @@ fn create_volume(
         size,
         identity: VolumeIdentity::of(id),
         placement: placement.clone(),
+        restored_from,
     };
     Ok(Composed { body: Body::CreateVolume(create), reserved: Some((placement, claim)) })
+}
+
+/// Where a volume may be placed: what is restored is placed where its snapshot is, if that is what was asked for.
+fn where_source_is(state: &State, spec: &VolumeSpec) -> Result<(Selector, Option<VolumeId>), Refusal> {
+    let Some(name) = &spec.source else { return Ok((spec.selector.clone(), None)) };
+    needs_thin(state)?;
+    let missing = || Refusal::NoSuchSnapshot { snapshot: name.clone() };
+    let snapshot = state.snapshot_named(name).ok_or_else(missing)?;
+    if !snapshot.is_usable() {
+        return Err(Refusal::SnapshotNotReady { snapshot: name.clone() });
+    }
+    let Placement { node, pool } = snapshot.placement.clone();
+    let asked = &spec.selector;
+    let elsewhere = asked.node.as_ref().is_some_and(|asked| *asked != node)
+        || asked.pool.as_ref().is_some_and(|asked| *asked != pool);
+    if elsewhere {
+        return Err(Refusal::SnapshotElsewhere { snapshot: name.clone(), node, pool });
+    }
+    let labels = asked.labels.clone();
+    Ok((Selector { node: Some(node), pool: Some(pool), labels }, Some(snapshot.id)))
 }

@@ -70,6 +70,8 @@ fn kind_of(state: &State, change: &Change) -> Option<EventKind> {
         Change::NodeRemoved(name) => EventKind::NodeRemoved(name.clone()),
         Change::Desired(_) => return None,
         Change::Volume(id) => EventKind::Volume(Arc::new(state.volumes().get(id)?.clone())),
+        Change::Snapshot(id) => EventKind::Snapshot(Arc::new(state.snapshots().get(id)?.clone())),
+        Change::SnapshotRemoved(id, name) => EventKind::SnapshotRemoved { id: *id, name: name.clone() },
         Change::VolumeRemoved(id, name) => EventKind::VolumeRemoved { id: *id, name: name.clone() },
     })
 }

@@ -2,12 +2,12 @@
 
 use crate::api::{ClusterView, MemberRole, MemberView, Page, Read, ReadResult};
 use crate::member::Member;
-use basalt_model::{NodeName, Volume, VolumeId, VolumeName};
+use basalt_model::{NodeName, Snapshot, SnapshotName, Volume, VolumeId, VolumeName};
 use basalt_raft::Disk;
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// Begins the token of a released volume; no volume name does.
+/// Begins the token of a released volume or snapshot; no name does.
 const RELEASED: &str = "released/";
 
 impl<D: Disk> Member<D> {
@@ -18,6 +18,13 @@ impl<D: Disk> Member<D> {
             Read::Volume(name) => ReadResult::Volume(self.state.volume_named(name).cloned().map(Arc::new)),
             Read::VolumeById(id) => ReadResult::Volume(self.state.volumes().get(id).cloned().map(Arc::new)),
             Read::Volumes(page) => self.list_volumes(page),
+            Read::Snapshot(name) => {
+                ReadResult::Snapshot(self.state.snapshot_named(name).cloned().map(Arc::new))
+            }
+            Read::SnapshotById(id) => {
+                ReadResult::Snapshot(self.state.snapshots().get(id).cloned().map(Arc::new))
+            }
+            Read::Snapshots(page) => self.list_snapshots(page),
             Read::Cluster => ReadResult::Cluster(self.cluster_view()),
         }
     }
@@ -51,6 +58,22 @@ impl<D: Disk> Member<D> {
             _ => volume.name.to_string(),
         });
         ReadResult::Volumes { items, next }
+    }
+
+    fn list_snapshots(&self, page: &Page) -> ReadResult {
+        let limit = self.page_size(page);
+        let token = page.after.as_deref().unwrap_or_default();
+        let released_after = token.strip_prefix(RELEASED);
+        let name = released_after.is_none().then(|| SnapshotName::new(token).ok()).flatten();
+        let named = self.state.named_snapshots(name.as_ref()).take_while(|_| released_after.is_none());
+        let id: Option<VolumeId> = released_after.and_then(|id| id.parse().ok());
+        let mut rest = named.chain(self.state.released_snapshots(id));
+        let items: Vec<Arc<Snapshot>> = rest.by_ref().take(limit).cloned().map(Arc::new).collect();
+        let next = rest.next().and(items.last()).map(|snapshot| match snapshot.lifecycle {
+            basalt_model::Lifecycle::Released => format!("{RELEASED}{}", snapshot.id),
+            _ => snapshot.name.to_string(),
+        });
+        ReadResult::Snapshots { items, next }
     }
 
     fn cluster_view(&self) -> ClusterView {
@@ -91,6 +114,7 @@ impl<D: Disk> Member<D> {
             members,
             nodes: self.state.nodes().len(),
             volumes: self.state.volumes().len(),
+            snapshots: self.state.snapshots().len(),
         }
     }
 }

@@ -196,8 +196,10 @@ impl<D: Disk> Member<D> {
             session.observed = report.observed;
         }
         // Only volumes of this node are kept, so that what a daemon says is bounded by what it was given.
+        let node = &session.hello.node;
+        let snapshots = self.state.snapshots_on(node).map(|snapshot| snapshot.id);
         let ours: BTreeSet<VolumeId> =
-            self.state.volumes_on(&session.hello.node).map(|volume| volume.id).collect();
+            self.state.volumes_on(node).map(|volume| volume.id).chain(snapshots).collect();
         session.volumes.extend(report.volumes.into_iter().filter(|(id, _)| ours.contains(id)));
         session.volumes.retain(|id, _| ours.contains(id));
         session.deleted.extend(report.deleted.into_iter().filter(|(id, _)| ours.contains(id)));
@@ -376,11 +378,7 @@ impl<D: Disk> Member<D> {
 
     /// The tombstones that a daemon says it has carried out.
     fn confirmed(&self, session: &Session) -> Vec<(VolumeId, u64)> {
-        let tombstones =
-            self.state.volumes_on(&session.hello.node).filter_map(|volume| match &volume.lifecycle {
-                Lifecycle::Deleting(tombstone) => Some(tombstone),
-                Lifecycle::Active | Lifecycle::Released => None,
-            });
+        let tombstones = self.state.tombstones_on(&session.hello.node);
         tombstones
             .filter(|tombstone| {
                 if planted!("absence-confirms-deletion") && !session.volumes.contains_key(&tombstone.volume) {
@@ -395,16 +393,20 @@ impl<D: Disk> Member<D> {
     /// All that a daemon says, and of volumes that it does not mention any more, that they are not there.
     fn report_of(&self, session: &Session, node: &Node) -> NodeReport {
         let mut volumes = session.volumes.clone();
-        for volume in self.state.volumes_on(&node.name) {
-            let Some(seen) = volume.observed.as_ref() else { continue };
-            if volume.lifecycle != Lifecycle::Active || volumes.contains_key(&volume.id) {
+        let known =
+            self.state.volumes_on(&node.name).map(|volume| (volume.id, &volume.lifecycle, &volume.observed));
+        let snapshots = self.state.snapshots_on(&node.name);
+        let known = known.chain(snapshots.map(|seen| (seen.id, &seen.lifecycle, &seen.observed)));
+        for (id, lifecycle, observed) in known {
+            let Some(seen) = observed else { continue };
+            if *lifecycle != Lifecycle::Active || volumes.contains_key(&id) {
                 continue;
             }
             let health = VolumeHealth::Unavailable {
                 reason: "NotReported".to_owned(),
-                message: format!("node {} does not report the volume", node.name),
+                message: format!("node {} does not report it", node.name),
             };
-            volumes.insert(volume.id, VolumeObserved { health, paths: Vec::new(), ..seen.clone() });
+            volumes.insert(id, VolumeObserved { health, paths: Vec::new(), ..seen.clone() });
         }
         let mut observed = session.observed.clone();
         if let Some(observed) = &mut observed {
@@ -434,7 +436,16 @@ impl<D: Disk> Member<D> {
                 }
                 // The level may be higher: what daemons must know, and what of their reports is kept.
                 Change::Cluster => self.recheck_sessions(),
-                Change::Member(_) | Change::MemberRemoved(_) | Change::VolumeRemoved(..) => {}
+                Change::Snapshot(id) => {
+                    let node = self.state.snapshots().get(id).map(|snapshot| snapshot.placement.node.clone());
+                    if let Some(node) = node {
+                        self.sessions.note(&node);
+                    }
+                }
+                Change::Member(_)
+                | Change::MemberRemoved(_)
+                | Change::VolumeRemoved(..)
+                | Change::SnapshotRemoved(..) => {}
             }
         }
     }

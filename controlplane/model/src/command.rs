@@ -1,8 +1,8 @@
 //! Commands: the only things that change a state. Versioned, and complete: nothing is decided when they are applied.
 
 use crate::ids::{
-    BootId, Bytes, ClusterId, Incarnation, InstanceId, MemberId, NodeName, ObjectUid, RequestId, Timestamp,
-    VolumeId, VolumeName,
+    BootId, Bytes, ClusterId, Incarnation, InstanceId, MemberId, NodeName, ObjectUid, RequestId,
+    SnapshotName, Timestamp, VolumeId, VolumeName,
 };
 use crate::node::{Liveness, NodeObserved, NodeSpec};
 use crate::placement::Placement;
@@ -56,7 +56,7 @@ impl Command {
 
     /// A command of the current version.
     pub fn new(issued_at: Timestamp, request: Option<RequestKey>, body: Body) -> Self {
-        Self { version: Self::VERSION, level: FeatureLevel::FIRST, request, issued_at, body }
+        Self { version: Self::VERSION, level: body.level(), request, issued_at, body }
     }
 }
 
@@ -129,11 +129,27 @@ pub enum Body {
         /// The object that stood for it; must match.
         uid: Option<ObjectUid>,
     },
-    /// A node has deleted a volume's data as its tombstone said.
+    /// Takes a snapshot of a volume, or adopts a released one.
+    CreateSnapshot(CreateSnapshot),
+    /// Marks a snapshot as going: its node is told to delete it.
+    DeleteSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
+    /// Puts a snapshot aside: its name is free, the data stays.
+    ReleaseSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
+    /// A node has deleted a volume's data, or a snapshot's, as its tombstone said.
     ConfirmVolumeDeleted {
         /// The node.
         node: NodeName,
-        /// The volume.
+        /// The volume or snapshot.
         volume: VolumeId,
         /// The generation of the tombstone that the node acted on.
         generation: u64,
@@ -173,6 +189,36 @@ pub enum Body {
     },
 }
 
+impl Body {
+    /// The level from which on all members understand it.
+    fn level(&self) -> FeatureLevel {
+        match self {
+            Body::CreateSnapshot(_) | Body::DeleteSnapshot { .. } | Body::ReleaseSnapshot { .. } => {
+                FeatureLevel::THIN
+            }
+            Body::CreateVolume(create) if create.restored_from.is_some() => FeatureLevel::THIN,
+            _ => FeatureLevel::FIRST,
+        }
+    }
+}
+
+/// A new snapshot, with everything decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSnapshot {
+    /// Its name.
+    pub name: SnapshotName,
+    /// The object that stands for it.
+    pub uid: Option<ObjectUid>,
+    /// Its identity.
+    pub id: VolumeId,
+    /// True to adopt the released snapshot with this `id` instead of taking one.
+    pub adopt: bool,
+    /// The volume that it is of.
+    pub volume: VolumeName,
+    /// What its pool will know it by.
+    pub identity: VolumeIdentity,
+}
+
 /// A new volume, with everything decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateVolume {
@@ -192,6 +238,9 @@ pub struct CreateVolume {
     pub identity: VolumeIdentity,
     /// Where it goes.
     pub placement: Placement,
+    /// The snapshot that it begins as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_from: Option<VolumeId>,
 }
 
 /// What can change in a volume. `None` leaves a field as it is.
@@ -216,7 +265,7 @@ pub struct NodeReport {
     pub boot: BootId,
     /// The node and its pools; `None` when nothing changed.
     pub observed: Option<NodeObserved>,
-    /// The volumes that changed. A volume that is not listed is as it was.
+    /// The volumes and snapshots that changed. One that is not listed is as it was.
     pub volumes: BTreeMap<VolumeId, VolumeObserved>,
 }
 
@@ -231,6 +280,11 @@ pub enum Receipt {
     Done,
     /// The volume that was created, adopted or changed.
     Volume {
+        /// Its id.
+        id: VolumeId,
+    },
+    /// The snapshot that was created, adopted or changed.
+    Snapshot {
         /// Its id.
         id: VolumeId,
     },

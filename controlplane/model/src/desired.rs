@@ -27,9 +27,9 @@ pub struct DesiredNode {
     pub cores: Cores,
     /// The pools, by name.
     pub pools: Vec<DesiredPool>,
-    /// The volumes, by id.
+    /// The volumes, by id, then the snapshots, by id.
     pub volumes: Vec<DesiredVolume>,
-    /// The volumes to delete, by id.
+    /// The volumes and snapshots to delete.
     pub tombstones: Vec<Tombstone>,
 }
 
@@ -45,7 +45,7 @@ pub struct DesiredPool {
     pub disks: Vec<DiskPath>,
 }
 
-/// A volume that a node should hold.
+/// A volume or snapshot that a node should hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredVolume {
     /// Its identity.
@@ -58,6 +58,9 @@ pub struct DesiredVolume {
     pub size: Bytes,
     /// Whether it takes space only when it is written, if it is created.
     pub thin: bool,
+    /// What it is, or begins as.
+    #[serde(default)]
+    pub content: Content,
     /// Whether it may be created.
     pub provision: Provision,
     /// What hosts know it by.
@@ -70,6 +73,19 @@ pub struct DesiredVolume {
     pub epoch: Epoch,
 }
 
+/// What a volume is when it is created.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// It reads as zeroes.
+    #[default]
+    Blank,
+    /// It is a snapshot of this volume, and is never written. Its size is what the volume's is when it is taken.
+    SnapshotOf(VolumeId),
+    /// It begins with what this snapshot holds.
+    RestoredFrom(VolumeId),
+}
+
 /// Whether a daemon may create a volume that it does not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,6 +94,12 @@ pub enum Provision {
     Create,
     /// It was there once: if it is not found, its data is lost or elsewhere, and that is to be reported.
     Expect,
+}
+
+impl Provision {
+    fn of(reported_once: bool) -> Self {
+        if reported_once { Self::Expect } else { Self::Create }
+    }
 }
 
 impl State {
@@ -95,25 +117,37 @@ impl State {
                 disks: spec.disks.clone(),
             })
             .collect();
-        let mut volumes = Vec::new();
-        let mut tombstones = Vec::new();
-        for volume in self.volumes_on(name) {
-            match &volume.lifecycle {
-                Lifecycle::Deleting(tombstone) => tombstones.push(tombstone.clone()),
-                Lifecycle::Active | Lifecycle::Released => volumes.push(DesiredVolume {
-                    id: volume.id,
-                    generation: volume.generation,
-                    pool: volume.placement.pool.clone(),
-                    size: volume.size,
-                    thin: volume.spec.thin,
-                    provision: if volume.provisioned { Provision::Expect } else { Provision::Create },
-                    identity: volume.identity.clone(),
-                    serve: volume.lifecycle == Lifecycle::Active,
-                    allowed_hosts: volume.spec.allowed_hosts.clone(),
-                    epoch: volume.epoch,
-                }),
-            }
-        }
+        let staying = |lifecycle: &Lifecycle| !matches!(lifecycle, Lifecycle::Deleting(_));
+        let volumes =
+            self.volumes_on(name).filter(|volume| staying(&volume.lifecycle)).map(|volume| DesiredVolume {
+                id: volume.id,
+                generation: volume.generation,
+                pool: volume.placement.pool.clone(),
+                size: volume.size,
+                thin: volume.spec.thin,
+                content: volume.restored_from.map_or(Content::Blank, Content::RestoredFrom),
+                provision: Provision::of(volume.provisioned),
+                identity: volume.identity.clone(),
+                serve: volume.lifecycle == Lifecycle::Active,
+                allowed_hosts: volume.spec.allowed_hosts.clone(),
+                epoch: volume.epoch,
+            });
+        let snapshots = self.snapshots_on(name).filter(|snapshot| staying(&snapshot.lifecycle));
+        let snapshots = snapshots.map(|snapshot| DesiredVolume {
+            id: snapshot.id,
+            generation: snapshot.generation,
+            pool: snapshot.placement.pool.clone(),
+            size: snapshot.size,
+            thin: true,
+            content: Content::SnapshotOf(snapshot.source),
+            provision: Provision::of(snapshot.taken_at.is_some()),
+            identity: snapshot.identity.clone(),
+            serve: false,
+            allowed_hosts: AllowedHosts::default(),
+            epoch: snapshot.epoch,
+        });
+        let volumes = volumes.chain(snapshots).collect();
+        let tombstones = self.tombstones_on(name).cloned().collect();
         Some(DesiredNode {
             cluster,
             incarnation: self.incarnation(),

@@ -125,6 +125,10 @@ string_id!(
     VolumeName, "volume name", max 253, "lower-case letters, digits, '-' and '.'", is_dns_subdomain
 );
 string_id!(
+    /// The name of a snapshot, as in Kubernetes.
+    SnapshotName, "snapshot name", max 253, "lower-case letters, digits, '-' and '.'", is_dns_subdomain
+);
+string_id!(
     /// The name of a pool, unique on its node.
     PoolName, "pool name", max 63, "lower-case letters, digits, '-' and '.'", is_dns_subdomain
 );

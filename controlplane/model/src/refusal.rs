@@ -1,7 +1,9 @@
 //! Why a command was refused. A refused command changed nothing.
 
 use crate::command::FeatureLevel;
-use crate::ids::{Bytes, ClusterId, InstanceId, MemberId, NodeName, PoolName, VolumeId, VolumeName};
+use crate::ids::{
+    Bytes, ClusterId, InstanceId, MemberId, NodeName, PoolName, SnapshotName, VolumeId, VolumeName,
+};
 use crate::placement::NoFit;
 use serde::{Deserialize, Serialize};
 
@@ -60,8 +62,20 @@ pub enum Refusal {
         /// Its name.
         volume: VolumeName,
     },
-    /// No released volume has this id.
-    #[error("there is no released volume with id {id} to adopt")]
+    /// No such snapshot.
+    #[error("there is no snapshot {snapshot}")]
+    NoSuchSnapshot {
+        /// Its name.
+        snapshot: SnapshotName,
+    },
+    /// The snapshot to restore is gone by now.
+    #[error("there is no snapshot with id {id} to restore")]
+    NothingToRestore {
+        /// The id.
+        id: VolumeId,
+    },
+    /// No released volume or snapshot has this id.
+    #[error("nothing with id {id} was put aside to be adopted")]
     NothingToAdopt {
         /// The id.
         id: VolumeId,
@@ -125,7 +139,7 @@ pub enum Refusal {
         id: VolumeId,
     },
     /// The node holds volumes.
-    #[error("node {node} holds {volumes} volumes; delete or move them first")]
+    #[error("node {node} holds {volumes} volumes and snapshots; delete or move them first")]
     NodeHoldsVolumes {
         /// The node.
         node: NodeName,
@@ -139,7 +153,7 @@ pub enum Refusal {
         node: NodeName,
     },
     /// The pool holds volumes, so that it cannot go from the node's specification.
-    #[error("pool {pool} of node {node} holds {volumes} volumes; delete or move them first")]
+    #[error("pool {pool} of node {node} holds {volumes} volumes and snapshots; delete or move them first")]
     PoolHoldsVolumes {
         /// The node.
         node: NodeName,
@@ -187,6 +201,75 @@ pub enum Refusal {
     BeingDeleted {
         /// Its name.
         volume: VolumeName,
+    },
+    /// A volume is restored where its snapshot is.
+    #[error(
+        "snapshot {snapshot} is in pool {pool} of node {node}, and what is restored from it is there too: leave spec.topology out, or \
+         name these"
+    )]
+    SnapshotElsewhere {
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// Where it is.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+    },
+    /// The snapshot is being deleted.
+    #[error("snapshot {snapshot} is being deleted")]
+    SnapshotBeingDeleted {
+        /// Its name.
+        snapshot: SnapshotName,
+    },
+    /// The snapshot has not been taken yet.
+    #[error("snapshot {snapshot} is not ready yet: its node has not reported that it is taken")]
+    SnapshotNotReady {
+        /// Its name.
+        snapshot: SnapshotName,
+    },
+    /// The volume was never in service.
+    #[error(
+        "volume {volume} is not ready yet: there is nothing to take a snapshot of before it was online once"
+    )]
+    VolumeNotReady {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// A snapshot of the volume is to be taken first.
+    #[error(
+        "snapshot {snapshot} of volume {volume} is not taken yet: wait until it is ready, or delete the snapshot first"
+    )]
+    BeingSnapshotted {
+        /// The volume.
+        volume: VolumeName,
+        /// The snapshot.
+        snapshot: SnapshotName,
+    },
+    /// A volume is being restored from the snapshot.
+    #[error(
+        "volume {volume} is being restored from snapshot {snapshot}: wait until it is online, or delete the volume first"
+    )]
+    BeingRestored {
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// The snapshot is of another volume than was asked for.
+    #[error("snapshot {id} is of volume {volume}")]
+    OfAnotherVolume {
+        /// The snapshot.
+        id: VolumeId,
+        /// The volume that it is of.
+        volume: VolumeName,
+    },
+    /// A volume that is restored holds all of its snapshot.
+    #[error("spec.size is less than the {size} bytes of snapshot {snapshot}")]
+    SmallerThanSnapshot {
+        /// The snapshot.
+        snapshot: SnapshotName,
+        /// Its size.
+        size: Bytes,
     },
     /// Another daemon is the node's.
     #[error(
@@ -267,6 +350,8 @@ words!(
     Field {
         /// `spec.size`
         Size => "spec.size",
+        /// `spec.thin`
+        Thin => "spec.thin",
         /// `spec.replicas`
         Replicas => "spec.replicas",
         /// `spec.allowedHosts`
@@ -292,6 +377,8 @@ words!(
         Positive => "it must be at least 1 byte and at most 2^60",
         /// Not less than now.
         NotShrink => "a volume never shrinks",
+        /// A volume that shares a snapshot's data.
+        ThinAsItsSource => "it must be true with spec.source: what is restored shares its snapshot's data",
         /// At least one.
         AtLeastOne => "at least one is needed",
         /// The bounded lists.
@@ -311,6 +398,8 @@ words!(
         Nodes => "nodes",
         /// Volumes.
         Volumes => "volumes",
+        /// Snapshots.
+        Snapshots => "snapshots",
         /// Members.
         Members => "members",
     }
@@ -339,17 +428,22 @@ impl Refusal {
         match self {
             Refusal::NoSuchNode { .. }
             | Refusal::NoSuchVolume { .. }
+            | Refusal::NoSuchSnapshot { .. }
+            | Refusal::NothingToRestore { .. }
             | Refusal::NothingToAdopt { .. }
             | Refusal::NoSuchMember { .. } => RefusalKind::NotFound,
             Refusal::AlreadyBootstrapped { .. }
             | Refusal::NameTaken { .. }
             | Refusal::Different { .. }
+            | Refusal::OfAnotherVolume { .. }
             | Refusal::VolumeIdTaken { .. }
             | Refusal::AddressTaken { .. }
             | Refusal::OtherInstance { .. } => RefusalKind::Conflict,
-            Refusal::RequestIdReused | Refusal::Unsupported { .. } | Refusal::OutOfRange { .. } => {
-                RefusalKind::Invalid
-            }
+            Refusal::RequestIdReused
+            | Refusal::Unsupported { .. }
+            | Refusal::SmallerThanSnapshot { .. }
+            | Refusal::SnapshotElsewhere { .. }
+            | Refusal::OutOfRange { .. } => RefusalKind::Invalid,
             Refusal::NoFit(no_fit) if no_fit.is_waiting() => RefusalKind::NoPool,
             Refusal::NoFit(_)
             | Refusal::PoolTooSmall { .. }
@@ -368,6 +462,11 @@ impl Refusal {
             | Refusal::PoolHoldsVolumes { .. }
             | Refusal::PoolNotUsable { .. }
             | Refusal::BeingDeleted { .. }
+            | Refusal::SnapshotBeingDeleted { .. }
+            | Refusal::SnapshotNotReady { .. }
+            | Refusal::VolumeNotReady { .. }
+            | Refusal::BeingSnapshotted { .. }
+            | Refusal::BeingRestored { .. }
             | Refusal::NotBound { .. }
             | Refusal::NoSuchTombstone { .. }
             | Refusal::StaleIncarnation => RefusalKind::Precondition,

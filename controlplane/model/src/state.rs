@@ -2,13 +2,15 @@
 
 use crate::command::{FeatureLevel, Receipt};
 use crate::ids::{
-    ClusterId, DiskId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, VolumeId, VolumeName,
+    ClusterId, DiskId, Epoch, Incarnation, MemberId, NodeName, RequestId, Revision, SnapshotName, VolumeId,
+    VolumeName,
 };
 use crate::node::Node;
 use crate::placement::Placement;
 use crate::refusal::Refusal;
+use crate::snapshot::Snapshot;
 use crate::space::{Claim, Room};
-use crate::volume::{Lifecycle, Volume};
+use crate::volume::{Lifecycle, Tombstone, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -25,6 +27,8 @@ pub struct State {
     pub(crate) retired: BTreeSet<MemberId>,
     pub(crate) nodes: BTreeMap<NodeName, Node>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) snapshots: BTreeMap<VolumeId, Snapshot>,
     pub(crate) requests: BTreeMap<RequestId, RequestRecord>,
     /// Derived from `volumes`: rebuilt after decoding.
     #[serde(skip)]
@@ -36,6 +40,8 @@ pub struct State {
 pub(crate) struct Index {
     pub(crate) by_name: BTreeMap<VolumeName, VolumeId>,
     pub(crate) by_node: BTreeMap<NodeName, BTreeSet<VolumeId>>,
+    pub(crate) snapshots_by_name: BTreeMap<SnapshotName, VolumeId>,
+    pub(crate) snapshots_by_node: BTreeMap<NodeName, BTreeSet<VolumeId>>,
     pub(crate) claims: BTreeMap<Placement, Claim>,
     pub(crate) expiry: BTreeMap<Revision, RequestId>,
 }
@@ -113,6 +119,10 @@ pub enum Change {
     Volume(VolumeId),
     /// A volume is gone, data included.
     VolumeRemoved(VolumeId, VolumeName),
+    /// A snapshot was created or changed.
+    Snapshot(VolumeId),
+    /// A snapshot is gone.
+    SnapshotRemoved(VolumeId, SnapshotName),
 }
 
 impl Default for State {
@@ -132,6 +142,8 @@ impl State {
     pub const MAX_NODES: usize = 1_024;
     /// Most volumes, released and going ones included.
     pub const MAX_VOLUMES: usize = 65_536;
+    /// Most snapshots, released and going ones included.
+    pub const MAX_SNAPSHOTS: usize = 65_536;
     /// Most members ever listed at once.
     pub const MAX_MEMBERS: usize = 16;
 
@@ -147,6 +159,7 @@ impl State {
             retired: BTreeSet::new(),
             nodes: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             requests: BTreeMap::new(),
             index: Index::default(),
         }
@@ -220,7 +233,47 @@ impl State {
         self.index.by_node.get(node).into_iter().flatten().filter_map(|id| self.volumes.get(id))
     }
 
-    /// What volumes take from a pool.
+    /// The snapshots by id.
+    pub fn snapshots(&self) -> &BTreeMap<VolumeId, Snapshot> {
+        &self.snapshots
+    }
+
+    /// The snapshot of this name.
+    pub fn snapshot_named(&self, name: &SnapshotName) -> Option<&Snapshot> {
+        self.index.snapshots_by_name.get(name).and_then(|id| self.snapshots.get(id))
+    }
+
+    /// The snapshots that have a name, from the one after `after` on, by name.
+    pub fn named_snapshots(&self, after: Option<&SnapshotName>) -> impl Iterator<Item = &Snapshot> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let named = self.index.snapshots_by_name.range((start, Bound::Unbounded));
+        named.filter_map(|(_, id)| self.snapshots.get(id))
+    }
+
+    /// The snapshots that were put aside, from the one after `after` on, by id.
+    pub fn released_snapshots(&self, after: Option<VolumeId>) -> impl Iterator<Item = &Snapshot> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.snapshots.range((start, Bound::Unbounded)).map(|(_, snapshot)| snapshot);
+        rest.filter(|snapshot| snapshot.lifecycle == Lifecycle::Released)
+    }
+
+    /// The snapshots whose data is on this node, by id.
+    pub fn snapshots_on(&self, node: &NodeName) -> impl Iterator<Item = &Snapshot> {
+        let ids = self.index.snapshots_by_node.get(node).into_iter().flatten();
+        ids.filter_map(|id| self.snapshots.get(id))
+    }
+
+    /// The deletions that a node is ordered, of volumes, then of snapshots.
+    pub fn tombstones_on(&self, node: &NodeName) -> impl Iterator<Item = &Tombstone> {
+        let volumes = self.volumes_on(node).map(|volume| &volume.lifecycle);
+        let lifecycles = volumes.chain(self.snapshots_on(node).map(|snapshot| &snapshot.lifecycle));
+        lifecycles.filter_map(|lifecycle| match lifecycle {
+            Lifecycle::Deleting(tombstone) => Some(tombstone),
+            Lifecycle::Active | Lifecycle::Released => None,
+        })
+    }
+
+    /// What volumes and snapshots take from a pool.
     pub fn claim(&self, placement: &Placement) -> Claim {
         self.index.claims.get(placement).copied().unwrap_or_default()
     }
@@ -249,6 +302,9 @@ impl State {
         for volume in self.volumes.values() {
             index.add(volume);
         }
+        for snapshot in self.snapshots.values() {
+            index.add_snapshot(snapshot);
+        }
         index.expiry = self.requests.iter().map(|(id, record)| (record.revision, id.clone())).collect();
         self.index = index;
     }
@@ -275,10 +331,37 @@ impl Index {
                 self.by_node.remove(&volume.placement.node);
             }
         }
-        if let Some(claim) = self.claims.get_mut(&volume.placement) {
-            claim.remove(volume.claim());
-            if *claim == Claim::default() {
-                self.claims.remove(&volume.placement);
+        self.release(&volume.placement, volume.claim());
+    }
+
+    /// Adds a snapshot.
+    pub(crate) fn add_snapshot(&mut self, snapshot: &Snapshot) {
+        if snapshot.lifecycle != Lifecycle::Released {
+            self.snapshots_by_name.insert(snapshot.name.clone(), snapshot.id);
+        }
+        self.snapshots_by_node.entry(snapshot.placement.node.clone()).or_default().insert(snapshot.id);
+        self.claims.entry(snapshot.placement.clone()).or_default().add(snapshot.claim());
+    }
+
+    /// Takes a snapshot out; it must be as it was when it was added.
+    pub(crate) fn remove_snapshot(&mut self, snapshot: &Snapshot) {
+        if snapshot.lifecycle != Lifecycle::Released {
+            self.snapshots_by_name.remove(&snapshot.name);
+        }
+        if let Some(ids) = self.snapshots_by_node.get_mut(&snapshot.placement.node) {
+            ids.remove(&snapshot.id);
+            if ids.is_empty() {
+                self.snapshots_by_node.remove(&snapshot.placement.node);
+            }
+        }
+        self.release(&snapshot.placement, snapshot.claim());
+    }
+
+    fn release(&mut self, placement: &Placement, claim: Claim) {
+        if let Some(claims) = self.claims.get_mut(placement) {
+            claims.remove(claim);
+            if *claims == Claim::default() {
+                self.claims.remove(placement);
             }
         }
     }

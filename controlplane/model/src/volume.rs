@@ -1,8 +1,8 @@
 //! Volumes: what was asked for, who they are, and what is known of them.
 
 use crate::ids::{
-    Bytes, ClusterId, Epoch, HostNqn, NodeName, ObjectUid, PoolName, Revision, Timestamp, VolumeId,
-    VolumeName,
+    Bytes, ClusterId, Epoch, HostNqn, NodeName, ObjectUid, PoolName, Revision, SnapshotName, Timestamp,
+    VolumeId, VolumeName,
 };
 use crate::node::Problem;
 use crate::placement::{Placement, Selector};
@@ -31,6 +31,9 @@ pub struct Volume {
     pub identity: VolumeIdentity,
     /// Where its data is.
     pub placement: Placement,
+    /// The snapshot that it began as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_from: Option<VolumeId>,
     /// The epoch of its target.
     pub epoch: Epoch,
     /// Grows whenever what a node must do for it changes.
@@ -80,6 +83,9 @@ pub struct VolumeSpec {
     pub selector: Selector,
     /// What happens to the data when the volume is deleted.
     pub reclaim: ReclaimPolicy,
+    /// The snapshot that it begins as; nothing else is what it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SnapshotName>,
 }
 
 /// What happens to the data when a volume is deleted.

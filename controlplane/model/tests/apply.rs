@@ -52,6 +52,7 @@ fn volume_spec(mib: u64) -> VolumeSpec {
         allowed_hosts: AllowedHosts::default(),
         selector: Selector::default(),
         reclaim: ReclaimPolicy::Delete,
+        source: None,
     }
 }
 
@@ -70,7 +71,30 @@ fn create_as(n: u8, owner: u8, on: u8, id: u128, spec: VolumeSpec, adopt: bool) 
         spec,
         identity: VolumeIdentity::of(id),
         placement: Placement { node: node(on), pool: pool() },
+        restored_from: None,
     })
+}
+
+fn snapshot_name(n: u8) -> SnapshotName {
+    SnapshotName::new(format!("s{n}")).unwrap()
+}
+
+fn snapshot(n: u8, owner: u8, of: u8, id: u128, adopt: bool) -> Body {
+    let id = VolumeId::from_random(id);
+    Body::CreateSnapshot(CreateSnapshot {
+        name: snapshot_name(n),
+        uid: uid(owner),
+        id,
+        adopt,
+        volume: name(of),
+        identity: VolumeIdentity::of(id),
+    })
+}
+
+fn restore(n: u8, owner: u8, on: u8, id: u128, mib: u64, from: u128) -> Body {
+    let spec = VolumeSpec { thin: true, source: Some(snapshot_name(0)), ..volume_spec(mib) };
+    let Body::CreateVolume(body) = create_as(n, owner, on, id, spec, false) else { unreachable!() };
+    Body::CreateVolume(CreateVolume { restored_from: Some(VolumeId::from_random(from)), ..body })
 }
 
 fn report(n: u8, from: u8, pool_id: u128, mib: u64, volumes: BTreeMap<VolumeId, VolumeObserved>) -> Body {
@@ -108,7 +132,7 @@ fn any_body() -> impl Strategy<Value = Body> {
     let small = 0..3_u8;
     let owner = 0..3_u8;
     let id = 0..6_u128;
-    let volume_id = id.clone().prop_map(VolumeId::from_random);
+    let volume_id = (0..9_u128).prop_map(VolumeId::from_random);
     prop_oneof![
         (small.clone(), owner.clone(), any::<bool>()).prop_map(|(n, o, u)| Body::PutNode {
             name: node(n),
@@ -156,6 +180,12 @@ fn any_body() -> impl Strategy<Value = Body> {
             let change = VolumeChange { size: Some(Bytes(mib << 20)), ..VolumeChange::default() };
             Body::UpdateVolume { name: name(n), uid: uid(o), change }
         }),
+        (0..3_u8, 0..3_u8, 0..3_u8, 0..9_u128, prop::bool::weighted(0.2))
+            .prop_map(|(n, o, of, id, adopt)| snapshot(n, o, of, id, adopt)),
+        (0..3_u8, 0..3_u8).prop_map(|(n, o)| Body::DeleteSnapshot { name: snapshot_name(n), uid: uid(o) }),
+        (0..3_u8, 0..3_u8).prop_map(|(n, o)| Body::ReleaseSnapshot { name: snapshot_name(n), uid: uid(o) }),
+        (0..3_u8, 0..3_u8, 0..3_u8, 0..9_u128, 1..30_u64, 0..9_u128)
+            .prop_map(|(n, o, on, id, mib, from)| restore(n, o, on, id, mib, from)),
         (2..5_u64).prop_map(|n| Body::StartIncarnation { incarnation: Incarnation(n) }),
     ]
 }
@@ -198,6 +228,41 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
         assert!(rightly, "{body:?}");
     }
     assert!(after.nodes().values().all(|node| !(node.abandoned && node.binding.is_some())));
+    // So does a snapshot, whatever becomes of its volume; and what one is of never changes.
+    for (id, old) in before.snapshots() {
+        let Some(new) = after.snapshots().get(id) else {
+            let node = &before.nodes()[&old.placement.node];
+            let deleted = matches!(old.lifecycle, Lifecycle::Deleting(_));
+            let rightly = match body {
+                Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
+                Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
+                Body::DeleteSnapshot { name, .. } => *name == old.name && node.abandoned,
+                _ => false,
+            };
+            assert!(rightly, "{body:?}");
+            continue;
+        };
+        assert!(new.epoch >= old.epoch && new.generation >= old.generation);
+        assert_eq!((&new.identity, &new.placement, new.source), (&old.identity, &old.placement, old.source));
+        assert!(old.taken_at.is_none() || (new.taken_at, new.size) == (old.taken_at, old.size));
+    }
+    for snapshot in after.snapshots().values().filter(|s| s.lifecycle != Lifecycle::Released) {
+        assert_eq!(after.snapshot_named(&snapshot.name).map(|s| s.id), Some(snapshot.id));
+    }
+    for snapshot in after.snapshots().values() {
+        assert!(after.nodes().contains_key(&snapshot.placement.node), "a snapshot without its node");
+        assert!(!after.volumes().contains_key(&snapshot.id), "one id for two things");
+        // What is to be taken can be taken, what is to be restored can be restored.
+        let waits = snapshot.taken_at.is_none() && !matches!(snapshot.lifecycle, Lifecycle::Deleting(_));
+        let source = after.volumes().get(&snapshot.source);
+        assert!(!waits || source.is_some_and(|v| !matches!(v.lifecycle, Lifecycle::Deleting(_))));
+    }
+    for volume in after.volumes().values() {
+        let waits = volume.lifecycle == Lifecycle::Active && !volume.provisioned;
+        let source = volume.restored_from.and_then(|id| after.snapshots().get(&id));
+        let there = source.is_some_and(|s| !matches!(s.lifecycle, Lifecycle::Deleting(_)));
+        assert!(!waits || volume.restored_from.is_none() || there, "nothing to restore from");
+    }
     // Nothing is put where there is no room.
     let larger =
         |id: &VolumeId, volume: &Volume| before.volumes().get(id).is_none_or(|old| volume.size > old.size);
@@ -217,8 +282,9 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
         assert!(new.size >= new.spec.size);
         assert!(new.provisioned || !old.provisioned);
     }
-    let epochs: BTreeSet<_> = after.volumes().values().map(|volume| volume.epoch).collect();
-    assert_eq!(epochs.len(), after.volumes().len(), "an epoch was issued twice");
+    let epochs = after.volumes().values().map(|volume| volume.epoch);
+    let epochs: BTreeSet<_> = epochs.chain(after.snapshots().values().map(|s| s.epoch)).collect();
+    assert_eq!(epochs.len(), after.volumes().len() + after.snapshots().len(), "an epoch was issued twice");
     // What a node should hold changes only together with its revision.
     for (node_name, node) in after.nodes() {
         let (old, new) = (before.desired(node_name), after.desired(node_name).unwrap());
@@ -386,6 +452,110 @@ fn a_volume_grows_while_there_is_room_and_never_shrinks() {
     assert!(apply(&mut state, Body::ReleaseVolume { name: name(1), uid: uid(1) }).result.is_ok());
     assert!(apply(&mut state, create(3, 1, 1, 1, 24, true)).result.is_ok());
     assert_eq!(state.volume_named(&name(3)).unwrap().size, Bytes(24 << 20));
+}
+
+/// Volume `v1` of 10 MiB, online, on a pool of 100 MiB with units of 4 MiB.
+fn with_volume(thin: bool) -> State {
+    let mut state = ready();
+    let spec = VolumeSpec { thin, ..volume_spec(10) };
+    apply(&mut state, create_as(1, 1, 1, 1, spec, false));
+    reported(&mut state, 1, 10);
+    state
+}
+
+/// The node reports that the volume or snapshot of this id is there.
+fn reported(state: &mut State, id: u128, mib: u64) {
+    let id = VolumeId::from_random(id);
+    let seen = VolumeObserved { size: Bytes(mib << 20), ..seen_online() };
+    apply(state, report(1, 1, 1, 100, BTreeMap::from([(id, seen)])));
+}
+
+#[test]
+fn a_snapshot_is_taken_restored_and_deleted() {
+    let mut state = with_volume(true);
+    let outcome = apply(&mut state, snapshot(1, 1, 1, 7, false));
+    assert_eq!(outcome.result, Ok(Receipt::Snapshot { id: VolumeId::from_random(7) }));
+    let ordered = state.desired(&node(1)).unwrap().volumes[1].clone();
+    assert_eq!(ordered.content, Content::SnapshotOf(VolumeId::from_random(1)));
+    assert_eq!((ordered.provision, ordered.serve), (Provision::Create, false));
+    // Sent again it is the same one; under the name of another object or volume it is not.
+    assert!(apply(&mut state, snapshot(1, 1, 1, 8, false)).result.is_ok());
+    assert!(matches!(apply(&mut state, snapshot(1, 2, 1, 8, false)).result, Err(Refusal::NameTaken { .. })));
+    assert!(matches!(
+        apply(&mut state, snapshot(1, 1, 2, 8, false)).result,
+        Err(Refusal::OfAnotherVolume { .. })
+    ));
+    // Before it is taken its volume stays as it is, and nothing is restored.
+    let delete = Body::DeleteVolume { name: name(1), uid: uid(1) };
+    assert!(matches!(apply(&mut state, delete.clone()).result, Err(Refusal::BeingSnapshotted { .. })));
+    let refused = apply(&mut state, restore(2, 1, 1, 9, 10, 7)).result;
+    assert!(matches!(refused, Err(Refusal::SnapshotNotReady { .. })), "{refused:?}");
+
+    reported(&mut state, 7, 10);
+    let taken = &state.snapshots()[&VolumeId::from_random(7)];
+    assert_eq!(
+        (&taken.state, taken.size, taken.footprint),
+        (&VolumeState::Online, Bytes(10 << 20), Bytes(0))
+    );
+    assert!(taken.taken_at.is_some());
+    let refused = apply(&mut state, restore(2, 1, 1, 9, 9, 7)).result;
+    assert!(matches!(refused, Err(Refusal::SmallerThanSnapshot { .. })), "{refused:?}");
+    assert!(apply(&mut state, restore(2, 1, 1, 9, 20, 7)).result.is_ok());
+    let ordered = state.desired(&node(1)).unwrap();
+    let restored = ordered.volumes.iter().find(|volume| volume.id == VolumeId::from_random(9)).unwrap();
+    assert_eq!(restored.content, Content::RestoredFrom(VolumeId::from_random(7)));
+    let delete_snapshot = Body::DeleteSnapshot { name: snapshot_name(1), uid: uid(1) };
+    assert!(matches!(apply(&mut state, delete_snapshot.clone()).result, Err(Refusal::BeingRestored { .. })));
+    reported(&mut state, 9, 20);
+    // The volume goes, the snapshot stays and can be restored; then it goes, and what was restored stays.
+    assert!(apply(&mut state, delete).result.is_ok());
+    let gone = |id, generation| Body::ConfirmVolumeDeleted {
+        node: node(1),
+        volume: VolumeId::from_random(id),
+        generation,
+    };
+    assert!(apply(&mut state, gone(1, 2)).result.is_ok());
+    assert!(apply(&mut state, restore(3, 1, 1, 10, 10, 7)).result.is_ok());
+    reported(&mut state, 10, 10);
+    assert!(apply(&mut state, delete_snapshot).result.is_ok());
+    let tombstones = state.desired(&node(1)).unwrap().tombstones;
+    assert_eq!((tombstones[0].volume, tombstones[0].generation), (VolumeId::from_random(7), 2));
+    assert!(apply(&mut state, gone(7, 1)).result.is_err());
+    let outcome = apply(&mut state, gone(7, 2));
+    assert!(outcome.changes.contains(&Change::SnapshotRemoved(VolumeId::from_random(7), snapshot_name(1))));
+    assert!(state.snapshots().is_empty());
+    assert_eq!(state.volumes().len(), 2);
+}
+
+#[test]
+fn a_snapshot_of_a_thick_volume_keeps_room_for_all_that_may_be_overwritten() {
+    let mut state = with_volume(false);
+    for n in 1..=7 {
+        let outcome = apply(&mut state, snapshot(n, 1, 1, u128::from(n) + 10, false));
+        assert!(outcome.result.is_ok(), "{n}: {:?}", outcome.result);
+    }
+    // Eight times 12 MiB, of 100.
+    let refused = apply(&mut state, snapshot(8, 1, 1, 20, false)).result;
+    assert!(matches!(refused, Err(Refusal::PoolTooSmall { free: Bytes(4_194_304), .. })), "{refused:?}");
+    let held = apply(&mut state, Body::DeleteNode { name: node(1), uid: uid(1) }).result;
+    assert!(matches!(held, Err(Refusal::NodeHoldsVolumes { volumes: 8, .. })), "{held:?}");
+}
+
+#[test]
+fn a_snapshot_that_is_put_aside_keeps_its_data_and_is_adopted_by_id() {
+    let mut state = with_volume(true);
+    apply(&mut state, snapshot(1, 1, 1, 7, false));
+    reported(&mut state, 7, 10);
+    let release = Body::ReleaseSnapshot { name: snapshot_name(1), uid: uid(1) };
+    assert!(apply(&mut state, release).result.is_ok());
+    assert!(state.snapshot_named(&snapshot_name(1)).is_none());
+    assert_eq!(state.desired(&node(1)).unwrap().volumes.len(), 2);
+    assert!(matches!(
+        apply(&mut state, snapshot(2, 2, 2, 7, true)).result,
+        Err(Refusal::OfAnotherVolume { .. })
+    ));
+    assert!(apply(&mut state, snapshot(2, 2, 1, 7, true)).result.is_ok());
+    assert_eq!(state.snapshot_named(&snapshot_name(2)).unwrap().state, VolumeState::Online);
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use basalt_client::wire::{self, WireError};
 use basalt_core::{Mutation, Page, Read, ReadResult};
-use basalt_model::{Node, NodeName, Volume, VolumeChange, VolumeName};
+use basalt_model::{Node, NodeName, Snapshot, SnapshotName, Volume, VolumeChange, VolumeName};
 use basalt_proto::api::{
-    self, control_plane_client::ControlPlaneClient, control_plane_server::ControlPlane, get_volume_request,
+    self, control_plane_client::ControlPlaneClient, control_plane_server::ControlPlane, get_snapshot_request,
+    get_volume_request,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -219,6 +220,87 @@ impl ControlPlane for ControlPlaneService {
         Ok(Response::new(api::ReleaseVolumeResponse { revision: done.revision.0 }))
     }
 
+    async fn create_snapshot(
+        &self,
+        request: Request<api::CreateSnapshotRequest>,
+    ) -> Result<Response<api::CreateSnapshotResponse>, Status> {
+        let (caller, message) = edge::open(request)?;
+        let (id, uid) = edge::context(message.context.as_ref())?;
+        let mutation = Mutation::CreateSnapshot {
+            name: snapshot_name(&message.name)?,
+            uid,
+            volume: wire::name("volume", &message.volume).map_err(|error| errors::invalid(&error))?,
+            adopt: wire::optional_uuid("adopt_snapshot_id", &message.adopt_snapshot_id)
+                .map_err(|error| errors::invalid(&error))?,
+        };
+        let done = change_or_forward!(self, caller, id, mutation, About::Snapshot, message, create_snapshot);
+        let snapshot = shown(done.snapshot.as_ref().map(wire::snapshot::encode), "the snapshot")?;
+        Ok(Response::new(api::CreateSnapshotResponse { snapshot: Some(snapshot), revision: done.revision.0 }))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<api::GetSnapshotRequest>,
+    ) -> Result<Response<api::GetSnapshotResponse>, Status> {
+        let (_, message) = edge::open(request)?;
+        let (read, missing) = match field("key", message.key)? {
+            get_snapshot_request::Key::Name(name) => {
+                (Read::Snapshot(snapshot_name(&name)?), format!("there is no snapshot {name}"))
+            }
+            get_snapshot_request::Key::SnapshotId(id) => {
+                let parsed = wire::uuid("snapshot_id", &id).map_err(|error| errors::invalid(&error))?;
+                (Read::SnapshotById(parsed), format!("there is no snapshot with id {id}"))
+            }
+        };
+        match self.edge.read(read).await? {
+            (revision, ReadResult::Snapshot(Some(snapshot))) => Ok(Response::new(api::GetSnapshotResponse {
+                snapshot: Some(wire::snapshot::encode(&snapshot)),
+                revision: revision.0,
+            })),
+            (_, ReadResult::Snapshot(None)) => Err(not_found(missing)),
+            _ => Err(edge::mismatch()),
+        }
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<api::ListSnapshotsRequest>,
+    ) -> Result<Response<api::ListSnapshotsResponse>, Status> {
+        let (_, message) = edge::open(request)?;
+        match self.edge.read(Read::Snapshots(page(message.page_size, message.page_token))).await? {
+            (revision, ReadResult::Snapshots { items, next }) => {
+                Ok(Response::new(api::ListSnapshotsResponse {
+                    snapshots: items.iter().map(|snapshot| wire::snapshot::encode(snapshot)).collect(),
+                    next_page_token: next.unwrap_or_default(),
+                    revision: revision.0,
+                }))
+            }
+            _ => Err(edge::mismatch()),
+        }
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<api::DeleteSnapshotRequest>,
+    ) -> Result<Response<api::DeleteSnapshotResponse>, Status> {
+        let (caller, message) = edge::open(request)?;
+        let (id, uid) = edge::context(message.context.as_ref())?;
+        let mutation = Mutation::DeleteSnapshot { name: snapshot_name(&message.name)?, uid };
+        let done = change_or_forward!(self, caller, id, mutation, About::Nothing, message, delete_snapshot);
+        Ok(Response::new(api::DeleteSnapshotResponse { revision: done.revision.0 }))
+    }
+
+    async fn release_snapshot(
+        &self,
+        request: Request<api::ReleaseSnapshotRequest>,
+    ) -> Result<Response<api::ReleaseSnapshotResponse>, Status> {
+        let (caller, message) = edge::open(request)?;
+        let (id, uid) = edge::context(message.context.as_ref())?;
+        let mutation = Mutation::ReleaseSnapshot { name: snapshot_name(&message.name)?, uid };
+        let done = change_or_forward!(self, caller, id, mutation, About::Nothing, message, release_snapshot);
+        Ok(Response::new(api::ReleaseSnapshotResponse { revision: done.revision.0 }))
+    }
+
     async fn get_cluster_status(
         &self,
         request: Request<api::GetClusterStatusRequest>,
@@ -240,6 +322,7 @@ impl ControlPlane for ControlPlaneService {
             members_total: total(view.members.len()),
             nodes_total: total(view.nodes),
             volumes_total: total(view.volumes),
+            snapshots_total: total(view.snapshots),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }
@@ -283,6 +366,10 @@ fn volume_name(name: &str) -> Result<VolumeName, Status> {
     wire::name("name", name).map_err(|error| errors::invalid(&error))
 }
 
+fn snapshot_name(name: &str) -> Result<SnapshotName, Status> {
+    wire::name("name", name).map_err(|error| errors::invalid(&error))
+}
+
 fn field<T>(name: &'static str, value: Option<T>) -> Result<T, Status> {
     value.ok_or_else(|| errors::invalid(&WireError::Missing { field: name }))
 }
@@ -299,6 +386,11 @@ fn shown<T>(object: Option<T>, what: &str) -> Result<T, Status> {
 /// Objects as the watch sends them.
 pub(crate) fn node_put(node: &Node) -> api::watch_response::Event {
     api::watch_response::Event::NodePut(wire::node::encode(node))
+}
+
+/// Objects as the watch sends them.
+pub(crate) fn snapshot_put(snapshot: &Snapshot) -> api::watch_response::Event {
+    api::watch_response::Event::SnapshotPut(wire::snapshot::encode(snapshot))
 }
 
 /// Objects as the watch sends them.

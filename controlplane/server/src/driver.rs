@@ -20,7 +20,7 @@ use basalt_core::{
     ClientRequest, Event, EventKind, Fatal, Member, NodeMessage, Now, Outputs, Reply, ReplyTo, SessionId,
     Status, ToNode,
 };
-use basalt_model::{MemberId, Node, NodeName, Receipt, State, Timestamp, Volume};
+use basalt_model::{MemberId, Node, NodeName, Receipt, Snapshot, State, Timestamp, Volume};
 use basalt_raft::{DirectoryDisk, PeerMessage};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -61,6 +61,8 @@ pub(crate) enum About {
     Node(NodeName),
     /// The one that the receipt names.
     Volume,
+    /// The one that the receipt names.
+    Snapshot,
 }
 
 /// A reply, with the object that the request was about as it is after the request.
@@ -69,6 +71,7 @@ pub(crate) struct Answer {
     pub(crate) reply: Reply,
     pub(crate) node: Option<Node>,
     pub(crate) volume: Option<Volume>,
+    pub(crate) snapshot: Option<Snapshot>,
 }
 
 /// The thread does not take the input.
@@ -303,14 +306,18 @@ impl Turning {
 
     fn answer(&self, about: About, reply: Reply) -> Answer {
         let state = self.member.state();
-        let (node, volume) = match (about, &reply) {
-            (About::Node(name), Reply::Done { .. }) => (state.nodes().get(&name).cloned(), None),
+        let (mut node, mut volume, mut snapshot) = (None, None, None);
+        match (about, &reply) {
+            (About::Node(name), Reply::Done { .. }) => node = state.nodes().get(&name).cloned(),
             (About::Volume, Reply::Done { receipt: Receipt::Volume { id }, .. }) => {
-                (None, state.volumes().get(id).cloned())
+                volume = state.volumes().get(id).cloned();
             }
-            _ => (None, None),
-        };
-        Answer { reply, node, volume }
+            (About::Snapshot, Reply::Done { receipt: Receipt::Snapshot { id }, .. }) => {
+                snapshot = state.snapshots().get(id).cloned();
+            }
+            _ => {}
+        }
+        Answer { reply, node, volume, snapshot }
     }
 
     /// A session whose queue is full or closed ends; the daemon comes back and gets everything.

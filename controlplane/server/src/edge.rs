@@ -9,7 +9,7 @@ use std::{
 use basalt_client::wire::{self, WireError};
 use basalt_core::{ClientRequest, Mutation, Read, ReadResult, Reply, RequestError};
 use basalt_identity::{ASSERTED_IDENTITY_HEADER, Connector, FORWARDED_IDENTITY_HEADER, Identity, Security};
-use basalt_model::{MemberId, Node, ObjectUid, RequestId, Revision, Volume};
+use basalt_model::{MemberId, Node, ObjectUid, RequestId, Revision, Snapshot, Volume};
 use basalt_proto::{CLUSTER_ID_HEADER, api::MutationContext};
 use tonic::{
     Request, Status,
@@ -18,7 +18,7 @@ use tonic::{
 };
 
 use crate::{
-    driver::{About, Driver},
+    driver::{About, Answer, Driver},
     errors,
     guard::Caller,
 };
@@ -50,6 +50,7 @@ pub(crate) struct Done {
     pub(crate) revision: Revision,
     pub(crate) node: Option<Node>,
     pub(crate) volume: Option<Volume>,
+    pub(crate) snapshot: Option<Snapshot>,
 }
 
 impl Edge {
@@ -72,7 +73,8 @@ impl Edge {
         match answer.reply {
             Reply::Done { revision, .. } => {
                 observe("change", "done", began);
-                Ok(Changed::Here(Box::new(Done { revision, node: answer.node, volume: answer.volume })))
+                let Answer { node, volume, snapshot, .. } = answer;
+                Ok(Changed::Here(Box::new(Done { revision, node, volume, snapshot })))
             }
             Reply::Failed(RequestError::NotLeader { leader }) => {
                 observe("change", "forwarded", began);

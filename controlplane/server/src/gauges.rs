@@ -47,6 +47,7 @@ pub(crate) fn collector(driver: Arc<OnceLock<Driver>>, data_dir: PathBuf) -> Col
                     cluster(&mut exposition, state);
                     nodes(&mut exposition, state);
                     volumes(&mut exposition, state);
+                    snapshots(&mut exposition, state);
                 }
                 exposition
             });
@@ -120,8 +121,10 @@ fn nodes(exposition: &mut Exposition, state: &State) {
     }
 }
 
+/// The phases of volumes and snapshots.
+const PHASES: [&str; 6] = ["Creating", "Online", "Unavailable", "Faulted", "Released", "Deleting"];
+
 fn volumes(exposition: &mut Exposition, state: &State) {
-    const PHASES: [&str; 6] = ["Creating", "Online", "Unavailable", "Faulted", "Released", "Deleting"];
     let mut counts = [0_u32; PHASES.len()];
     for volume in state.volumes().values() {
         counts[phase(&volume.state)] += 1;
@@ -146,6 +149,18 @@ fn volumes(exposition: &mut Exposition, state: &State) {
         let id = volume.id.to_string();
         let node = volume.placement.node.as_str();
         info.sample(&[("volume", volume.name.as_str()), ("node", node), ("volume_id", &id)], 1.0);
+    }
+}
+
+fn snapshots(exposition: &mut Exposition, state: &State) {
+    let mut counts = [0_u32; PHASES.len()];
+    for snapshot in state.snapshots().values() {
+        counts[phase(&snapshot.state)] += 1;
+    }
+    let mut family =
+        exposition.family("basalt_snapshot_count", "Snapshots by phase; Online: can be restored");
+    for (phase, count) in PHASES.iter().zip(counts) {
+        family.sample(&[("phase", phase)], count.into());
     }
 }
 

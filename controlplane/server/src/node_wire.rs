@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use basalt_client::wire::{self, WireError};
 use basalt_core::{Hello, Report, SessionRefusal};
-use basalt_model::{BootId, Cores, DesiredNode, NodeObserved, Provision, Revision};
+use basalt_model::{BootId, Content, Cores, DesiredNode, NodeObserved, Provision, Revision};
 use basalt_proto::node::{self as proto, desired_state};
 
 /// The first message of a daemon.
@@ -65,6 +65,14 @@ pub(crate) fn encode_desired(desired: &DesiredNode) -> proto::DesiredState {
         pool: volume.pool.to_string(),
         size_bytes: volume.size.0,
         thin: volume.thin,
+        snapshot_of: match volume.content {
+            Content::SnapshotOf(id) => id.to_string(),
+            Content::Blank | Content::RestoredFrom(_) => String::new(),
+        },
+        restored_from: match volume.content {
+            Content::RestoredFrom(id) => id.to_string(),
+            Content::Blank | Content::SnapshotOf(_) => String::new(),
+        },
         generation: volume.generation,
         epoch: Some(wire::volume::encode_epoch(volume.epoch)),
         provision: match volume.provision {

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
-    api::{node_put, volume_put},
+    api::{node_put, snapshot_put, volume_put},
     driver::About,
     edge::{self, Edge},
     errors,
@@ -225,6 +225,18 @@ impl Watch {
                 None => break,
             }
         }
+        after = None;
+        loop {
+            let (_, result) = self.edge.read(Read::Snapshots(Page { after, limit: 0 })).await?;
+            let ReadResult::Snapshots { items, next } = result else { return Err(edge::mismatch().into()) };
+            for snapshot in items {
+                self.send(Revision(0), snapshot_put(&snapshot)).await?;
+            }
+            match next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
         self.seen = first.unwrap_or_default();
         Ok(())
     }
@@ -256,6 +268,13 @@ impl Watch {
             EventKind::Volume(volume) => volume_put(&volume),
             EventKind::VolumeRemoved { id, name } => {
                 watch_response::Event::VolumeDeleted(api::VolumeDeleted {
+                    id: id.to_string(),
+                    name: name.to_string(),
+                })
+            }
+            EventKind::Snapshot(snapshot) => snapshot_put(&snapshot),
+            EventKind::SnapshotRemoved { id, name } => {
+                watch_response::Event::SnapshotDeleted(api::SnapshotDeleted {
                     id: id.to_string(),
                     name: name.to_string(),
                 })

@@ -17,9 +17,9 @@ pub struct DesiredNode {
     pub listeners: Vec<DesiredListener>,
     /// Pools; names are unique.
     pub pools: Vec<DesiredPool>,
-    /// Volumes; ids are unique.
+    /// Volumes and snapshots; ids are unique.
     pub volumes: Vec<DesiredVolume>,
-    /// Volumes to delete.
+    /// Volumes and snapshots to delete.
     pub tombstones: Vec<Tombstone>,
 }
 
@@ -62,6 +62,18 @@ pub enum Provision {
     Expect,
 }
 
+/// What a volume is when it is created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// It reads as zeroes.
+    #[default]
+    Blank,
+    /// It is a snapshot of this volume: never written, never served, and as large as the volume was when it was taken.
+    SnapshotOf(VolumeId),
+    /// It begins with what this snapshot holds.
+    RestoredFrom(VolumeId),
+}
+
 /// Who may connect to a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AllowedHosts {
@@ -71,7 +83,7 @@ pub enum AllowedHosts {
     Listed(BTreeSet<String>),
 }
 
-/// A volume that the node should hold.
+/// A volume or snapshot that the node should hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredVolume {
     /// Which volume.
@@ -89,6 +101,9 @@ pub struct DesiredVolume {
     /// It takes space when it is first written, if it is created.
     #[serde(default)]
     pub thin: bool,
+    /// What it is, or begins as.
+    #[serde(default)]
+    pub content: Content,
     /// Whether it may be created.
     pub provision: Provision,
     /// NQN of its subsystem; at most 223 bytes.

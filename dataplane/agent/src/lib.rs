@@ -25,7 +25,8 @@ mod volumes;
 
 pub use agent::{Agent, AgentConfig, Ports, Refused};
 pub use desired::{
-    AllowedHosts, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, Provision, Tombstone,
+    AllowedHosts, Content, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, Provision,
+    Tombstone,
 };
 pub use ports::{DiskOpener, Export, ExportError, Exporter, LocalFuture, Reporter, StateStore, StoreError};
 pub use report::{

@@ -4,7 +4,7 @@ use basalt_lvol::PoolHealth as Health;
 use basalt_lvol::layout::EXTENT_BYTES;
 
 use crate::agent::Inner;
-use crate::desired::{DesiredNode, DesiredPool, DesiredVolume, Provision};
+use crate::desired::{Content, DesiredNode, DesiredPool, DesiredVolume, Provision};
 use crate::disk_health::DiskWatch;
 use crate::items::{Items, Key, PoolItem};
 use crate::report::{
@@ -110,7 +110,7 @@ fn volume_report(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
     let item = items.volumes.get(&volume.id);
     let applied = item.and_then(|item| item.applied.as_ref());
     let health = volume_health(items, desired, volume);
-    let paths = if health == VolumeHealth::Online { items.endpoints() } else { Vec::new() };
+    let paths = if health == VolumeHealth::Online && volume.serve { items.endpoints() } else { Vec::new() };
     VolumeReport {
         id: volume.id,
         generation: applied.map_or(Default::default(), |applied| applied.generation),
@@ -156,6 +156,12 @@ fn volume_health(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
     match items.failure(&Key::Volume(volume.id)) {
         Some(failure) if failure.lost => VolumeHealth::Faulted(failure.problem.clone()),
         Some(failure) => VolumeHealth::Unavailable(failure.problem.clone()),
+        // Nobody is served by a snapshot: it is there, and that is all.
+        None if item.is_some_and(|item| item.applied.is_some())
+            && matches!(volume.content, Content::SnapshotOf(_)) =>
+        {
+            VolumeHealth::Online
+        }
         None if item.is_some_and(|item| item.applied.is_some()) => {
             unavailable(Reason::NotServed, "the volume is put aside".to_owned())
         }

@@ -6,10 +6,12 @@ use basalt_bdev::BlockDevice;
 use basalt_clock::{mark, planted};
 use basalt_lvol::id::VolumeId;
 use basalt_lvol::layout::{SERIAL_BYTES, VolumeIdentity, VolumeRecord};
-use basalt_lvol::{LogicalVolume, NewVolume, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus};
+use basalt_lvol::{
+    LogicalVolume, NewSnapshot, NewVolume, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus,
+};
 
 use crate::agent::Inner;
-use crate::desired::{DesiredNode, DesiredVolume, Provision};
+use crate::desired::{Content, DesiredNode, DesiredVolume, Provision};
 use crate::items::Key;
 use crate::pools::isolated;
 use crate::ports::{Export, ExportError};
@@ -120,7 +122,13 @@ impl Inner {
         if record.identity != identity_of(wanted) {
             return conflict(format!("the volume is known to hosts as {}", record.identity.nqn));
         }
-        if record.size > wanted.size {
+        let is_snapshot = matches!(wanted.content, Content::SnapshotOf(_));
+        if record.flags.snapshot != is_snapshot {
+            return conflict(
+                "one of the volume of this id and the one that is wanted is a snapshot".to_owned(),
+            );
+        }
+        if record.size > wanted.size && !is_snapshot {
             let (is, wanted) = (record.size, wanted.size);
             return conflict(format!("the volume has {is} bytes, wanted are {wanted}; it never shrinks"));
         }
@@ -130,7 +138,7 @@ impl Inner {
             Ok(()) | Err(VolumeError::ReadOnly(_)) => {}
             Err(error) => return Err(volume_problem(&error).into()),
         }
-        if record.size == wanted.size {
+        if is_snapshot || record.size == wanted.size {
             return Ok((device, None));
         }
         match pool.resize(wanted.id, wanted.size).await {
@@ -187,7 +195,7 @@ impl Inner {
     }
 }
 
-/// Creates a volume that never was.
+/// Creates a volume that never was, or takes a snapshot.
 async fn create(pool: &Pool, wanted: &DesiredVolume) -> Result<Arc<LogicalVolume>, Obstacle> {
     if wanted.provision == Provision::Expect && !planted!("agent-recreates-lost-volume") {
         if let PoolHealth::ReadOnly(reason) = pool.health() {
@@ -196,6 +204,18 @@ async fn create(pool: &Pool, wanted: &DesiredVolume) -> Result<Arc<LogicalVolume
         mark!("agent-volume-missing");
         let message = format!("the volume was on the pool {} and is not there any more", wanted.pool);
         return Err(Obstacle { problem: Problem::new(Reason::VolumeMissing, message), lost: true });
+    }
+    if let Content::SnapshotOf(origin) = wanted.content {
+        let new = NewSnapshot {
+            id: wanted.id,
+            generation: wanted.generation,
+            epoch: wanted.epoch,
+            name: wanted.name.clone(),
+            identity: identity_of(wanted),
+        };
+        let taken = pool.snapshot(origin, new).await.map_err(|error| volume_problem(&error))?;
+        mark!("agent-snapshot-taken");
+        return Ok(taken);
     }
     let new = NewVolume {
         id: wanted.id,
@@ -207,7 +227,15 @@ async fn create(pool: &Pool, wanted: &DesiredVolume) -> Result<Arc<LogicalVolume
         thin: wanted.thin,
         hidden: false,
     };
-    pool.create_volume(new).await.map_err(|error| volume_problem(&error).into())
+    let created = match wanted.content {
+        Content::RestoredFrom(snapshot) => pool.clone_snapshot(snapshot, new).await,
+        Content::Blank | Content::SnapshotOf(_) => pool.create_volume(new).await,
+    };
+    let created = created.map_err(|error| volume_problem(&error))?;
+    if wanted.content != Content::Blank {
+        mark!("agent-volume-restored");
+    }
+    Ok(created)
 }
 
 fn identity_of(wanted: &DesiredVolume) -> VolumeIdentity {

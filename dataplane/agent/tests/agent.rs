@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use basalt_agent::{
-    Agent, AgentConfig, AllowedHosts, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume,
-    DiskHealth, DiskOpener, Export, ExportError, Exporter, LocalFuture, NodeReport, PoolHealth, Ports,
-    Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone, VolumeHealth,
+    Agent, AgentConfig, AllowedHosts, Content, DesiredDisk, DesiredListener, DesiredNode, DesiredPool,
+    DesiredVolume, DiskHealth, DiskOpener, Export, ExportError, Exporter, LocalFuture, NodeReport,
+    PoolHealth, Ports, Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone,
+    VolumeHealth,
 };
 use basalt_bdev::{BlockDevice, IoError, Lba};
 use basalt_device_mem::{Fault, Faults, FaultyDevice, OperationKind};
@@ -139,6 +140,7 @@ fn desired(index: u64) -> DesiredNode {
 fn wanted(number: u8, size: u64) -> DesiredVolume {
     DesiredVolume {
         thin: false,
+        content: Content::Blank,
         id: volume_id(number),
         generation: Generation(1),
         epoch: Epoch { incarnation: 1, counter: 1 },
@@ -353,6 +355,85 @@ fn a_volume_grows_while_it_is_served_and_is_served_while_it_cannot() {
         agent.apply(DesiredNode { volumes: vec![sized(5, MIB)], ..desired(5) }).await.unwrap();
         let report = settled(&handle, &agent).await;
         assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::VolumeConflict);
+    });
+}
+
+fn snapshot(number: u8, of: u8) -> DesiredVolume {
+    let content = Content::SnapshotOf(volume_id(of));
+    DesiredVolume {
+        content,
+        serve: false,
+        allowed_hosts: AllowedHosts::Listed(BTreeSet::new()),
+        ..wanted(number, MIB)
+    }
+}
+
+fn restored(number: u8, from: u8, size: u64) -> DesiredVolume {
+    DesiredVolume { content: Content::RestoredFrom(volume_id(from)), thin: true, ..wanted(number, size) }
+}
+
+fn health_of(report: &NodeReport, number: u8) -> VolumeHealth {
+    report.volumes.iter().find(|volume| volume.id == volume_id(number)).unwrap().health.clone()
+}
+
+#[test]
+fn a_snapshot_is_taken_once_restored_and_outlived() {
+    run(17, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let origin = DesiredVolume { thin: true, ..wanted(1, 8 * MIB) };
+        agent.apply(DesiredNode { volumes: vec![origin.clone()], ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write(0, &[1; 4096]).await.unwrap();
+        let volumes = vec![origin.clone(), snapshot(2, 1)];
+        agent.apply(DesiredNode { volumes: volumes.clone(), ..desired(2) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let seen = &report.volumes[1];
+        assert_eq!((&seen.health, seen.size, seen.paths.len()), (&VolumeHealth::Online, 8 * MIB, 0));
+        assert!(!node.exports.borrow().contains_key(&volume_id(2)), "a snapshot is not served");
+        bytes.write(0, &[2; 4096]).await.unwrap();
+        drop(bytes);
+        // Ordered again by a process that has not heard of it: it is there, and is not taken anew.
+        agent.stop();
+        let agent = node.start(&handle).await;
+        assert_eq!(health_of(&settled(&handle, &agent).await, 2), VolumeHealth::Online);
+        let volumes = vec![origin, snapshot(2, 1), restored(3, 2, 12 * MIB)];
+        agent.apply(DesiredNode { volumes, ..desired(3) }).await.unwrap();
+        assert_eq!(health_of(&settled(&handle, &agent).await, 3), VolumeHealth::Online);
+        let restored_bytes = Bytes::open(&handle, &*node.device(volume_id(3)));
+        assert_eq!(restored_bytes.read(0, 4096).await.unwrap(), vec![1; 4096]);
+        assert_eq!(node.device(volume_id(3)).info().bytes(), 12 * MIB);
+        // What it began as may go, and what that was of.
+        let expected = DesiredVolume { provision: Provision::Expect, ..restored(3, 2, 12 * MIB) };
+        let tombstones = vec![tombstone(2, 1), tombstone(1, 1)];
+        agent.apply(DesiredNode { volumes: vec![expected], tombstones, ..desired(4) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.deleted.len(), &report.problems), (2, &Vec::new()));
+        assert_eq!(restored_bytes.read(0, 4096).await.unwrap(), vec![1; 4096]);
+        assert_eq!(restored_bytes.read(11 * MIB, 4096).await.unwrap(), vec![0; 4096]);
+    });
+}
+
+#[test]
+fn a_snapshot_that_was_taken_is_never_taken_again() {
+    run(18, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![snapshot(2, 1)], ..desired(1) }).await.unwrap();
+        let health = health_of(&settled(&handle, &agent).await, 2);
+        assert!(matches!(health, VolumeHealth::Unavailable(_)), "there is nothing to take it of: {health:?}");
+        let expected = DesiredVolume { provision: Provision::Expect, ..snapshot(2, 1) };
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB), expected], ..desired(2) }).await.unwrap();
+        let health = health_of(&settled(&handle, &agent).await, 2);
+        assert!(
+            matches!(&health, VolumeHealth::Faulted(p) if p.reason == Reason::VolumeMissing),
+            "{health:?}"
+        );
+        // Not even another kind of volume under its id.
+        agent.apply(DesiredNode { volumes: vec![snapshot(1, 2)], ..desired(3) }).await.unwrap();
+        let health = health_of(&settled(&handle, &agent).await, 1);
+        assert_eq!(problem_of(&health).reason, Reason::VolumeConflict);
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use basalt_model::{ClusterId, Node, NodeName, Volume, VolumeId, VolumeName};
+use basalt_model::{ClusterId, Node, NodeName, Snapshot, SnapshotName, Volume, VolumeId, VolumeName};
 use basalt_plan::{Intent, Rejection};
 
 /// The control plane, as the operator uses it. Reads are linearizable where the method does not say otherwise.
@@ -26,6 +26,21 @@ pub trait ControlPlane: Send + Sync + 'static {
         &self,
         id: VolumeId,
     ) -> impl Future<Output = Result<Option<Volume>, ControlPlaneError>> + Send;
+    /// The snapshot of this name.
+    fn snapshot(
+        &self,
+        name: &SnapshotName,
+    ) -> impl Future<Output = Result<Option<Snapshot>, ControlPlaneError>> + Send;
+    /// The snapshot of this id, whatever its name.
+    fn snapshot_by_id(
+        &self,
+        id: VolumeId,
+    ) -> impl Future<Output = Result<Option<Snapshot>, ControlPlaneError>> + Send;
+    /// The snapshots whose data is on a node, by id. May be a little old.
+    fn snapshots_on(
+        &self,
+        node: &NodeName,
+    ) -> impl Future<Output = Result<Vec<Snapshot>, ControlPlaneError>> + Send;
     /// Asks for a mutation. After [`ControlPlaneError::Unavailable`] it is not known whether it happened.
     fn carry_out(&self, intent: &Intent) -> impl Future<Output = Result<(), ControlPlaneError>> + Send;
 }

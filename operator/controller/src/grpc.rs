@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use basalt_client::{Client, ClientError, CreateVolume, Mutation, Reason};
-use basalt_model::{ClusterId, Node, NodeName, Volume, VolumeId, VolumeName};
+use basalt_client::{Client, ClientError, CreateSnapshot, CreateVolume, Mutation, Reason};
+use basalt_model::{ClusterId, Node, NodeName, Snapshot, SnapshotName, Volume, VolumeId, VolumeName};
 use basalt_plan::{Intent, IntentBody, Rejection, RejectionKind};
 
 use crate::control_plane::{ControlPlane, ControlPlaneError};
@@ -81,6 +81,24 @@ impl ControlPlane for Members {
         self.call(self.client.get_volume_by_id(id)).await
     }
 
+    async fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ControlPlaneError> {
+        self.call(self.client.get_snapshot(name)).await
+    }
+
+    async fn snapshot_by_id(&self, id: VolumeId) -> Result<Option<Snapshot>, ControlPlaneError> {
+        self.call(self.client.get_snapshot_by_id(id)).await
+    }
+
+    async fn snapshots_on(&self, node: &NodeName) -> Result<Vec<Snapshot>, ControlPlaneError> {
+        if let Some(snapshots) = self.mirror.snapshots_on(node) {
+            return Ok(snapshots);
+        }
+        let mut snapshots = self.call(self.client.snapshots().all()).await?.items;
+        snapshots.retain(|snapshot| snapshot.placement.node == *node);
+        snapshots.sort_by_key(|snapshot| snapshot.id);
+        Ok(snapshots)
+    }
+
     async fn carry_out(&self, intent: &Intent) -> Result<(), ControlPlaneError> {
         let mutation = Mutation { request: intent.request.clone(), owner: Some(intent.owner.clone()) };
         let client = &self.client;
@@ -97,6 +115,17 @@ impl ControlPlane for Members {
                 }
                 IntentBody::DeleteVolume { name } => client.delete_volume(&mutation, name).await.map(drop),
                 IntentBody::ReleaseVolume { name } => client.release_volume(&mutation, name).await.map(drop),
+                IntentBody::CreateSnapshot { name, volume, adopt } => {
+                    let (name, volume) = (name.clone(), volume.clone());
+                    let snapshot = CreateSnapshot { name, volume, adopt: *adopt };
+                    client.create_snapshot(&mutation, &snapshot).await.map(drop)
+                }
+                IntentBody::DeleteSnapshot { name } => {
+                    client.delete_snapshot(&mutation, name).await.map(drop)
+                }
+                IntentBody::ReleaseSnapshot { name } => {
+                    client.release_snapshot(&mutation, name).await.map(drop)
+                }
             }
         };
         self.call(call).await

@@ -1,11 +1,14 @@
-//! What the two kinds of objects have in common.
+//! What the kinds of objects have in common.
 
 use std::fmt::Debug;
 use std::future::Future;
 
-use basalt_crds::{StorageNode, StorageNodeStatus, Volume, VolumeStatus};
-use basalt_model::{NodeName, VolumeId, VolumeName};
-use basalt_plan::{NodeSight, Plan, Progress, Seen, VolumeSight, plan_storage_node, plan_volume};
+use basalt_crds::{Snapshot, SnapshotStatus, StorageNode, StorageNodeStatus, Volume, VolumeStatus};
+use basalt_model::{NodeName, SnapshotName, VolumeId, VolumeName};
+use basalt_plan::{
+    NodeSight, Plan, Progress, Seen, SnapshotSight, VolumeSight, plan_snapshot, plan_storage_node,
+    plan_volume,
+};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
@@ -72,6 +75,35 @@ impl Managed for Volume {
     }
 }
 
+impl Managed for Snapshot {
+    type Sight = SnapshotSight;
+    type Status = SnapshotStatus;
+    const WORD: &'static str = "snapshot";
+
+    async fn look<C: ControlPlane>(&self, control: &C) -> Result<SnapshotSight, ControlPlaneError> {
+        let by_name = match SnapshotName::new(self.name_any()) {
+            Ok(name) => control.snapshot(&name).await?,
+            Err(_) => None,
+        };
+        let recorded = self.status.as_ref().and_then(|status| status.snapshot_id.as_ref());
+        let recorded: Option<VolumeId> = recorded.and_then(|id| id.parse().ok());
+        let by_id = match recorded {
+            None => None,
+            Some(id) if by_name.as_ref().is_some_and(|snapshot| snapshot.id == id) => by_name.clone(),
+            Some(id) => control.snapshot_by_id(id).await?,
+        };
+        Ok(SnapshotSight { by_name, by_id })
+    }
+
+    fn plan(&self, seen: &Seen<SnapshotSight>, progress: &Progress, now: Timestamp) -> Plan<SnapshotStatus> {
+        plan_snapshot(self, seen, progress, now)
+    }
+
+    fn phase(&self) -> &'static str {
+        self.status.as_ref().and_then(|status| status.phase).map_or("Pending", |phase| phase.as_str())
+    }
+}
+
 impl Managed for StorageNode {
     type Sight = NodeSight;
     type Status = StorageNodeStatus;
@@ -80,8 +112,12 @@ impl Managed for StorageNode {
     async fn look<C: ControlPlane>(&self, control: &C) -> Result<NodeSight, ControlPlaneError> {
         let Ok(name) = NodeName::new(self.name_any()) else { return Ok(NodeSight::default()) };
         let node = control.node(&name).await?;
-        let volumes = if node.is_some() { control.volumes_on(&name).await? } else { Vec::new() };
-        Ok(NodeSight { node, volumes })
+        if node.is_none() {
+            return Ok(NodeSight::default());
+        }
+        let volumes = control.volumes_on(&name).await?;
+        let snapshots = control.snapshots_on(&name).await?;
+        Ok(NodeSight { node, volumes, snapshots })
     }
 
     fn plan(&self, seen: &Seen<NodeSight>, progress: &Progress, now: Timestamp) -> Plan<StorageNodeStatus> {

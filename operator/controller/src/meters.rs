@@ -24,7 +24,7 @@ pub fn describe() {
     );
     describe_gauge!("basalt_operator_control_plane_connected", "1 while the control plane answers");
     describe_gauge!("basalt_operator_apiserver_connected", "1 while the apiserver answers");
-    for kind in ["volume", "storage_node"] {
+    for kind in ["volume", "storage_node", "snapshot"] {
         for result in ["ok", "error"] {
             counter!("basalt_operator_reconciles_total", "kind" => kind, "result" => result).increment(0);
         }

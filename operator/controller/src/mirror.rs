@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use basalt_client::Event;
-use basalt_model::{NodeName, Volume, VolumeId};
+use basalt_model::{NodeName, Snapshot, Volume, VolumeId};
 
-/// A copy of the control plane's volumes, which is a little old.
+/// A copy of the control plane's volumes and snapshots, which is a little old.
 #[derive(Debug, Default)]
 pub struct Mirror {
     held: Mutex<Held>,
@@ -16,11 +16,12 @@ pub struct Mirror {
 struct Held {
     volumes: BTreeMap<VolumeId, Volume>,
     by_node: BTreeMap<NodeName, BTreeSet<VolumeId>>,
+    snapshots: BTreeMap<VolumeId, Snapshot>,
     nodes: BTreeSet<NodeName>,
     /// Whether everything that exists has been seen.
     complete: bool,
     /// What was held before the watch began anew: what does not come again is gone.
-    before: Option<(BTreeMap<VolumeId, Volume>, BTreeSet<NodeName>)>,
+    before: Option<Box<Held>>,
 }
 
 /// Objects to look at, by name.
@@ -30,7 +31,9 @@ pub struct Touched {
     pub volumes: BTreeSet<String>,
     /// `StorageNode`s.
     pub nodes: BTreeSet<String>,
-    /// Whether there may be room now for what waits for room.
+    /// `Snapshot`s.
+    pub snapshots: BTreeSet<String>,
+    /// Whether there may be now what others wait for: room, a volume, a snapshot.
     pub room: bool,
 }
 
@@ -44,6 +47,14 @@ impl Mirror {
         }
         let ids = held.by_node.get(node).into_iter().flatten();
         Some(ids.filter_map(|id| held.volumes.get(id)).cloned().collect())
+    }
+
+    /// The snapshots on a node, by id; `None` before everything has been seen.
+    #[must_use]
+    pub fn snapshots_on(&self, node: &NodeName) -> Option<Vec<Snapshot>> {
+        let held = self.held();
+        let here = held.snapshots.values().filter(|snapshot| snapshot.placement.node == *node);
+        held.complete.then(|| here.cloned().collect())
     }
 
     /// Takes an event in.
@@ -68,6 +79,8 @@ impl Mirror {
                 }
                 touched.volumes.insert(volume.name.to_string());
                 held.insert((**volume).clone());
+                // A snapshot may wait for it to be there, or wait to go until it is restored.
+                touched.room |= volume.provisioned;
             }
             Event::VolumeDeleted { id, name } => {
                 if let Some(volume) = held.remove(*id) {
@@ -76,20 +89,40 @@ impl Mirror {
                 touched.volumes.insert(name.to_string());
                 touched.room = true;
             }
+            Event::Snapshot(snapshot) => {
+                let before = held.snapshots.insert(snapshot.id, (**snapshot).clone());
+                if before.is_none() {
+                    touched.nodes.insert(snapshot.placement.node.to_string());
+                }
+                touched.snapshots.insert(snapshot.name.to_string());
+                // A volume may wait to be restored from it, or wait to go until it is taken.
+                touched.room |= snapshot.taken_at.is_some();
+            }
+            Event::SnapshotDeleted { id, name } => {
+                if let Some(snapshot) = held.snapshots.remove(id) {
+                    touched.nodes.insert(snapshot.placement.node.to_string());
+                }
+                touched.snapshots.insert(name.to_string());
+                touched.room = true;
+            }
             Event::Reset => {
-                let volumes = std::mem::take(&mut held.volumes);
-                let nodes = std::mem::take(&mut held.nodes);
-                *held = Held { before: Some((volumes, nodes)), ..Held::default() };
+                let before = std::mem::take(&mut *held);
+                held.before = Some(Box::new(before));
             }
             Event::Synced(_) => {
                 held.complete = true;
-                if let Some((volumes, nodes)) = held.before.take() {
-                    let gone = volumes.into_values().filter(|volume| !held.volumes.contains_key(&volume.id));
-                    for volume in gone {
+                if let Some(before) = held.before.take() {
+                    let volumes = before.volumes.into_values();
+                    for volume in volumes.filter(|volume| !held.volumes.contains_key(&volume.id)) {
                         touched.volumes.insert(volume.name.to_string());
                         touched.nodes.insert(volume.placement.node.to_string());
                     }
-                    touched.nodes.extend(nodes.difference(&held.nodes).map(ToString::to_string));
+                    let snapshots = before.snapshots.into_values();
+                    for snapshot in snapshots.filter(|seen| !held.snapshots.contains_key(&seen.id)) {
+                        touched.snapshots.insert(snapshot.name.to_string());
+                        touched.nodes.insert(snapshot.placement.node.to_string());
+                    }
+                    touched.nodes.extend(before.nodes.difference(&held.nodes).map(ToString::to_string));
                 }
             }
         }
@@ -141,11 +174,13 @@ mod tests {
                 allowed_hosts: AllowedHosts::default(),
                 selector: Selector::default(),
                 reclaim: ReclaimPolicy::Delete,
+                source: None,
             },
             size: Bytes(1 << 20),
             footprint: Bytes(1 << 20),
             identity: VolumeIdentity::of(id),
             placement: Placement { node: NodeName::new(node).unwrap(), pool: PoolName::new("p").unwrap() },
+            restored_from: None,
             epoch: Epoch::default(),
             generation: 1,
             lifecycle: Lifecycle::Active,

@@ -1,4 +1,4 @@
-//! The wiring: who leads runs the two loops, everybody keeps an eye on what the loops need.
+//! The wiring: who leads runs the loops, everybody keeps an eye on what the loops need.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use basalt_client::Client as ControlClient;
-use basalt_crds::{StorageNode, Volume};
+use basalt_crds::{Snapshot, StorageNode, Volume};
 use basalt_model::Revision;
 use basalt_telemetry::{Gate, Readiness};
 use futures::StreamExt as _;
@@ -142,17 +142,26 @@ async fn lead(operator: &Operator, fence: &Fence, gates: &Gates, reached: &watch
     });
     let (volume_triggers, volumes_touched) = mpsc::channel(TRIGGERS_MAX);
     let (node_triggers, nodes_touched) = mpsc::channel(TRIGGERS_MAX);
+    let (snapshot_triggers, snapshots_touched) = mpsc::channel(TRIGGERS_MAX);
     let (volumes, volume_loop) =
         control_loop::<Volume, _>(operator, Arc::clone(&context), volumes_touched, reached.clone());
     let (nodes, node_loop) =
         control_loop::<StorageNode, _>(operator, Arc::clone(&context), nodes_touched, reached.clone());
-    let triggers = Triggers { volumes: volume_triggers, nodes: node_triggers, backoff: Arc::clone(&backoff) };
+    let (snapshots, snapshot_loop) =
+        control_loop::<Snapshot, _>(operator, Arc::clone(&context), snapshots_touched, reached.clone());
+    let triggers = Triggers {
+        volumes: volume_triggers,
+        nodes: node_triggers,
+        snapshots: snapshot_triggers,
+        backoff: Arc::clone(&backoff),
+    };
     tokio::join!(
         volume_loop,
         node_loop,
+        snapshot_loop,
         follow(operator.control.clone(), &mirror, &triggers),
-        count(&volumes, &nodes, &backoff),
-        listed(&volumes, &nodes, &gates.resources),
+        count(&volumes, &nodes, &snapshots, &backoff),
+        listed(&volumes, &nodes, &snapshots, &gates.resources),
     );
 }
 
@@ -196,20 +205,32 @@ where
 struct Triggers {
     volumes: mpsc::Sender<ObjectRef<Volume>>,
     nodes: mpsc::Sender<ObjectRef<StorageNode>>,
+    snapshots: mpsc::Sender<ObjectRef<Snapshot>>,
     backoff: Arc<Backoff>,
 }
 
 impl Triggers {
+    /// The names of objects of a kind that wait to be tried again.
+    fn waiting<K: Managed>(&self) -> Vec<String> {
+        let prefix = format!("{}/", K::WORD);
+        let waiting = self.backoff.waiting();
+        waiting.iter().filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned).collect()
+    }
+
     async fn pull(&self, touched: Touched) {
-        let mut volumes = touched.volumes;
+        let (mut volumes, mut snapshots) = (touched.volumes, touched.snapshots);
         if touched.room {
-            let waiting = self.backoff.waiting();
-            let prefix = format!("{}/", Volume::WORD);
-            volumes.extend(waiting.iter().filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned));
+            volumes.extend(self.waiting::<Volume>());
+            snapshots.extend(self.waiting::<Snapshot>());
         }
         // The loops live as long as this future: both run in one `join`.
         for name in volumes {
             if self.volumes.send(ObjectRef::new(&name)).await.is_err() {
+                return;
+            }
+        }
+        for name in snapshots {
+            if self.snapshots.send(ObjectRef::new(&name)).await.is_err() {
                 return;
             }
         }
@@ -264,7 +285,12 @@ async fn probe(client: ControlClient, gate: &Gate, reachable: &watch::Sender<boo
 }
 
 /// Counts objects by phase, for as long as this process leads.
-async fn count(volumes: &Cache<Volume>, nodes: &Cache<StorageNode>, backoff: &Backoff) {
+async fn count(
+    volumes: &Cache<Volume>,
+    nodes: &Cache<StorageNode>,
+    snapshots: &Cache<Snapshot>,
+    backoff: &Backoff,
+) {
     let mut ticks = tokio::time::interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -274,6 +300,7 @@ async fn count(volumes: &Cache<Volume>, nodes: &Cache<StorageNode>, backoff: &Ba
             &["Pending", "Creating", "Online", "Degraded", "Unavailable", "Faulted", "Deleting"],
         );
         count_kind(nodes, &["Pending", "Online", "Degraded", "Offline", "Deleting"]);
+        count_kind(snapshots, &["Pending", "Creating", "Ready", "Unavailable", "Faulted", "Deleting"]);
         meters::waiting(u32::try_from(backoff.waiting().len()).unwrap_or(u32::MAX));
     }
 }
@@ -288,10 +315,18 @@ fn count_kind<K: Managed>(cache: &Cache<K>, phases: &[&'static str]) {
     }
 }
 
-/// Opens the gate once both kinds were listed, and then waits for ever.
-async fn listed(volumes: &Cache<Volume>, nodes: &Cache<StorageNode>, gate: &Gate) {
+/// Opens the gate once all kinds were listed, and then waits for ever.
+async fn listed(
+    volumes: &Cache<Volume>,
+    nodes: &Cache<StorageNode>,
+    snapshots: &Cache<Snapshot>,
+    gate: &Gate,
+) {
     // An error says that the loop has ended; then nobody waits for this either.
-    if volumes.wait_until_ready().await.is_ok() && nodes.wait_until_ready().await.is_ok() {
+    if volumes.wait_until_ready().await.is_ok()
+        && nodes.wait_until_ready().await.is_ok()
+        && snapshots.wait_until_ready().await.is_ok()
+    {
         gate.open();
     }
     std::future::pending::<()>().await;

@@ -1,7 +1,7 @@
 //! What is asked of the control plane, and why it may refuse.
 
 use basalt_model::{
-    NodeName, NodeSpec, ObjectUid, RequestId, VolumeChange, VolumeId, VolumeName, VolumeSpec,
+    NodeName, NodeSpec, ObjectUid, RequestId, SnapshotName, VolumeChange, VolumeId, VolumeName, VolumeSpec,
 };
 use sha2::{Digest, Sha256};
 
@@ -60,12 +60,40 @@ pub enum IntentBody {
         /// Its name.
         name: VolumeName,
     },
+    /// Takes the snapshot, or adopts a released one.
+    CreateSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// The volume that it is of.
+        volume: VolumeName,
+        /// The released snapshot to take over.
+        adopt: Option<VolumeId>,
+    },
+    /// Deletes the snapshot.
+    DeleteSnapshot {
+        /// Its name.
+        name: SnapshotName,
+    },
+    /// Puts the snapshot aside with its data.
+    ReleaseSnapshot {
+        /// Its name.
+        name: SnapshotName,
+    },
 }
 
 impl IntentBody {
     /// All words of [`IntentBody::verb`].
-    pub const VERBS: [&str; 6] =
-        ["put_node", "delete_node", "create_volume", "update_volume", "delete_volume", "release_volume"];
+    pub const VERBS: [&str; 9] = [
+        "put_node",
+        "delete_node",
+        "create_volume",
+        "update_volume",
+        "delete_volume",
+        "release_volume",
+        "create_snapshot",
+        "delete_snapshot",
+        "release_snapshot",
+    ];
 
     /// A bounded word for logs and metrics.
     #[must_use]
@@ -77,6 +105,9 @@ impl IntentBody {
             Self::UpdateVolume { .. } => "update_volume",
             Self::DeleteVolume { .. } => "delete_volume",
             Self::ReleaseVolume { .. } => "release_volume",
+            Self::CreateSnapshot { .. } => "create_snapshot",
+            Self::DeleteSnapshot { .. } => "delete_snapshot",
+            Self::ReleaseSnapshot { .. } => "release_snapshot",
         }
     }
 }

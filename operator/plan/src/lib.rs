@@ -7,24 +7,29 @@
 //! A plan has at most one [`Intent`] for the control plane. Whoever carries it out observes again and plans again until no
 //! intent is left, so that a crash between any two steps leaves nothing that the next plan does not see.
 //!
-//! Begin with [`plan_volume`] and [`plan_storage_node`].
+//! Begin with [`plan_volume`], [`plan_snapshot`] and [`plan_storage_node`].
 
 mod events;
 mod intent;
 mod object;
+mod snapshot;
+mod snapshot_status;
 mod spec;
 mod storage_node;
 mod storage_node_status;
 mod volume;
 mod volume_status;
+mod word;
 
 pub use events::{Event, EventKind};
 pub use intent::{Intent, IntentBody, Rejection, RejectionKind};
+pub use snapshot::plan_snapshot;
 pub use spec::{InvalidSpec, node_spec, volume_spec};
 pub use storage_node::plan_storage_node;
 pub use volume::plan_volume;
 
-use basalt_model::{ClusterId, Node, Volume};
+use basalt_crds::Condition;
+use basalt_model::{ClusterId, Node, Snapshot, Volume};
 
 /// What the control plane answered when it was asked about one object.
 #[derive(Debug, Clone)]
@@ -52,6 +57,15 @@ pub struct VolumeSight {
     pub by_id: Option<Volume>,
 }
 
+/// What the control plane holds that concerns one `Snapshot` object. Linearizable reads.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotSight {
+    /// The snapshot of the object's name.
+    pub by_name: Option<Snapshot>,
+    /// The snapshot of the id in the object's status, whatever its name; may be the same one.
+    pub by_id: Option<Snapshot>,
+}
+
 /// What the control plane holds that concerns one `StorageNode` object.
 #[derive(Debug, Clone, Default)]
 pub struct NodeSight {
@@ -60,6 +74,8 @@ pub struct NodeSight {
     /// The volumes whose data is on it, in a fixed order. May be a little old; the control plane itself refuses to remove a
     /// node that holds volumes.
     pub volumes: Vec<Volume>,
+    /// The snapshots whose data is on it, likewise.
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// What became of the intents of the plans before, within one reconciliation.
@@ -102,6 +118,49 @@ impl<S> Plan<S> {
     fn add_finalizer() -> Self {
         Self { finalizer: Finalizer::Add, ..Self::idle() }
     }
+}
+
+/// A status whose conditions tell events.
+trait Told: PartialEq {
+    fn conditions(&self) -> &[Condition];
+}
+
+impl Told for basalt_crds::VolumeStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+impl Told for basalt_crds::SnapshotStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+impl Told for basalt_crds::StorageNodeStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+}
+
+/// The plan for an object that has the status `old` and should have `status`.
+fn finish<S: Told>(
+    old: Option<&S>,
+    status: S,
+    intent: Option<Intent>,
+    rejection: Option<&Rejection>,
+    settled: bool,
+    finalizer: Finalizer,
+) -> Plan<S> {
+    let events = events::of_transition(old.map_or(&[], |old| old.conditions()), status.conditions());
+    // A rejected intent is not tried again at once: the delay is for that.
+    let intent = intent.filter(|_| rejection.is_none());
+    let requeue = if settled || intent.is_some() { Requeue::OnChange } else { Requeue::Backoff };
+    // While an intent is under way its outcome is not known: the plan after it writes the status.
+    let (events, status) = if intent.is_some() { (Vec::new(), None) } else { (events, Some(status)) };
+    // The object is about to be gone: nobody would read it.
+    let status = status.filter(|_| finalizer != Finalizer::Remove);
+    Plan { finalizer, intent, events, status: status.filter(|status| Some(status) != old), requeue }
 }
 
 /// What happens to our finalizer.

@@ -1,7 +1,7 @@
 //! What every object has in common.
 
 use basalt_crds::{FINALIZER, OWNER_UID_ANNOTATION};
-use basalt_model::ObjectUid;
+use basalt_model::{ClusterId, ObjectUid};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// What of an object's metadata matters to a plan.
@@ -30,5 +30,19 @@ impl<'a> Facts<'a> {
             has_finalizer: metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER),
             accepted,
         })
+    }
+}
+
+/// What a status says of an earlier life.
+#[derive(Debug)]
+pub(crate) struct Recorded<'a> {
+    pub(crate) id: Option<&'a str>,
+    pub(crate) cluster: Option<&'a str>,
+}
+
+impl<'a> Recorded<'a> {
+    /// The cluster that the object belongs to, if another one answers.
+    pub(crate) fn other_cluster(&self, answering: ClusterId) -> Option<&'a str> {
+        self.cluster.filter(|recorded| *recorded != answering.to_string())
     }
 }

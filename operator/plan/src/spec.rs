@@ -6,9 +6,9 @@ use std::num::TryFromIntError;
 
 use basalt_crds::storage_node::{CoreSet, Pool, StorageNodeSpec};
 use basalt_crds::volume::{ReclaimPolicy, Transport, VolumeSpec};
-use basalt_crds::{Size, SizeError};
+use basalt_crds::{Size, SizeError, SnapshotSpec};
 use basalt_model as model;
-use basalt_model::{Cores, DiskPath, HostNqn, InvalidName, NodeName, PoolName, Selector};
+use basalt_model::{Cores, DiskPath, HostNqn, InvalidName, NodeName, PoolName, Selector, SnapshotName};
 
 /// Most cores that a list may name.
 const CORES_MAX: usize = 1_024;
@@ -55,6 +55,12 @@ pub enum InvalidSpec {
         field: &'static str,
         /// What the conversion says.
         source: TryFromIntError,
+    },
+    /// A snapshot id.
+    #[error("spec.snapshotId: {value:?} is not a UUID")]
+    SnapshotId {
+        /// What stands there.
+        value: String,
     },
     /// A volume id.
     #[error("spec.volumeId: {value:?} is not a UUID")]
@@ -112,6 +118,11 @@ pub fn volume_spec(spec: &VolumeSpec) -> Result<model::VolumeSpec, InvalidSpec> 
             ReclaimPolicy::Delete => model::ReclaimPolicy::Delete,
             ReclaimPolicy::Retain => model::ReclaimPolicy::Retain,
         },
+        source: spec
+            .source
+            .as_ref()
+            .map(|source| named("spec.source.snapshot", SnapshotName::new(source.snapshot.as_str())))
+            .transpose()?,
     })
 }
 
@@ -120,6 +131,14 @@ pub(crate) fn adopted_id(spec: &VolumeSpec) -> Result<Option<model::VolumeId>, I
     spec.volume_id
         .as_ref()
         .map(|text| text.parse().map_err(|_| InvalidSpec::VolumeId { value: text.clone() }))
+        .transpose()
+}
+
+/// The snapshot that is to be adopted, if one is.
+pub(crate) fn adopted_snapshot(spec: &SnapshotSpec) -> Result<Option<model::VolumeId>, InvalidSpec> {
+    spec.snapshot_id
+        .as_ref()
+        .map(|text| text.parse().map_err(|_| InvalidSpec::SnapshotId { value: text.clone() }))
         .transpose()
 }
 

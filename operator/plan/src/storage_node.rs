@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::intent::{Intent, IntentBody, Rejection};
 use crate::object::Facts;
 use crate::spec::{named, node_spec};
-use crate::{Finalizer, InvalidSpec, NodeSight, Plan, Progress, Requeue, Seen, events, storage_node_status};
+use crate::{Finalizer, InvalidSpec, NodeSight, Plan, Progress, Seen, finish, storage_node_status};
 
 /// What an object that is to stay and the control plane are to each other.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ fn stay(
         _ => None,
     };
     let settled = matches!(situation, Situation::Settled(_));
-    finish(context.object, status, intent, rejection, settled, Finalizer::Keep)
+    finish(context.object.status.as_ref(), status, intent, rejection, settled, Finalizer::Keep)
 }
 
 fn go(
@@ -97,27 +97,7 @@ fn go(
     };
     let gone = matches!(departure, Departure::Gone);
     let finalizer = if gone { Finalizer::Remove } else { Finalizer::Keep };
-    finish(context.object, status, intent, rejection, gone, finalizer)
-}
-
-fn finish(
-    object: &crds::StorageNode,
-    status: StorageNodeStatus,
-    intent: Option<Intent>,
-    rejection: Option<&Rejection>,
-    settled: bool,
-    finalizer: Finalizer,
-) -> Plan<StorageNodeStatus> {
-    let old = object.status.as_ref();
-    let events = events::of_transition(old.map_or(&[], |old| &old.conditions), &status.conditions);
-    // A rejected intent is not tried again at once: the delay is for that.
-    let intent = intent.filter(|_| rejection.is_none());
-    let requeue = if settled || intent.is_some() { Requeue::OnChange } else { Requeue::Backoff };
-    // While an intent is under way its outcome is not known: the plan after it writes the status.
-    let (events, status) = if intent.is_some() { (Vec::new(), None) } else { (events, Some(status)) };
-    // The object is about to be gone: nobody would read it.
-    let status = status.filter(|_| finalizer != Finalizer::Remove);
-    Plan { finalizer, intent, events, status: status.filter(|status| Some(status) != old), requeue }
+    finish(context.object.status.as_ref(), status, intent, rejection, gone, finalizer)
 }
 
 fn assess<'a>(object: &'a crds::StorageNode, facts: &Facts<'_>, seen: &'a Seen<NodeSight>) -> Situation<'a> {
@@ -167,7 +147,7 @@ fn depart<'a>(object: &'a crds::StorageNode, facts: &Facts<'_>, seen: &'a Seen<N
         let spec = NodeSpec { unschedulable: true, ..node.spec.clone() };
         return Departure::Closing(put(facts, node.modified.0, name, spec));
     }
-    if !sight.volumes.is_empty() {
+    if !sight.volumes.is_empty() || !sight.snapshots.is_empty() {
         return Departure::Occupied(sight);
     }
     let body = IntentBody::DeleteNode { name };

@@ -338,6 +338,9 @@ fn pools(sight: &NodeSight, node: &Node) -> Vec<PoolStatus> {
     for volume in &sight.volumes {
         claims.entry(&volume.placement.pool).or_default().add(volume.claim());
     }
+    for snapshot in &sight.snapshots {
+        claims.entry(&snapshot.placement.pool).or_default().add(snapshot.claim());
+    }
     let status = |(name, _): (&PoolName, &PoolSpec)| {
         let observed = node.observed.pools.get(name);
         let trouble = trouble_of(node, name);
@@ -396,12 +399,17 @@ fn of_problem(problem: &Problem) -> Word {
 }
 
 fn occupied(sight: &NodeSight) -> Word {
-    let count = sight.volumes.len();
+    let count = sight.volumes.len() + sight.snapshots.len();
     let name = |volume: &basalt_model::Volume| match volume.lifecycle {
         Lifecycle::Released => format!("{}, put aside as {}", volume.name, volume.id),
         Lifecycle::Active | Lifecycle::Deleting(_) => volume.name.to_string(),
     };
-    let mut names: Vec<String> = sight.volumes.iter().map(name).collect();
+    let snapshot = |snapshot: &basalt_model::Snapshot| match snapshot.lifecycle {
+        Lifecycle::Released => format!("snapshot {}, put aside as {}", snapshot.name, snapshot.id),
+        Lifecycle::Active | Lifecycle::Deleting(_) => format!("snapshot {}", snapshot.name),
+    };
+    let snapshots = sight.snapshots.iter().map(snapshot);
+    let mut names: Vec<String> = sight.volumes.iter().map(name).chain(snapshots).collect();
     names.sort();
     let more = count.saturating_sub(NAMES_MAX);
     names.truncate(NAMES_MAX);
@@ -416,7 +424,8 @@ fn occupied(sight: &NodeSight) -> Word {
     Word::new(
         "NodeHoldsVolumes",
         format!(
-            "{count} volumes are on it ({}{more}): the node stays until they are deleted{remedy}",
+            "{count} {} are on it ({}{more}): the node stays until they are deleted{remedy}",
+            if sight.snapshots.is_empty() { "volumes" } else { "volumes and snapshots" },
             names.join("; ")
         ),
     )

@@ -6,9 +6,9 @@ use basalt_model::{ClusterId, Lifecycle, ReclaimPolicy, Volume, VolumeChange, Vo
 use k8s_openapi::jiff::Timestamp;
 
 use crate::intent::{Intent, IntentBody, Rejection};
-use crate::object::Facts;
+use crate::object::{Facts, Recorded};
 use crate::spec::{adopted_id, named, volume_spec};
-use crate::{Finalizer, InvalidSpec, Plan, Progress, Requeue, Seen, VolumeSight, events, volume_status};
+use crate::{Finalizer, InvalidSpec, Plan, Progress, Seen, VolumeSight, finish, volume_status};
 
 /// What an object that is to stay and the control plane are to each other.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(crate) enum Departure<'a> {
     /// Its volume is in another cluster: letting go now would lose the only handle on it.
     Elsewhere { recorded: &'a str, answering: ClusterId },
     /// The volume is there and has to go or to be put aside.
-    Held { present: &'a Volume, intent: Intent },
+    Held { present: &'a Volume, intent: Box<Intent> },
     /// The volume is going.
     Going(&'a Volume),
     /// Nothing of ours is there (any more).
@@ -93,7 +93,7 @@ fn stay(
         _ => None,
     };
     let settled = matches!(situation, Situation::Settled(_));
-    finish(context.object, status, intent, rejection, settled, Finalizer::Keep)
+    finish(context.object.status.as_ref(), status, intent, rejection, settled, Finalizer::Keep)
 }
 
 fn go(
@@ -103,34 +103,14 @@ fn go(
 ) -> Plan<VolumeStatus> {
     let status = context.leaving(departure, rejection);
     let (intent, finalizer) = match departure {
-        Departure::Held { intent, .. } => (Some(intent.clone()), Finalizer::Keep),
+        Departure::Held { intent, .. } => (Some(Intent::clone(intent)), Finalizer::Keep),
         Departure::Gone => (None, Finalizer::Remove),
         Departure::Unreachable(_) | Departure::Elsewhere { .. } | Departure::Going(_) => {
             (None, Finalizer::Keep)
         }
     };
     let settled = matches!(departure, Departure::Going(_) | Departure::Gone);
-    finish(context.object, status, intent, rejection, settled, finalizer)
-}
-
-fn finish(
-    object: &crds::Volume,
-    status: VolumeStatus,
-    intent: Option<Intent>,
-    rejection: Option<&Rejection>,
-    settled: bool,
-    finalizer: Finalizer,
-) -> Plan<VolumeStatus> {
-    let old = object.status.as_ref();
-    let events = events::of_transition(old.map_or(&[], |old| &old.conditions), &status.conditions);
-    // A rejected intent is not tried again at once: the delay is for that.
-    let intent = intent.filter(|_| rejection.is_none());
-    let requeue = if settled || intent.is_some() { Requeue::OnChange } else { Requeue::Backoff };
-    // While an intent is under way its outcome is not known: the plan after it writes the status.
-    let (events, status) = if intent.is_some() { (Vec::new(), None) } else { (events, Some(status)) };
-    // The object is about to be gone: nobody would read it.
-    let status = status.filter(|_| finalizer != Finalizer::Remove);
-    Plan { finalizer, intent, events, status: status.filter(|status| Some(status) != old), requeue }
+    finish(context.object.status.as_ref(), status, intent, rejection, settled, finalizer)
 }
 
 fn assess<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<VolumeSight>) -> Situation<'a> {
@@ -138,7 +118,7 @@ fn assess<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<Volume
         Seen::Unreachable { message } => return Situation::Unreachable(message),
         Seen::Answered { cluster, found } => (*cluster, found),
     };
-    let recorded = Recorded::of(object.status.as_ref());
+    let recorded = recorded(object);
     if let Some(other) = recorded.other_cluster(cluster) {
         return Situation::CutOff(Obstacle::Elsewhere { recorded: other, answering: cluster });
     }
@@ -186,7 +166,7 @@ fn depart<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<Volume
         Seen::Unreachable { message } => return Departure::Unreachable(message),
         Seen::Answered { cluster, found } => (*cluster, found),
     };
-    let recorded = Recorded::of(object.status.as_ref());
+    let recorded = recorded(object);
     if let Some(other) = recorded.other_cluster(cluster) {
         return Departure::Elsewhere { recorded: other, answering: cluster };
     }
@@ -203,7 +183,7 @@ fn depart<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<Volume
                 ReclaimPolicy::Delete => IntentBody::DeleteVolume { name },
                 ReclaimPolicy::Retain => IntentBody::ReleaseVolume { name },
             };
-            let intent = Intent::new(facts, present.created.0, body);
+            let intent = Box::new(Intent::new(facts, present.created.0, body));
             Departure::Held { present, intent }
         }
     }
@@ -228,21 +208,10 @@ fn drift(present: &Volume, asked: &VolumeSpec) -> Option<VolumeChange> {
     (change != VolumeChange::default()).then_some(change)
 }
 
-/// What the status says of an earlier life.
-struct Recorded<'a> {
-    id: Option<&'a str>,
-    cluster: Option<&'a str>,
-}
-
-impl<'a> Recorded<'a> {
-    fn of(status: Option<&'a VolumeStatus>) -> Self {
-        Self {
-            id: status.and_then(|status| status.volume_id.as_deref()),
-            cluster: status.and_then(|status| status.cluster_id.as_deref()),
-        }
-    }
-
-    fn other_cluster(&self, answering: ClusterId) -> Option<&'a str> {
-        self.cluster.filter(|recorded| *recorded != answering.to_string())
+fn recorded(object: &crds::Volume) -> Recorded<'_> {
+    let status = object.status.as_ref();
+    Recorded {
+        id: status.and_then(|status| status.volume_id.as_deref()),
+        cluster: status.and_then(|status| status.cluster_id.as_deref()),
     }
 }

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::intent::Rejection;
 use crate::volume::{Departure, Obstacle, Situation};
+use crate::word::{Word, elsewhere, one_word, refused};
 
 const READY: &str = "Ready";
 const SYNCED: &str = "Synced";
@@ -22,12 +23,6 @@ pub(crate) struct Context<'a> {
     /// The cluster that answered; `None` when none did.
     pub(crate) cluster: Option<ClusterId>,
     pub(crate) now: Timestamp,
-}
-
-/// One reason with its sentence, for conditions.
-struct Word {
-    reason: &'static str,
-    message: String,
 }
 
 impl<'a> Context<'a> {
@@ -90,7 +85,7 @@ impl<'a> Context<'a> {
                 draft.status.phase = Some(VolumePhase::Deleting);
             }
             Departure::Elsewhere { recorded, answering } => {
-                let word = elsewhere(recorded, &answering.to_string());
+                let word = elsewhere(recorded, *answering);
                 draft.not_synced(&word);
                 draft.conditions.set(READY, Status::False, word.reason, word.message);
             }
@@ -158,7 +153,7 @@ impl Draft<'_> {
     /// The control plane answers, but what it holds is not this object's volume.
     fn cut_off(&mut self, obstacle: &Obstacle<'_>) {
         let word = match obstacle {
-            Obstacle::Elsewhere { recorded, answering } => elsewhere(recorded, &answering.to_string()),
+            Obstacle::Elsewhere { recorded, answering } => elsewhere(recorded, *answering),
             Obstacle::Missing { id } => Word {
                 reason: "NoRecord",
                 message: format!(
@@ -209,7 +204,7 @@ impl Draft<'_> {
             self.conditions.set(SYNCED, Status::False, "Creating", "its node is creating it");
         } else if let Some(Problem { reason, message }) = shortfall {
             let message = format!("node {}: {message}; it is served as it was", present.placement.node);
-            self.conditions.set(SYNCED, Status::False, word(reason).unwrap_or("NotInEffect"), message);
+            self.conditions.set(SYNCED, Status::False, one_word(reason).unwrap_or("NotInEffect"), message);
         } else if in_effect < present.generation {
             let message = format!(
                 "the control plane has accepted the specification; node {} has not put it into effect yet",
@@ -266,7 +261,7 @@ impl Draft<'_> {
                 (VolumePhase::Deleting, false, "Deleting", "its data is being deleted".to_owned())
             }
         };
-        let reason = word(reason).unwrap_or(phase.as_str());
+        let reason = one_word(reason).unwrap_or(phase.as_str());
         self.status.phase = Some(phase);
         self.conditions.set(READY, ready.into(), reason, message);
     }
@@ -293,26 +288,6 @@ impl Draft<'_> {
     fn finish(mut self) -> VolumeStatus {
         self.status.conditions = self.conditions.finish();
         self.status
-    }
-}
-
-/// A word that comes from a daemon, if it can be a condition's reason: one CamelCase word.
-fn word(reason: &str) -> Option<&str> {
-    (!reason.is_empty() && reason.chars().all(|c| c.is_ascii_alphanumeric())).then_some(reason)
-}
-
-fn refused(rejection: &Rejection) -> Word {
-    Word { reason: rejection.kind.reason(), message: rejection.message.clone() }
-}
-
-fn elsewhere(recorded: &str, answering: &str) -> Word {
-    Word {
-        reason: "OtherCluster",
-        message: format!(
-            "this object belongs to cluster {recorded}, but the control plane that answers is cluster {answering}: point \
-             the operator at the right one; if the other cluster is gone for good, remove the finalizer {} by hand",
-            crds::FINALIZER
-        ),
     }
 }
 

@@ -6,12 +6,14 @@
 mod world;
 
 use basalt_crds::Size;
+use basalt_crds::snapshot::SnapshotPhase;
 use basalt_crds::volume::{ReclaimPolicy, VolumePhase};
 use basalt_model::Lifecycle;
 use proptest::prelude::*;
 use world::{Control, Crash, World};
 
 const VOLUMES: [&str; 3] = ["v-0", "v-1", "v-2"];
+const SNAPSHOTS: [&str; 2] = ["s-0", "s-1"];
 const NODES: [&str; 2] = ["n-0", "n-1"];
 
 #[derive(Debug, Clone)]
@@ -21,6 +23,10 @@ enum Op {
     ChangeHosts(usize, u8),
     ChangeReclaim(usize, bool),
     Grow(usize, u8),
+    CreateSnapshot(usize, usize, bool),
+    DeleteSnapshot(usize),
+    Restore(usize, usize),
+    ReconcileSnapshot(usize, Crash),
     CreateNode(usize),
     DeleteNode(usize),
     Cordon(usize, bool),
@@ -54,6 +60,10 @@ fn ordinary() -> impl Strategy<Value = Op> {
         2 => (0..3_usize, 0..4_u8).prop_map(|(which, hosts)| Op::ChangeHosts(which, hosts)),
         1 => (0..3_usize, any::<bool>()).prop_map(|(which, retain)| Op::ChangeReclaim(which, retain)),
         1 => (0..3_usize, 1..4_u8).prop_map(|(which, more)| Op::Grow(which, more)),
+        3 => (0..2_usize, 0..3_usize, any::<bool>()).prop_map(|(s, of, retain)| Op::CreateSnapshot(s, of, retain)),
+        1 => (0..2_usize).prop_map(Op::DeleteSnapshot),
+        1 => (0..3_usize, 0..2_usize).prop_map(|(which, s)| Op::Restore(which, s)),
+        4 => (0..2_usize, crash()).prop_map(|(which, crash)| Op::ReconcileSnapshot(which, crash)),
         3 => (0..2_usize).prop_map(Op::CreateNode),
         1 => (0..2_usize).prop_map(Op::DeleteNode),
         1 => (0..2_usize, any::<bool>()).prop_map(|(which, cordon)| Op::Cordon(which, cordon)),
@@ -106,6 +116,14 @@ impl History {
                 let size = spec.size.bytes().unwrap() + (u64::from(*more) << 20);
                 spec.size = Size::Bytes(size);
             }),
+            Op::CreateSnapshot(which, of, retain) => {
+                world.create_snapshot(SNAPSHOTS[*which], VOLUMES[*of], policy(retain));
+            }
+            Op::DeleteSnapshot(which) => world.delete_snapshot(SNAPSHOTS[*which]),
+            Op::Restore(which, from) => world.restore_volume(VOLUMES[*which], SNAPSHOTS[*from]),
+            Op::ReconcileSnapshot(which, crash) => {
+                world.reconcile_snapshot(SNAPSHOTS[*which], *crash);
+            }
             Op::CreateNode(which) => world.create_node(NODES[*which]),
             Op::DeleteNode(which) => world.delete_node(NODES[*which]),
             Op::Cordon(which, cordon) => {
@@ -128,7 +146,7 @@ impl History {
             Op::KeepObjects => self.objects = Some(world.clone()),
             Op::RestoreObjects => {
                 if let Some(kept) = &self.objects {
-                    world.replace_objects(kept.volumes.clone(), kept.nodes.clone());
+                    world.replace_objects(kept.volumes.clone(), kept.nodes.clone(), kept.snapshots.clone());
                 }
             }
             Op::WipeObjects => world.wipe_apiserver(),
@@ -156,6 +174,14 @@ fn no_orphans(world: &World) {
         let held = world.volumes.values().any(|object| object.metadata.uid.as_ref() == Some(&uid));
         assert!(held || world.lost.contains(&uid), "volume {} of {uid} is an orphan", volume.id);
     }
+    for snapshot in world.control.state.snapshots().values() {
+        if snapshot.lifecycle == Lifecycle::Released {
+            continue;
+        }
+        let uid = snapshot.uid.as_ref().unwrap().to_string();
+        let held = world.snapshots.values().any(|object| object.metadata.uid.as_ref() == Some(&uid));
+        assert!(held || world.lost.contains(&uid), "snapshot {} of {uid} is an orphan", snapshot.id);
+    }
 }
 
 /// Coming to rest a second time does nothing.
@@ -164,6 +190,7 @@ fn at_rest(world: &World) {
     again.come_to_rest();
     assert_eq!(again.volumes, world.volumes);
     assert_eq!(again.nodes, world.nodes);
+    assert_eq!(again.snapshots, world.snapshots);
 }
 
 proptest! {
@@ -186,7 +213,15 @@ proptest! {
             prop_assert!(volume.metadata.deletion_timestamp.is_none(), "{name} is stuck");
             let status = volume.status.as_ref().unwrap();
             let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
-            if room || status.volume_id.is_some() {
+            // What is restored waits for its snapshot.
+            let source = volume.spec.source.as_ref().map(|source| world.snapshots.get(&source.snapshot));
+            let waits = source.is_some_and(|source| {
+                let status = source.and_then(|source| source.status.as_ref());
+                status.and_then(|status| status.phase) != Some(SnapshotPhase::Ready)
+            });
+            if waits && status.volume_id.is_none() {
+                prop_assert_eq!(status.phase, Some(VolumePhase::Pending));
+            } else if room || status.volume_id.is_some() || source.is_some() {
                 prop_assert_eq!(status.phase, Some(VolumePhase::Online), "{}: {}", name, ready.message);
             } else {
                 let none = world.control.state.nodes().is_empty();
@@ -194,8 +229,17 @@ proptest! {
                 prop_assert_eq!((status.phase, ready.reason.as_str()), (Some(VolumePhase::Pending), reason));
             }
         }
+        for (name, snapshot) in &world.snapshots {
+            prop_assert!(snapshot.metadata.deletion_timestamp.is_none(), "{name} is stuck");
+            let phase = snapshot.status.as_ref().unwrap().phase;
+            // Its volume need not be there, nor have been.
+            let ready = matches!(phase, Some(SnapshotPhase::Ready | SnapshotPhase::Pending));
+            prop_assert!(ready, "{name} is {phase:?}");
+        }
         for (name, node) in &world.nodes {
-            let held = world.control.state.volumes().values().any(|volume| volume.placement.node.as_str() == name);
+            let state = &world.control.state;
+            let held = state.volumes().values().any(|volume| volume.placement.node.as_str() == name)
+                || state.snapshots().values().any(|snapshot| snapshot.placement.node.as_str() == name);
             prop_assert!(held || node.metadata.deletion_timestamp.is_none(), "{name} is stuck");
         }
         for node in world.control.state.nodes().keys() {

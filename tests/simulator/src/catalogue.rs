@@ -17,9 +17,10 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
     ("lvol-journal-damaged", "disks of the simulation do not rot; the tests of dataplane/lvol reach it"),
     ("lvol-journal-full", "pools come to a checkpoint before; the tests of dataplane/lvol reach it"),
     ("lvol-metadata-full", "pools are too small for it; the tests of dataplane/lvol reach it"),
-    ("lvol-piece-copied", NOT_BY_THE_AGENT),
-    ("lvol-snapshot-taken", NOT_BY_THE_AGENT),
-    ("lvol-volume-grown", NOT_BY_THE_AGENT),
+    (
+        "lvol-piece-copied",
+        "hosts do not write to what snapshots are taken of; the tests of dataplane/lvol reach it",
+    ),
     ("proposal-lost", "a second line of defence: the loss of the leadership answers proposals first"),
     (
         "request-repeated",
@@ -38,7 +39,8 @@ pub const FOUND_ELSEWHERE: &[(&str, &str)] = &[
     ("lvol-unshared-before-commit", FOUND_BY_CRASHES),
 ];
 
-const FOUND_BY_CRASHES: &str = "the agent takes no snapshots yet; the tests of dataplane/lvol find it";
+const FOUND_BY_CRASHES: &str =
+    "hosts do not use what snapshots are taken of; the tests of dataplane/lvol find it";
 
 /// The planted bugs that some seed must find.
 pub fn bugs() -> impl Iterator<Item = (&'static str, &'static str)> {

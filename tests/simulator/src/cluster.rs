@@ -13,7 +13,7 @@ use basalt_core::Mutation;
 use basalt_lvol::id as lvol;
 use basalt_model::{
     AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, OverProvisioning, PoolSpec,
-    ReclaimPolicy, Selector, Transport, VolumeName, VolumeSpec, VolumeState,
+    ReclaimPolicy, Selector, SnapshotName, Transport, VolumeChange, VolumeName, VolumeSpec, VolumeState,
 };
 use body::{AgentBody, Link};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,9 +100,11 @@ impl Cluster {
                     allowed_hosts: AllowedHosts(BTreeSet::from([HostNqn::new("*").expect("a valid name")])),
                     selector: Selector::default(),
                     reclaim: ReclaimPolicy::Delete,
+                    source: None,
                 },
             });
         }
+        self.control.admin.queue.extend(a_life_of_snapshots());
         control::begin(&mut self.control);
     }
 
@@ -248,6 +250,34 @@ impl Cluster {
             }
         }
     }
+}
+
+/// A thin volume that grows, a snapshot of it, a volume that is restored from that, and the snapshot's end: each as soon as what it
+/// needs is there, while nodes and members die. No host uses these: that they come into service under every crash is the matter,
+/// and that nothing of them is done twice.
+fn a_life_of_snapshots() -> Vec<Mutation> {
+    let thin: VolumeName = "thin".parse().expect("a valid name");
+    let snapshot: SnapshotName = "snapshot".parse().expect("a valid name");
+    let uid = || Some(control::uid(3));
+    let spec = |mib: u64, source: Option<SnapshotName>| VolumeSpec {
+        size: Bytes(mib << 20),
+        replicas: 1,
+        thin: true,
+        allowed_hosts: AllowedHosts::default(),
+        selector: Selector::default(),
+        reclaim: ReclaimPolicy::Delete,
+        source,
+    };
+    let create =
+        |name: VolumeName, spec: VolumeSpec| Mutation::CreateVolume { name, uid: uid(), adopt: None, spec };
+    let larger = VolumeChange { size: Some(Bytes(3 << 20)), ..VolumeChange::default() };
+    vec![
+        create(thin.clone(), spec(2, None)),
+        Mutation::CreateSnapshot { name: snapshot.clone(), uid: uid(), volume: thin.clone(), adopt: None },
+        Mutation::UpdateVolume { name: thin, uid: uid(), change: larger },
+        create("restored".parse().expect("a valid name"), spec(4, Some(snapshot.clone()))),
+        Mutation::DeleteSnapshot { name: snapshot, uid: uid() },
+    ]
 }
 
 fn seed_of(number: usize) -> u64 {

@@ -256,6 +256,10 @@ pub fn unsettled(world: &World) -> Option<String> {
     if let Some(volume) = lead.volumes().values().find(|volume| !settled(volume)) {
         return Some(format!("volume {} is {:?}", volume.name, volume.state));
     }
+    let there = |state: &VolumeState| matches!(state, VolumeState::Online | VolumeState::Released);
+    if let Some(snapshot) = lead.snapshots().values().find(|snapshot| !there(&snapshot.state)) {
+        return Some(format!("snapshot {} is {:?}", snapshot.name, snapshot.state));
+    }
     if !world.watcher.is_watching() {
         return Some("the watcher does not watch".to_owned());
     }

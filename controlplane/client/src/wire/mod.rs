@@ -4,6 +4,7 @@
 //! name the field.
 
 pub mod node;
+pub mod snapshot;
 pub mod volume;
 
 use std::net::{AddrParseError, SocketAddr};

@@ -8,26 +8,15 @@ use basalt_model::{
 use basalt_proto::api;
 use uuid::Uuid;
 
-use super::{WireError, address, decode_problem, encode_problem, name, optional_name, required, text, uuid};
+use super::{
+    WireError, address, decode_problem, encode_problem, name, optional_name, optional_uuid, required, text,
+    uuid,
+};
 
 /// A volume.
 pub fn encode(volume: &Volume) -> api::Volume {
-    let (phase, problem) = match &volume.state {
-        VolumeState::Creating => (api::VolumePhase::Creating, None),
-        VolumeState::Online => (api::VolumePhase::Online, None),
-        VolumeState::Unavailable { reason, message } => {
-            (api::VolumePhase::Unavailable, Some(problem(reason, message)))
-        }
-        VolumeState::Faulted { reason, message } => {
-            (api::VolumePhase::Faulted, Some(problem(reason, message)))
-        }
-        VolumeState::Released => (api::VolumePhase::Released, None),
-        VolumeState::Deleting => (api::VolumePhase::Deleting, None),
-    };
-    let tombstone = match &volume.lifecycle {
-        Lifecycle::Deleting(tombstone) => Some(encode_tombstone(tombstone)),
-        Lifecycle::Active | Lifecycle::Released => None,
-    };
+    let (phase, problem) = encode_state(&volume.state);
+    let tombstone = tombstone_of(&volume.lifecycle);
     api::Volume {
         id: volume.id.to_string(),
         name: volume.name.to_string(),
@@ -38,15 +27,13 @@ pub fn encode(volume: &Volume) -> api::Volume {
             identity: Some(encode_identity(&volume.identity)),
             size_bytes: volume.size.0,
             footprint_bytes: volume.footprint.0,
-            placement: Some(api::VolumePlacement {
-                node: volume.placement.node.to_string(),
-                pool: volume.placement.pool.to_string(),
-            }),
+            placement: Some(encode_placement(&volume.placement)),
             epoch: Some(encode_epoch(volume.epoch)),
             observed: volume.observed.as_ref().map(encode_observed),
             provisioned: volume.provisioned,
             released: volume.lifecycle == Lifecycle::Released,
             tombstone,
+            restored_from: text(volume.restored_from.as_ref()),
         }),
         owner_uid: text(volume.uid.as_ref()),
         generation: volume.generation,
@@ -59,10 +46,50 @@ pub fn encode(volume: &Volume) -> api::Volume {
 /// A volume.
 pub fn decode(volume: api::Volume) -> Result<Volume, WireError> {
     let status = required("status", volume.status)?;
-    let placement = required("status.placement", status.placement)?;
-    let problem = status.problem.clone().map(decode_problem);
+    let state = decode_state(status.phase, status.problem)?;
+    let lifecycle = decode_lifecycle(status.tombstone.as_ref(), status.released)?;
+    Ok(Volume {
+        id: uuid("id", &volume.id)?,
+        name: name("name", &volume.name)?,
+        uid: optional_name("owner_uid", &volume.owner_uid)?,
+        spec: decode_spec(required("spec", volume.spec)?)?,
+        size: Bytes(status.size_bytes),
+        footprint: Bytes(status.footprint_bytes),
+        identity: decode_identity(required("status.identity", status.identity)?)?,
+        placement: decode_placement(required("status.placement", status.placement)?)?,
+        restored_from: optional_uuid("status.restored_from", &status.restored_from)?,
+        epoch: decode_epoch(required("status.epoch", status.epoch)?),
+        generation: volume.generation,
+        lifecycle,
+        state,
+        observed: status.observed.map(decode_observed).transpose()?,
+        provisioned: status.provisioned,
+        created_at: Timestamp(volume.created_at_ms),
+        created: Revision(volume.created_revision),
+        modified: Revision(volume.modified_revision),
+    })
+}
+
+/// What follows from all that is known about a volume or snapshot.
+pub(super) fn encode_state(state: &VolumeState) -> (api::VolumePhase, Option<api::Problem>) {
+    match state {
+        VolumeState::Creating => (api::VolumePhase::Creating, None),
+        VolumeState::Online => (api::VolumePhase::Online, None),
+        VolumeState::Unavailable { reason, message } => {
+            (api::VolumePhase::Unavailable, Some(problem(reason, message)))
+        }
+        VolumeState::Faulted { reason, message } => {
+            (api::VolumePhase::Faulted, Some(problem(reason, message)))
+        }
+        VolumeState::Released => (api::VolumePhase::Released, None),
+        VolumeState::Deleting => (api::VolumePhase::Deleting, None),
+    }
+}
+
+pub(super) fn decode_state(phase: i32, problem: Option<api::Problem>) -> Result<VolumeState, WireError> {
+    let problem = problem.map(decode_problem);
     let problem = problem.unwrap_or(Problem { reason: String::new(), message: String::new() });
-    let state = match api::VolumePhase::try_from(status.phase) {
+    Ok(match api::VolumePhase::try_from(phase) {
         Ok(api::VolumePhase::Creating) => VolumeState::Creating,
         Ok(api::VolumePhase::Online) => VolumeState::Online,
         Ok(api::VolumePhase::Unavailable) => {
@@ -74,35 +101,37 @@ pub fn decode(volume: api::Volume) -> Result<Volume, WireError> {
         Ok(api::VolumePhase::Released) => VolumeState::Released,
         Ok(api::VolumePhase::Deleting) => VolumeState::Deleting,
         Ok(api::VolumePhase::Unspecified | api::VolumePhase::Degraded) | Err(_) => {
-            return Err(WireError::Unknown { field: "status.phase", value: status.phase });
+            return Err(WireError::Unknown { field: "status.phase", value: phase });
         }
-    };
-    let lifecycle = match status.tombstone {
-        Some(tombstone) => Lifecycle::Deleting(decode_tombstone(&tombstone)?),
-        None if status.released => Lifecycle::Released,
+    })
+}
+
+pub(super) fn tombstone_of(lifecycle: &Lifecycle) -> Option<api::VolumeTombstone> {
+    match lifecycle {
+        Lifecycle::Deleting(tombstone) => Some(encode_tombstone(tombstone)),
+        Lifecycle::Active | Lifecycle::Released => None,
+    }
+}
+
+pub(super) fn decode_lifecycle(
+    tombstone: Option<&api::VolumeTombstone>,
+    released: bool,
+) -> Result<Lifecycle, WireError> {
+    Ok(match tombstone {
+        Some(tombstone) => Lifecycle::Deleting(decode_tombstone(tombstone)?),
+        None if released => Lifecycle::Released,
         None => Lifecycle::Active,
-    };
-    Ok(Volume {
-        id: uuid("id", &volume.id)?,
-        name: name("name", &volume.name)?,
-        uid: optional_name("owner_uid", &volume.owner_uid)?,
-        spec: decode_spec(required("spec", volume.spec)?)?,
-        size: Bytes(status.size_bytes),
-        footprint: Bytes(status.footprint_bytes),
-        identity: decode_identity(required("status.identity", status.identity)?)?,
-        placement: Placement {
-            node: name("status.placement.node", &placement.node)?,
-            pool: name("status.placement.pool", &placement.pool)?,
-        },
-        epoch: decode_epoch(required("status.epoch", status.epoch)?),
-        generation: volume.generation,
-        lifecycle,
-        state,
-        observed: status.observed.map(decode_observed).transpose()?,
-        provisioned: status.provisioned,
-        created_at: Timestamp(volume.created_at_ms),
-        created: Revision(volume.created_revision),
-        modified: Revision(volume.modified_revision),
+    })
+}
+
+pub(super) fn encode_placement(placement: &Placement) -> api::VolumePlacement {
+    api::VolumePlacement { node: placement.node.to_string(), pool: placement.pool.to_string() }
+}
+
+pub(super) fn decode_placement(placement: api::VolumePlacement) -> Result<Placement, WireError> {
+    Ok(Placement {
+        node: name("status.placement.node", &placement.node)?,
+        pool: name("status.placement.pool", &placement.pool)?,
     })
 }
 
@@ -119,6 +148,7 @@ pub fn encode_spec(spec: &VolumeSpec) -> api::VolumeSpec {
             labels: spec.selector.labels.clone(),
         }),
         reclaim_policy: encode_reclaim(spec.reclaim).into(),
+        source_snapshot: text(spec.source.as_ref()),
     }
 }
 
@@ -137,6 +167,7 @@ pub fn decode_spec(spec: api::VolumeSpec) -> Result<VolumeSpec, WireError> {
             labels: selector.labels,
         },
         reclaim,
+        source: optional_name("spec.source_snapshot", &spec.source_snapshot)?,
     })
 }
 
@@ -178,7 +209,7 @@ pub fn encode_identity(identity: &VolumeIdentity) -> api::VolumeIdentity {
     }
 }
 
-fn decode_identity(identity: api::VolumeIdentity) -> Result<VolumeIdentity, WireError> {
+pub(super) fn decode_identity(identity: api::VolumeIdentity) -> Result<VolumeIdentity, WireError> {
     Ok(VolumeIdentity {
         nqn: identity.nqn,
         nsid: identity.nsid,
@@ -193,7 +224,7 @@ pub fn encode_epoch(epoch: Epoch) -> api::Epoch {
     api::Epoch { incarnation: epoch.incarnation.0, counter: epoch.counter }
 }
 
-fn decode_epoch(epoch: api::Epoch) -> Epoch {
+pub(super) fn decode_epoch(epoch: api::Epoch) -> Epoch {
     Epoch { incarnation: Incarnation(epoch.incarnation), counter: epoch.counter }
 }
 
@@ -324,11 +355,13 @@ mod tests {
                     labels: BTreeMap::from([("k".into(), "v".into())]),
                 },
                 reclaim: ReclaimPolicy::Retain,
+                source: Some("s1".parse().unwrap()),
             },
             size: Bytes(1 << 20),
             footprint: Bytes(4 << 20),
             identity: VolumeIdentity::of(id),
             placement: Placement { node: "n1".parse().unwrap(), pool: "p1".parse().unwrap() },
+            restored_from: Some(VolumeId::from_random(8)),
             epoch: Epoch { incarnation: Incarnation(2), counter: 3 },
             generation: 4,
             lifecycle,

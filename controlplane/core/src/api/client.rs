@@ -2,7 +2,7 @@
 
 use basalt_model::{
     ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, Receipt, Refusal,
-    RequestId, Revision, Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
+    RequestId, Revision, Snapshot, SnapshotName, Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -95,6 +95,31 @@ pub enum Mutation {
         /// The object that stood for it; must match.
         uid: Option<ObjectUid>,
     },
+    /// Takes a snapshot of a volume, or adopts a released one.
+    CreateSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// The object that stands for it.
+        uid: Option<ObjectUid>,
+        /// The volume that it is of.
+        volume: VolumeName,
+        /// The released snapshot to adopt.
+        adopt: Option<VolumeId>,
+    },
+    /// Deletes a snapshot.
+    DeleteSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
+    /// Puts a snapshot aside.
+    ReleaseSnapshot {
+        /// Its name.
+        name: SnapshotName,
+        /// The object that stood for it; must match.
+        uid: Option<ObjectUid>,
+    },
     /// Lets a member take part as soon as it announces itself: first as a learner, then as a voter.
     AddMember {
         /// Its id; never used before.
@@ -140,6 +165,12 @@ pub enum Read {
     VolumeById(VolumeId),
     /// Volumes by name, then id.
     Volumes(Page),
+    /// One snapshot by name.
+    Snapshot(SnapshotName),
+    /// One snapshot by id.
+    SnapshotById(VolumeId),
+    /// Snapshots by name, then id.
+    Snapshots(Page),
     /// The cluster and its members.
     Cluster,
 }
@@ -174,6 +205,15 @@ pub enum ReadResult {
         /// Where to go on; `None` at the end.
         next: Option<String>,
     },
+    /// One snapshot, or that there is none.
+    Snapshot(Option<Arc<Snapshot>>),
+    /// A page of snapshots.
+    Snapshots {
+        /// The snapshots.
+        items: Vec<Arc<Snapshot>>,
+        /// Where to go on; `None` at the end.
+        next: Option<String>,
+    },
     /// The cluster.
     Cluster(ClusterView),
 }
@@ -197,6 +237,8 @@ pub struct ClusterView {
     pub nodes: usize,
     /// Volumes.
     pub volumes: usize,
+    /// Snapshots.
+    pub snapshots: usize,
 }
 
 /// A member as the answering member sees it.
@@ -338,6 +380,15 @@ pub enum EventKind {
         id: VolumeId,
         /// Its name.
         name: VolumeName,
+    },
+    /// A snapshot was created or changed.
+    Snapshot(Arc<Snapshot>),
+    /// A snapshot is gone.
+    SnapshotRemoved {
+        /// Its identity.
+        id: VolumeId,
+        /// Its name.
+        name: SnapshotName,
     },
     /// The cluster's identity, feature level or members changed.
     Cluster,

@@ -305,6 +305,7 @@ pub fn create_volume(name: &str, mib: u64) -> Mutation {
             allowed_hosts: AllowedHosts::default(),
             selector: Selector::default(),
             reclaim: ReclaimPolicy::Delete,
+            source: None,
         },
     }
 }

@@ -111,6 +111,11 @@ impl State {
             let epoch = self.issue_epoch();
             self.touch_volume(context, id, |volume| volume.epoch = epoch);
         }
+        let ids: Vec<_> = self.snapshots.keys().copied().collect();
+        for id in ids {
+            let epoch = self.issue_epoch();
+            self.touch_snapshot(context, id, |snapshot| snapshot.epoch = epoch);
+        }
         let nodes: Vec<_> = self.nodes.keys().cloned().collect();
         for node in nodes {
             context.desired(&node);

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod nodes;
+mod snapshots;
 mod volumes;
 
 use crate::command::{Body, Command, FeatureLevel, Receipt};
@@ -94,6 +95,9 @@ impl State {
             }
             Body::DeleteVolume { name, uid } => self.delete_volume(context, name, uid.as_ref()),
             Body::ReleaseVolume { name, uid } => self.release_volume(context, name, uid.as_ref()),
+            Body::CreateSnapshot(create) => self.create_snapshot(context, create),
+            Body::DeleteSnapshot { name, uid } => self.delete_snapshot(context, name, uid.as_ref()),
+            Body::ReleaseSnapshot { name, uid } => self.release_snapshot(context, name, uid.as_ref()),
             Body::ConfirmVolumeDeleted { node, volume, generation } => {
                 self.confirm_deleted(context, node, *volume, *generation)
             }

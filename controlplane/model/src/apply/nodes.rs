@@ -38,7 +38,9 @@ impl State {
         };
         check_uid(node.uid.as_ref(), uid, name)?;
         for pool in node.spec.pools.keys().filter(|pool| !spec.pools.contains_key(pool)) {
-            let volumes = self.volumes_on(name).filter(|volume| volume.placement.pool == *pool).count();
+            let volumes = self.volumes_on(name).map(|volume| &volume.placement);
+            let held = volumes.chain(self.snapshots_on(name).map(|snapshot| &snapshot.placement));
+            let volumes = held.filter(|placement| placement.pool == *pool).count();
             if volumes > 0 {
                 let (node, pool) = (name.clone(), pool.clone());
                 return Err(Refusal::PoolHoldsVolumes { node, pool, volumes: volumes as u64 });
@@ -100,7 +102,7 @@ impl State {
     ) -> Result<Receipt, Refusal> {
         let node = self.node(name)?;
         check_uid(node.uid.as_ref(), uid, name)?;
-        let volumes = self.volumes_on(name).count();
+        let volumes = self.volumes_on(name).count() + self.snapshots_on(name).count();
         if volumes > 0 {
             return Err(Refusal::NodeHoldsVolumes { node: name.clone(), volumes: volumes as u64 });
         }
@@ -140,6 +142,12 @@ impl State {
         let ids: Vec<_> = going.map(|volume| volume.id).collect();
         for id in ids {
             self.remove_volume(context, id);
+        }
+        let going =
+            self.snapshots_on(name).filter(|snapshot| matches!(snapshot.lifecycle, Lifecycle::Deleting(_)));
+        let ids: Vec<_> = going.map(|snapshot| snapshot.id).collect();
+        for id in ids {
+            self.remove_snapshot(context, id);
         }
         Ok(Receipt::Done)
     }
@@ -186,6 +194,10 @@ impl State {
             });
         }
         for (id, observed) in news.volumes {
+            if self.snapshots.contains_key(&id) {
+                self.report_snapshot(context, &report.node, id, observed);
+                continue;
+            }
             let first = observed.health == VolumeHealth::Online
                 && self.volumes.get(&id).is_some_and(|volume| !volume.provisioned);
             if first {
@@ -214,8 +226,10 @@ impl State {
             .iter()
             .map(|(id, seen)| (*id, self.understood(seen)))
             .filter(|(id, seen)| {
-                self.volumes.get(id).is_some_and(|volume| {
-                    volume.placement.node == report.node && volume.observed.as_ref() != Some(seen)
+                let volume = self.volumes.get(id).map(|volume| (&volume.placement, &volume.observed));
+                let snapshot = || self.snapshots.get(id).map(|seen| (&seen.placement, &seen.observed));
+                volume.or_else(snapshot).is_some_and(|(placement, observed)| {
+                    placement.node == report.node && observed.as_ref() != Some(seen)
                 })
             })
             .collect();
@@ -246,6 +260,10 @@ impl State {
         let ids: Vec<_> = self.volumes_on(name).map(|volume| volume.id).collect();
         for id in ids {
             self.refresh_volume(context, id);
+        }
+        let ids: Vec<_> = self.snapshots_on(name).map(|snapshot| snapshot.id).collect();
+        for id in ids {
+            self.refresh_snapshot(context, id);
         }
         Ok(Receipt::Done)
     }

@@ -8,7 +8,9 @@ use crate::placement::{Demand, Placement};
 use crate::refusal::{Feature, Field, Limited, Refusal, Rule};
 use crate::space::Claim;
 use crate::state::{Change, State};
-use crate::volume::{AllowedHosts, Lifecycle, Tombstone, Volume, VolumeHealth, VolumeSpec, VolumeState};
+use crate::volume::{
+    AllowedHosts, Lifecycle, Tombstone, Volume, VolumeHealth, VolumeObserved, VolumeSpec, VolumeState,
+};
 
 /// The largest volume.
 const SIZE_MAX: Bytes = Bytes(1 << 60);
@@ -26,13 +28,21 @@ impl State {
         if create.adopt {
             return self.adopt_volume(context, create);
         }
-        if self.volumes.contains_key(&create.id) {
+        if self.volumes.contains_key(&create.id) || self.snapshots.contains_key(&create.id) {
             return Err(Refusal::VolumeIdTaken { id: create.id });
         }
         if self.volumes.len() >= Self::MAX_VOLUMES {
             return Err(Refusal::LimitReached { what: Limited::Volumes, limit: Self::MAX_VOLUMES as u64 });
         }
         let demand = Demand { size: create.size, thin: create.spec.thin };
+        if let Some(id) = create.restored_from {
+            let snapshot = self.snapshot_to_restore(id, demand)?;
+            // Its data is there, and only there.
+            if snapshot.placement != create.placement {
+                let Placement { node, pool } = create.placement.clone();
+                return Err(Refusal::PoolNotUsable { node, pool });
+            }
+        }
         let footprint = self.room_for(&create.placement, demand, Claim::default())?.guaranteed;
         let epoch = self.issue_epoch();
         let volume = Volume {
@@ -44,6 +54,7 @@ impl State {
             footprint,
             identity: create.identity.clone(),
             placement: create.placement.clone(),
+            restored_from: create.restored_from,
             epoch,
             generation: 1,
             lifecycle: Lifecycle::Active,
@@ -63,7 +74,12 @@ impl State {
     }
 
     /// What a volume takes from a pool, if there is room for what it does not have yet.
-    fn room_for(&self, placement: &Placement, demand: Demand, has: Claim) -> Result<Claim, Refusal> {
+    pub(super) fn room_for(
+        &self,
+        placement: &Placement,
+        demand: Demand,
+        has: Claim,
+    ) -> Result<Claim, Refusal> {
         let Placement { node, pool } = placement.clone();
         let usable = self
             .nodes
@@ -95,6 +111,10 @@ impl State {
             return Ok((volume.size, volume.footprint));
         }
         self.needs(FeatureLevel::THIN)?;
+        if let Some(snapshot) = self.snapshot_to_take(volume) {
+            let (volume, snapshot) = (volume.name.clone(), snapshot.name.clone());
+            return Err(Refusal::BeingSnapshotted { volume, snapshot });
+        }
         let demand = Demand { size, thin: volume.spec.thin };
         let claim = self.room_for(&volume.placement, demand, volume.claim())?;
         Ok((size, claim.guaranteed))
@@ -174,6 +194,10 @@ impl State {
         if matches!(volume.lifecycle, Lifecycle::Deleting(_)) {
             return Ok(Receipt::Volume { id });
         }
+        if let Some(snapshot) = self.snapshot_to_take(volume) {
+            let (volume, snapshot) = (name.clone(), snapshot.name.clone());
+            return Err(Refusal::BeingSnapshotted { volume, snapshot });
+        }
         let Placement { node, pool } = volume.placement.clone();
         if self.nodes.get(&node).is_some_and(|node| node.abandoned) {
             self.remove_volume(context, id);
@@ -217,6 +241,9 @@ impl State {
             Lifecycle::Deleting(tombstone) => tombstone.node == *node && tombstone.generation == generation,
             _ => false,
         });
+        if !confirmed && let Some(receipt) = self.confirm_snapshot_deleted(context, node, id, generation) {
+            return Ok(receipt);
+        }
         if !confirmed {
             return Err(Refusal::NoSuchTombstone { volume: id });
         }
@@ -266,6 +293,9 @@ impl State {
         if spec.thin {
             self.needs(FeatureLevel::THIN)?;
         }
+        if spec.source.is_some() && !spec.thin {
+            return Err(Refusal::OutOfRange { field: Field::Thin, rule: Rule::ThinAsItsSource });
+        }
         if spec.allowed_hosts.0.len() > AllowedHosts::MAX {
             return Err(Refusal::OutOfRange { field: Field::AllowedHosts, rule: Rule::NotTooMany });
         }
@@ -291,8 +321,10 @@ impl State {
     /// Recomputes a volume's state.
     pub(super) fn refresh_volume(&mut self, context: &mut Context<'_>, id: VolumeId) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
-        let live = self.nodes.get(&volume.placement.node).is_some_and(|node| node.liveness.is_live());
-        let state = derive_state(volume, live);
+        let node = &volume.placement.node;
+        let live = self.nodes.get(node).is_some_and(|node| node.liveness.is_live());
+        let observed = volume.observed.as_ref();
+        let state = derive_state(&volume.lifecycle, observed, volume.provisioned, node, live);
         if state != volume.state {
             volume.state = state;
             volume.modified = context.revision;
@@ -301,20 +333,26 @@ impl State {
     }
 }
 
-/// What follows from all that is known about a volume.
-fn derive_state(volume: &Volume, node_live: bool) -> VolumeState {
-    match &volume.lifecycle {
+/// What follows from all that is known about a volume or snapshot.
+pub(super) fn derive_state(
+    lifecycle: &Lifecycle,
+    observed: Option<&VolumeObserved>,
+    reported_once: bool,
+    node: &NodeName,
+    node_live: bool,
+) -> VolumeState {
+    match lifecycle {
         Lifecycle::Deleting(_) => return VolumeState::Deleting,
         Lifecycle::Released => return VolumeState::Released,
         Lifecycle::Active => {}
     }
-    let Some(observed) = volume.observed.as_ref().filter(|_| volume.provisioned || node_live) else {
+    let Some(observed) = observed.filter(|_| reported_once || node_live) else {
         return VolumeState::Creating;
     };
     if !node_live {
         return VolumeState::Unavailable {
             reason: "NodeNotConnected".to_owned(),
-            message: format!("node {} is not connected to the control plane", volume.placement.node),
+            message: format!("node {node} is not connected to the control plane"),
         };
     }
     match &observed.health {
@@ -337,7 +375,8 @@ fn same_volume(present: &Volume, create: &CreateVolume) -> Result<(), Refusal> {
     if present.uid.is_none() || present.uid != create.uid {
         return Err(Refusal::NameTaken { name: present.name.to_string() });
     }
-    if present.spec.size != create.spec.size || (create.adopt && present.id != create.id) {
+    let other = present.spec.size != create.spec.size || present.spec.source != create.spec.source;
+    if other || (create.adopt && present.id != create.id) {
         return Err(Refusal::Different { volume: present.name.clone() });
     }
     Ok(())

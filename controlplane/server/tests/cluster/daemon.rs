@@ -147,6 +147,7 @@ fn volume(name: &str) -> CreateVolume {
             allowed_hosts: AllowedHosts(["*".parse().unwrap()].into()),
             selector: Selector::default(),
             reclaim: ReclaimPolicy::Delete,
+            source: None,
         },
         adopt: None,
     }

@@ -3,7 +3,8 @@
 use std::net::{AddrParseError, SocketAddr};
 
 use basalt_agent::{
-    AllowedHosts, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, Provision, Tombstone,
+    AllowedHosts, Content, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, Provision,
+    Tombstone,
 };
 use basalt_agent::{
     DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, VolumeHealth, VolumeReport,
@@ -113,6 +114,7 @@ fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {
         pool: volume.pool.clone(),
         size: volume.size_bytes,
         thin: volume.thin,
+        content: content(volume)?,
         provision: match volume.provision() {
             node::Provision::Create => Provision::Create,
             node::Provision::Expect => Provision::Expect,
@@ -130,6 +132,16 @@ fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {
         serve: volume.serve,
         allowed_hosts,
     })
+}
+
+fn content(volume: &node::DesiredVolume) -> Result<Content, ConvertError> {
+    let id = |field, text| uuid(field, text).map(VolumeId);
+    match (volume.snapshot_of.as_str(), volume.restored_from.as_str()) {
+        ("", "") => Ok(Content::Blank),
+        (origin, "") => Ok(Content::SnapshotOf(id("volume.snapshot_of", origin)?)),
+        ("", snapshot) => Ok(Content::RestoredFrom(id("volume.restored_from", snapshot)?)),
+        _ => Err(ConvertError::Field("volume.restored_from")),
+    }
 }
 
 fn tombstone(tombstone: &api::VolumeTombstone) -> Result<Tombstone, ConvertError> {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use basalt_controller::control_plane::{ControlPlane, ControlPlaneError};
-use basalt_crds::{StorageNode, Volume as VolumeObject};
+use basalt_crds::{Snapshot as SnapshotObject, StorageNode, Volume as VolumeObject};
 use basalt_model::placement::place;
 use basalt_model::{
-    AnaState, Body, BootId, Bytes, ClusterId, Command, CreateVolume, Demand, FeatureLevel, InstanceId,
-    Lifecycle, Liveness, Node, NodeName, NodeObserved, NodeReport, PathObserved, PoolHealth, PoolId,
-    PoolName, PoolObserved, Refusal, RefusalKind, RequestKey, Revision, State, Timestamp, Volume,
-    VolumeHealth, VolumeId, VolumeIdentity, VolumeName, VolumeObserved,
+    AnaState, Body, BootId, Bytes, ClusterId, Command, CreateSnapshot, CreateVolume, Demand, DesiredVolume,
+    FeatureLevel, InstanceId, Liveness, Node, NodeName, NodeObserved, NodeReport, PathObserved, PoolHealth,
+    PoolId, PoolName, PoolObserved, Refusal, RefusalKind, RequestKey, Revision, Snapshot, SnapshotName,
+    State, Timestamp, Volume, VolumeHealth, VolumeId, VolumeIdentity, VolumeName, VolumeObserved,
 };
 use basalt_plan::{Intent, IntentBody, Rejection, RejectionKind};
 
@@ -61,8 +61,10 @@ impl Control {
         let held = self.held();
         let nodes = held.state.nodes().values().map(|node| node.modified.0);
         let volumes = held.state.volumes().values().map(|volume| volume.modified.0);
-        let counts = (held.state.nodes().len() + held.state.volumes().len()) as u64;
-        nodes.chain(volumes).max().unwrap_or_default() * 1_000 + counts
+        let snapshots = held.state.snapshots().values().map(|snapshot| snapshot.modified.0);
+        let counts = held.state.nodes().len() + held.state.volumes().len() + held.state.snapshots().len();
+        let counts = counts as u64;
+        nodes.chain(volumes).chain(snapshots).max().unwrap_or_default() * 1_000 + counts
     }
 
     /// Every daemon connects, does what is desired, and says so.
@@ -84,6 +86,7 @@ impl Control {
     fn check(&self, intent: &Intent) {
         let Some(apiserver) = &self.apiserver else { return };
         let volume = |name: &VolumeName| apiserver.get::<VolumeObject>(name.as_str()).unwrap().metadata;
+        let snapshot = |name: &SnapshotName| apiserver.get::<SnapshotObject>(name.as_str()).unwrap().metadata;
         let node = |name: &NodeName| apiserver.get::<StorageNode>(name.as_str()).unwrap().metadata;
         let (metadata, takes_away) = match &intent.body {
             IntentBody::DeleteVolume { name } | IntentBody::ReleaseVolume { name } => (volume(name), true),
@@ -91,6 +94,10 @@ impl Control {
             IntentBody::CreateVolume { name, .. } | IntentBody::UpdateVolume { name, .. } => {
                 (volume(name), false)
             }
+            IntentBody::DeleteSnapshot { name } | IntentBody::ReleaseSnapshot { name } => {
+                (snapshot(name), true)
+            }
+            IntentBody::CreateSnapshot { name, .. } => (snapshot(name), false),
             IntentBody::PutNode { name, .. } => (node(name), node(name).deletion_timestamp.is_some()),
         };
         assert_eq!(metadata.uid.as_deref(), Some(intent.owner.as_str()), "{intent:?}");
@@ -124,6 +131,18 @@ impl ControlPlane for Control {
         self.read(|state| state.volumes().get(&id).cloned())
     }
 
+    async fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ControlPlaneError> {
+        self.read(|state| state.snapshot_named(name).cloned())
+    }
+
+    async fn snapshot_by_id(&self, id: VolumeId) -> Result<Option<Snapshot>, ControlPlaneError> {
+        self.read(|state| state.snapshots().get(&id).cloned())
+    }
+
+    async fn snapshots_on(&self, node: &NodeName) -> Result<Vec<Snapshot>, ControlPlaneError> {
+        self.read(|state| state.snapshots_on(node).cloned().collect())
+    }
+
     async fn carry_out(&self, intent: &Intent) -> Result<(), ControlPlaneError> {
         let fate = self.faults.call();
         if fate == Fate::Lost {
@@ -143,14 +162,43 @@ fn carry_out(held: &mut Held, intent: &Intent) -> Result<(), Refusal> {
         IntentBody::UpdateVolume { name, change } => Body::UpdateVolume { name, uid, change },
         IntentBody::DeleteVolume { name } => Body::DeleteVolume { name, uid },
         IntentBody::ReleaseVolume { name } => Body::ReleaseVolume { name, uid },
+        IntentBody::DeleteSnapshot { name } => Body::DeleteSnapshot { name, uid },
+        IntentBody::ReleaseSnapshot { name } => Body::ReleaseSnapshot { name, uid },
+        IntentBody::CreateSnapshot { name, volume, adopt } => {
+            held.issued += 1;
+            let id = adopt.unwrap_or(VolumeId::from_random(held.issued));
+            let (identity, adopt) = (VolumeIdentity::of(id), adopt.is_some());
+            Body::CreateSnapshot(CreateSnapshot { name, uid, id, adopt, volume, identity })
+        }
         IntentBody::CreateVolume { name, spec, adopt } => {
-            let placement = place(&held.state, &spec.selector, demand(&spec), &BTreeMap::new())
-                .map_err(Refusal::NoFit)?;
+            let source = match &spec.source {
+                None => None,
+                Some(source) => {
+                    let missing = || Refusal::NoSuchSnapshot { snapshot: source.clone() };
+                    Some(held.state.snapshot_named(source).ok_or_else(missing)?.clone())
+                }
+            };
+            let restored_from = source.as_ref().map(|source| source.id);
+            let placement = match source {
+                Some(source) => source.placement,
+                None => place(&held.state, &spec.selector, demand(&spec), &BTreeMap::new())
+                    .map_err(Refusal::NoFit)?,
+            };
             held.issued += 1;
             let id = adopt.unwrap_or(VolumeId::from_random(held.issued));
             let (size, identity) = (spec.size, VolumeIdentity::of(id));
             let adopt = adopt.is_some();
-            Body::CreateVolume(CreateVolume { name, uid, id, adopt, spec, size, identity, placement })
+            Body::CreateVolume(CreateVolume {
+                name,
+                uid,
+                id,
+                adopt,
+                spec,
+                size,
+                identity,
+                placement,
+                restored_from,
+            })
         }
     };
     held.apply(Some(RequestKey { id: intent.request.clone(), digest: 0 }), body)
@@ -164,23 +212,22 @@ fn daemon_works(held: &mut Held, name: &NodeName) {
         let liveness = Liveness::Live { since: Timestamp(1) };
         held.apply(None, Body::SetNodeLiveness { node: node.clone(), liveness }).unwrap();
     }
-    let volumes: Vec<Volume> = held.state.volumes_on(name).cloned().collect();
-    for volume in &volumes {
-        if let Lifecycle::Deleting(tombstone) = &volume.lifecycle {
-            let (volume, generation) = (volume.id, tombstone.generation);
-            held.apply(None, Body::ConfirmVolumeDeleted { node: node.clone(), volume, generation }).unwrap();
-        }
+    let ordered: Vec<_> = held.state.tombstones_on(name).cloned().collect();
+    for tombstone in ordered {
+        let (volume, generation) = (tombstone.volume, tombstone.generation);
+        held.apply(None, Body::ConfirmVolumeDeleted { node: node.clone(), volume, generation }).unwrap();
     }
+    let desired = held.state.desired(name).unwrap();
     let path = PathObserved {
         node: node.clone(),
         address: "127.0.0.1:4420".parse().unwrap(),
         ana: AnaState::Optimized,
     };
-    let online = |volume: &Volume| VolumeObserved {
+    let online = |volume: &DesiredVolume| VolumeObserved {
         health: VolumeHealth::Online,
         size: volume.size,
         generation: volume.generation,
-        allocated: Some(volume.footprint),
+        allocated: (!volume.thin).then_some(volume.size),
         shortfall: None,
         paths: vec![path.clone()],
     };
@@ -202,7 +249,7 @@ fn daemon_works(held: &mut Held, name: &NodeName) {
             pools: BTreeMap::from([(PoolName::new("pool").unwrap(), pool)]),
             ..NodeObserved::default()
         }),
-        volumes: volumes.iter().map(|volume| (volume.id, online(volume))).collect(),
+        volumes: desired.volumes.iter().map(|volume| (volume.id, online(volume))).collect(),
     };
     held.apply(None, Body::ReportNode(report)).unwrap();
 }

@@ -17,7 +17,7 @@ use basalt_controller::fence::Fence;
 use basalt_controller::managed::Managed;
 use basalt_controller::reconcile::{Context, reconcile};
 use basalt_controller::store::Store;
-use basalt_crds::{StorageNode, Volume};
+use basalt_crds::{Snapshot, StorageNode, Volume};
 
 /// More rounds than anything needs to come to rest.
 const ROUNDS_MAX: usize = 40;
@@ -65,6 +65,7 @@ impl World {
             let before = (self.apiserver.version(), self.control.revision());
             self.reconcile_all::<StorageNode>(&context).await;
             self.reconcile_all::<Volume>(&context).await;
+            self.reconcile_all::<Snapshot>(&context).await;
             if self.faults.is_dead() {
                 return false;
             }

@@ -5,18 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use basalt_crds::storage_node::{CoreSet, Listener, Pool, StorageNodeSpec};
-use basalt_crds::volume::{ReclaimPolicy, Transport, VolumeSpec};
-use basalt_crds::{FINALIZER, Size, StorageNode, Volume};
+use basalt_crds::volume::{ReclaimPolicy, Transport, VolumeSource, VolumeSpec};
+use basalt_crds::{FINALIZER, Size, Snapshot, SnapshotSpec, StorageNode, Volume};
 use basalt_model::placement::place;
 use basalt_model::{
-    Body, BootId, Bytes, ClusterId, Command, CreateVolume, Demand, FeatureLevel, InstanceId, Lifecycle,
+    Body, BootId, Bytes, ClusterId, Command, CreateSnapshot, CreateVolume, Demand, FeatureLevel, InstanceId,
     Liveness, NodeName, NodeObserved, NodeReport, ObjectUid, PathObserved, PoolHealth, PoolId, PoolName,
-    PoolObserved, Refusal, RefusalKind, RequestKey, Revision, State, Timestamp, VolumeHealth, VolumeId,
-    VolumeIdentity, VolumeName, VolumeObserved,
+    PoolObserved, Refusal, RefusalKind, RequestKey, Revision, SnapshotName, State, Timestamp, VolumeHealth,
+    VolumeId, VolumeIdentity, VolumeName, VolumeObserved,
 };
 use basalt_plan::{
-    Finalizer, Intent, IntentBody, NodeSight, Plan, Progress, Rejection, RejectionKind, Seen, VolumeSight,
-    plan_storage_node, plan_volume,
+    Finalizer, Intent, IntentBody, NodeSight, Plan, Progress, Rejection, RejectionKind, Seen, SnapshotSight,
+    VolumeSight, plan_snapshot, plan_storage_node, plan_volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff;
@@ -31,6 +31,7 @@ const STEPS_MAX: usize = 8;
 pub(crate) struct World {
     pub(crate) volumes: BTreeMap<String, Volume>,
     pub(crate) nodes: BTreeMap<String, StorageNode>,
+    pub(crate) snapshots: BTreeMap<String, Snapshot>,
     pub(crate) control: Control,
     /// UIDs of objects that were lost without having been deleted.
     pub(crate) lost: BTreeSet<String>,
@@ -61,6 +62,7 @@ impl World {
         Self {
             volumes: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             control: Control::new(1),
             lost: BTreeSet::new(),
             uids: 0,
@@ -90,8 +92,35 @@ impl World {
                 allowed_hosts: Vec::new(),
                 reclaim_policy,
                 volume_id: None,
+                source: None,
             };
             self.volumes.insert(name.to_owned(), Volume { metadata, spec, status: None });
+        }
+    }
+
+    pub(crate) fn create_snapshot(&mut self, name: &str, of: &str, reclaim_policy: ReclaimPolicy) {
+        if !self.snapshots.contains_key(name) {
+            let metadata = self.metadata(name);
+            let spec = SnapshotSpec { volume: of.to_owned(), reclaim_policy, snapshot_id: None };
+            self.snapshots.insert(name.to_owned(), Snapshot { metadata, spec, status: None });
+        }
+    }
+
+    pub(crate) fn restore_volume(&mut self, name: &str, snapshot: &str) {
+        if !self.volumes.contains_key(name) {
+            self.create_volume(name, ReclaimPolicy::Delete);
+            let spec = &mut self.volumes.get_mut(name).unwrap().spec;
+            spec.size = Size::Text("2Gi".to_owned());
+            spec.thin = true;
+            spec.source = Some(VolumeSource { snapshot: snapshot.to_owned() });
+        }
+    }
+
+    pub(crate) fn delete_snapshot(&mut self, name: &str) {
+        if let Some(snapshot) = self.snapshots.get_mut(name)
+            && mark_deleted(&mut snapshot.metadata)
+        {
+            self.snapshots.remove(name);
         }
     }
 
@@ -151,21 +180,25 @@ impl World {
 
     /// All objects vanish without having been deleted.
     pub(crate) fn wipe_apiserver(&mut self) {
-        self.replace_objects(BTreeMap::new(), BTreeMap::new());
+        self.replace_objects(BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     }
 
     pub(crate) fn replace_objects(
         &mut self,
         volumes: BTreeMap<String, Volume>,
         nodes: BTreeMap<String, StorageNode>,
+        snapshots: BTreeMap<String, Snapshot>,
     ) {
         let uids = |world: &World| -> BTreeSet<String> {
             let volumes = world.volumes.values().filter_map(|volume| volume.metadata.uid.clone());
-            volumes.chain(world.nodes.values().filter_map(|node| node.metadata.uid.clone())).collect()
+            let nodes = world.nodes.values().filter_map(|node| node.metadata.uid.clone());
+            let snapshots = world.snapshots.values().filter_map(|seen| seen.metadata.uid.clone());
+            volumes.chain(nodes).chain(snapshots).collect()
         };
         let before = uids(self);
         self.volumes = volumes;
         self.nodes = nodes;
+        self.snapshots = snapshots;
         let after = uids(self);
         self.lost.extend(before.difference(&after).cloned());
         for uid in after {
@@ -187,7 +220,7 @@ impl World {
             if let Some(status) = plan.status.clone().filter(|_| crash != Crash::BeforeStatus) {
                 stored.status = Some(status);
             }
-            match self.step(plan.finalizer, plan.intent, crash, name, true) {
+            match self.step(plan.finalizer, plan.intent, crash, name, Kind::Volume) {
                 Step::Again(answer) => match answer {
                     Some(Ok(())) => progress.accepted += 1,
                     Some(Err(rejection)) => progress.rejection = Some(rejection),
@@ -213,7 +246,7 @@ impl World {
             if let Some(status) = plan.status.clone().filter(|_| crash != Crash::BeforeStatus) {
                 stored.status = Some(status);
             }
-            match self.step(plan.finalizer, plan.intent, crash, name, false) {
+            match self.step(plan.finalizer, plan.intent, crash, name, Kind::Node) {
                 Step::Again(answer) => match answer {
                     Some(Ok(())) => progress.accepted += 1,
                     Some(Err(rejection)) => progress.rejection = Some(rejection),
@@ -225,30 +258,53 @@ impl World {
         panic!("node {name} does not come to rest: {:?}", self.nodes.get(name));
     }
 
+    /// As for volumes.
+    pub(crate) fn reconcile_snapshot(&mut self, name: &str, crash: Crash) -> bool {
+        let mut progress = Progress::default();
+        let mut acted = false;
+        for _ in 0..STEPS_MAX {
+            let Some(object) = self.snapshots.get(name).cloned() else { return acted };
+            let now = self.now();
+            let seen = self.control.see_snapshot(&object);
+            let plan = plan_snapshot(&object, &seen, &progress, now);
+            let Some(stored) = self.snapshots.get_mut(name) else { return acted };
+            acted |= !is_empty(&plan);
+            if let Some(status) = plan.status.clone().filter(|_| crash != Crash::BeforeStatus) {
+                stored.status = Some(status);
+            }
+            match self.step(plan.finalizer, plan.intent, crash, name, Kind::Snapshot) {
+                Step::Again(answer) => match answer {
+                    Some(Ok(())) => progress.accepted += 1,
+                    Some(Err(rejection)) => progress.rejection = Some(rejection),
+                    None => (),
+                },
+                Step::Done => return acted,
+            }
+        }
+        panic!("snapshot {name} does not come to rest: {:?}", self.snapshots.get(name));
+    }
+
     fn step(
         &mut self,
         finalizer: Finalizer,
         intent: Option<Intent>,
         crash: Crash,
         name: &str,
-        volume: bool,
+        kind: Kind,
     ) -> Step {
         match finalizer {
             Finalizer::Keep => (),
             Finalizer::Add => {
-                let metadata = self.metadata_of(name, volume);
+                let metadata = self.metadata_of(name, kind);
                 metadata.finalizers.get_or_insert_default().push(FINALIZER.to_owned());
                 return if crash == Crash::AfterFinalizer { Step::Done } else { Step::Again(None) };
             }
             Finalizer::Remove => {
-                assert!(
-                    self.metadata_of(name, volume).deletion_timestamp.is_some(),
-                    "let go of a live object"
-                );
-                if volume {
-                    self.volumes.remove(name);
-                } else {
-                    self.nodes.remove(name);
+                assert!(self.metadata_of(name, kind).deletion_timestamp.is_some(), "let go of a live object");
+                match kind {
+                    Kind::Volume => drop(self.volumes.remove(name)),
+                    Kind::Node => drop(self.nodes.remove(name)),
+                    Kind::Snapshot => drop(self.snapshots.remove(name)),
                 }
                 return Step::Done;
             }
@@ -259,11 +315,11 @@ impl World {
         if crash == Crash::AfterIntent { Step::Done } else { Step::Again(answer) }
     }
 
-    fn metadata_of(&mut self, name: &str, volume: bool) -> &mut ObjectMeta {
-        if volume {
-            &mut self.volumes.get_mut(name).unwrap().metadata
-        } else {
-            &mut self.nodes.get_mut(name).unwrap().metadata
+    fn metadata_of(&mut self, name: &str, kind: Kind) -> &mut ObjectMeta {
+        match kind {
+            Kind::Volume => &mut self.volumes.get_mut(name).unwrap().metadata,
+            Kind::Node => &mut self.nodes.get_mut(name).unwrap().metadata,
+            Kind::Snapshot => &mut self.snapshots.get_mut(name).unwrap().metadata,
         }
     }
 
@@ -272,6 +328,7 @@ impl World {
     fn check_intent(&self, intent: &Intent) {
         let volume = |name: &VolumeName| &self.volumes[name.as_str()];
         let node = |name: &NodeName| &self.nodes[name.as_str()];
+        let snapshot = |name: &SnapshotName| &self.snapshots[name.as_str()];
         let (metadata, takes_away) = match &intent.body {
             IntentBody::DeleteVolume { name } | IntentBody::ReleaseVolume { name } => {
                 (&volume(name).metadata, true)
@@ -283,6 +340,14 @@ impl World {
                 (&volume(name).metadata, false)
             }
             IntentBody::UpdateVolume { name, .. } => (&volume(name).metadata, false),
+            IntentBody::DeleteSnapshot { name } | IntentBody::ReleaseSnapshot { name } => {
+                (&snapshot(name).metadata, true)
+            }
+            IntentBody::CreateSnapshot { name, .. } => {
+                let existed = snapshot(name).status.as_ref().and_then(|status| status.snapshot_id.as_ref());
+                assert_eq!(existed, None, "snapshot {name} is taken again");
+                (&snapshot(name).metadata, false)
+            }
             IntentBody::PutNode { name, .. } => {
                 (&node(name).metadata, node(name).metadata.deletion_timestamp.is_some())
             }
@@ -301,6 +366,10 @@ impl World {
             let mut acted = false;
             let nodes: Vec<String> = self.nodes.keys().cloned().collect();
             let volumes: Vec<String> = self.volumes.keys().cloned().collect();
+            let snapshots: Vec<String> = self.snapshots.keys().cloned().collect();
+            for name in &snapshots {
+                acted |= self.reconcile_snapshot(name, Crash::Never);
+            }
             for name in &nodes {
                 acted |= self.reconcile_node(name, Crash::Never);
             }
@@ -321,6 +390,14 @@ impl World {
         self.clock += 1;
         jiff::Timestamp::from_second(self.clock).unwrap()
     }
+}
+
+/// The kinds of objects.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Volume,
+    Node,
+    Snapshot,
 }
 
 enum Step {
@@ -371,11 +448,22 @@ impl Control {
         })
     }
 
+    pub(crate) fn see_snapshot(&self, object: &Snapshot) -> Seen<SnapshotSight> {
+        let name = SnapshotName::new(object.metadata.name.clone().unwrap()).unwrap();
+        let id = object.status.as_ref().and_then(|status| status.snapshot_id.as_ref());
+        let id: Option<VolumeId> = id.map(|id| id.parse().unwrap());
+        self.see(SnapshotSight {
+            by_name: self.state.snapshot_named(&name).cloned(),
+            by_id: id.and_then(|id| self.state.snapshots().get(&id)).cloned(),
+        })
+    }
+
     pub(crate) fn see_node(&self, name: &str) -> Seen<NodeSight> {
         let name = NodeName::new(name).unwrap();
         self.see(NodeSight {
             node: self.state.nodes().get(&name).cloned(),
             volumes: self.state.volumes_on(&name).cloned().collect(),
+            snapshots: self.state.snapshots_on(&name).cloned().collect(),
         })
     }
 
@@ -387,11 +475,27 @@ impl Control {
             IntentBody::UpdateVolume { name, change } => Body::UpdateVolume { name, uid, change },
             IntentBody::DeleteVolume { name } => Body::DeleteVolume { name, uid },
             IntentBody::ReleaseVolume { name } => Body::ReleaseVolume { name, uid },
+            IntentBody::DeleteSnapshot { name } => Body::DeleteSnapshot { name, uid },
+            IntentBody::ReleaseSnapshot { name } => Body::ReleaseSnapshot { name, uid },
+            IntentBody::CreateSnapshot { name, volume, adopt } => {
+                self.issued += 1;
+                let id = adopt.unwrap_or(VolumeId::from_random(self.issued));
+                let (identity, adopt) = (VolumeIdentity::of(id), adopt.is_some());
+                Body::CreateSnapshot(CreateSnapshot { name, uid, id, adopt, volume, identity })
+            }
             IntentBody::CreateVolume { name, spec, adopt } => {
+                let source = match &spec.source {
+                    None => None,
+                    Some(source) => {
+                        let missing = || rejected(&Refusal::NoSuchSnapshot { snapshot: source.clone() });
+                        Some(self.state.snapshot_named(source).cloned().ok_or_else(missing)?)
+                    }
+                };
                 let adopted = adopt.and_then(|id| self.state.volumes().get(&id));
-                let placement = match adopted {
-                    Some(volume) => volume.placement.clone(),
-                    None => place(&self.state, &spec.selector, demand(&spec), &BTreeMap::new())
+                let placement = match (adopted, &source) {
+                    (Some(volume), _) => volume.placement.clone(),
+                    (None, Some(source)) => source.placement.clone(),
+                    (None, None) => place(&self.state, &spec.selector, demand(&spec), &BTreeMap::new())
                         .map_err(|no_fit| rejected(&Refusal::NoFit(no_fit)))?,
                 };
                 self.issued += 1;
@@ -405,6 +509,7 @@ impl Control {
                     spec,
                     identity: VolumeIdentity::of(id),
                     placement,
+                    restored_from: source.map(|source| source.id),
                 })
             }
         };
@@ -426,11 +531,8 @@ impl Control {
             let liveness = Liveness::Live { since: Timestamp(1) };
             self.apply(None, Body::SetNodeLiveness { node: node.clone(), liveness }).unwrap();
         }
-        let going = self.state.volumes_on(name).filter_map(|volume| match &volume.lifecycle {
-            Lifecycle::Deleting(tombstone) => Some((volume.id, tombstone.generation)),
-            _ => None,
-        });
-        let going: Vec<_> = going.into_iter().collect();
+        let going = self.state.tombstones_on(name).map(|tombstone| (tombstone.volume, tombstone.generation));
+        let going: Vec<_> = going.collect();
         for (volume, generation) in going {
             self.apply(None, Body::ConfirmVolumeDeleted { node: node.clone(), volume, generation }).unwrap();
         }
@@ -443,7 +545,8 @@ impl Control {
             disks: BTreeMap::new(),
             problem: None,
         };
-        let volumes = self.state.volumes_on(name).map(|volume| {
+        let desired = self.state.desired(name).unwrap();
+        let volumes = desired.volumes.iter().map(|volume| {
             let path = PathObserved {
                 node: node.clone(),
                 address: "127.0.0.1:4420".parse().unwrap(),
@@ -453,7 +556,7 @@ impl Control {
                 health: VolumeHealth::Online,
                 size: volume.size,
                 generation: volume.generation,
-                allocated: (!volume.spec.thin).then_some(volume.footprint),
+                allocated: (!volume.thin).then_some(volume.size),
                 shortfall: None,
                 paths: vec![path],
             };
@@ -492,7 +595,9 @@ impl Control {
 
     fn revision_of_change(&self) -> Vec<(String, u64)> {
         let nodes = self.state.nodes().values().map(|node| (node.name.to_string(), node.modified.0));
+        let snapshots = self.state.snapshots().values().map(|seen| (seen.id.to_string(), seen.modified.0));
         nodes
+            .chain(snapshots)
             .chain(self.state.volumes().values().map(|volume| (volume.id.to_string(), volume.modified.0)))
             .collect()
     }

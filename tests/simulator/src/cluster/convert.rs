@@ -52,6 +52,11 @@ fn volume(volume: &model::DesiredVolume) -> agent::DesiredVolume {
         pool: volume.pool.to_string(),
         size: volume.size.0,
         thin: volume.thin,
+        content: match volume.content {
+            model::Content::Blank => agent::Content::Blank,
+            model::Content::SnapshotOf(id) => agent::Content::SnapshotOf(lvol::VolumeId(id.0)),
+            model::Content::RestoredFrom(id) => agent::Content::RestoredFrom(lvol::VolumeId(id.0)),
+        },
         provision: match volume.provision {
             model::Provision::Create => agent::Provision::Create,
             model::Provision::Expect => agent::Provision::Expect,

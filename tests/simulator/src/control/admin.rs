@@ -11,7 +11,7 @@ use basalt_core::{
     ClientRequest, ClusterView, Config, Limits, MemberRole, Mutation, Read, ReadResult, Reply, RequestError,
     Start, Timing,
 };
-use basalt_model::{FeatureLevel, Member, MemberId, NodeName, NodeSpec, RequestId};
+use basalt_model::{FeatureLevel, Member, MemberId, NodeName, NodeSpec, Refusal, RequestId};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -172,8 +172,7 @@ impl World {
             Mutation::ReplaceMember { old, new, .. } => (Some(new), Some(old)),
             // Nodes come into service after a while: a volume that finds no room yet is asked for again.
             again if !done => {
-                let refused = matches!(reply, Reply::Failed(RequestError::Refused(_)));
-                if !refused || matches!(again, Mutation::CreateVolume { .. }) {
+                if worth_another_try(&again, reply) {
                     self.admin.queue.push_front(again);
                 }
                 return;
@@ -250,6 +249,19 @@ impl World {
         let id = self.new_process();
         let Member { peer_address, api_address, .. } = member(id);
         Mutation::AddMember { id, peer_address, api_address }
+    }
+}
+
+/// Whether what was not done may be done later: nodes come into service, and what depends on each other comes and goes.
+fn worth_another_try(mutation: &Mutation, reply: &Reply) -> bool {
+    let Reply::Failed(RequestError::Refused(refusal)) = reply else { return true };
+    match refusal {
+        Refusal::VolumeNotReady { .. }
+        | Refusal::SnapshotNotReady { .. }
+        | Refusal::BeingSnapshotted { .. }
+        | Refusal::BeingRestored { .. } => true,
+        // What its snapshot's pool has no room for now may never have room there.
+        _ => matches!(mutation, Mutation::CreateVolume { spec, .. } if spec.source.is_none()),
     }
 }
 

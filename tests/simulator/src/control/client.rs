@@ -197,6 +197,7 @@ impl Workload {
                     allowed_hosts: hosts(*token),
                     selector: Selector::default(),
                     reclaim: ReclaimPolicy::Delete,
+                    source: None,
                 },
             },
             Ask::Update { owner, token } => Mutation::UpdateVolume {
@@ -220,7 +221,7 @@ impl Workload {
     pub fn told(reply: &Reply) -> Option<Told> {
         match reply {
             Reply::Done { receipt, .. } => Some(Told::Done(match receipt {
-                Receipt::Volume { id } => Some(*id),
+                Receipt::Volume { id } | Receipt::Snapshot { id } => Some(*id),
                 Receipt::Done => None,
             })),
             Reply::Read { result, .. } => Some(Told::Seen(match result {

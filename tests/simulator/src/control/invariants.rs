@@ -141,6 +141,11 @@ impl Oracle {
                 self.deletion_begun(*id, name)?;
                 (format!("volume {id}"), format!("removed {name}"))
             }
+            EventKind::Snapshot(snapshot) => {
+                self.issued(snapshot.epoch, snapshot.id)?;
+                (format!("snapshot {}", snapshot.id), format!("{snapshot:?}"))
+            }
+            EventKind::SnapshotRemoved { id, name } => (format!("snapshot {id}"), format!("removed {name}")),
             EventKind::Cluster | EventKind::Resync => return Ok(()),
         };
         let content = digest(content.as_bytes());
@@ -207,11 +212,14 @@ impl Oracle {
     }
 }
 
-/// No pool is promised to more volumes than it holds.
+/// No pool is guaranteed to more volumes than it holds.
 fn overcommitted(state: &State) -> Result<(), Violation> {
     let mut promised: BTreeMap<Placement, u64> = BTreeMap::new();
     for volume in state.volumes().values() {
-        *promised.entry(volume.placement.clone()).or_default() += volume.size.0;
+        *promised.entry(volume.placement.clone()).or_default() += volume.footprint.0;
+    }
+    for snapshot in state.snapshots().values() {
+        *promised.entry(snapshot.placement.clone()).or_default() += snapshot.footprint.0;
     }
     for (placement, bytes) in promised {
         let pool = state.nodes().get(&placement.node).and_then(|node| node.pool(&placement.pool));

@@ -8,7 +8,7 @@ use crate::event;
 use crate::run::Violation;
 use basalt_clock::Random;
 use basalt_core::{self as core, ClientRequest, EventKind, Page, Read, ReadResult, Reply, RequestError};
-use basalt_model::{MemberId, Node, NodeName, Revision, State, Volume, VolumeId};
+use basalt_model::{MemberId, Node, NodeName, Revision, Snapshot, State, Volume, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ enum Stage {
     Volumes(Option<String>),
     /// Lists nodes, from this token on.
     Nodes(Option<String>),
+    /// Lists snapshots, from this token on.
+    Snapshots(Option<String>),
     /// Wants to watch.
     Asking,
     /// Watches.
@@ -48,6 +50,7 @@ pub struct Watcher {
     /// What it knows.
     volumes: BTreeMap<VolumeId, (Revision, Option<Arc<Volume>>)>,
     nodes: BTreeMap<NodeName, (Revision, Option<Arc<Node>>)>,
+    snapshots: BTreeMap<VolumeId, (Revision, Option<Arc<Snapshot>>)>,
     /// A watch whose first answer is on its way: the attempt that it answers, and what followed it on the same stream.
     coming: Option<(u64, MemberId, Life, Vec<core::Event>)>,
     /// How often it had to list again.
@@ -64,6 +67,7 @@ impl Default for Watcher {
             since: None,
             volumes: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             coming: None,
             lists: 0,
             events: 0,
@@ -77,6 +81,7 @@ impl Watcher {
         self.since = None;
         self.volumes.clear();
         self.nodes.clear();
+        self.snapshots.clear();
         self.lists += 1;
     }
 
@@ -91,6 +96,13 @@ impl Watcher {
         let known = self.nodes.entry(name).or_insert((revision, None));
         if known.0 <= revision {
             *known = (revision, node);
+        }
+    }
+
+    fn snapshot(&mut self, revision: Revision, id: VolumeId, snapshot: Option<Arc<Snapshot>>) {
+        let known = self.snapshots.entry(id).or_insert((revision, None));
+        if known.0 <= revision {
+            *known = (revision, snapshot);
         }
     }
 
@@ -110,6 +122,8 @@ impl Watcher {
             EventKind::VolumeRemoved { id, .. } => self.volume(revision, *id, None),
             EventKind::Node(node) => self.node(revision, node.name.clone(), Some(Arc::clone(node))),
             EventKind::NodeRemoved(name) => self.node(revision, name.clone(), None),
+            EventKind::Snapshot(seen) => self.snapshot(revision, seen.id, Some(Arc::clone(seen))),
+            EventKind::SnapshotRemoved { id, .. } => self.snapshot(revision, *id, None),
             EventKind::Cluster => {}
             EventKind::Resync => return false,
         }
@@ -128,6 +142,13 @@ impl Watcher {
             state.volumes().iter().map(|(id, volume)| (*id, volume)).collect();
         if let Some(id) = known.keys().chain(there.keys()).find(|id| known.get(id) != there.get(id)) {
             return Err(format!("volume {id}: {:?} is known, {:?} is there", known.get(id), there.get(id)));
+        }
+        let known: BTreeMap<VolumeId, &Snapshot> =
+            self.snapshots.iter().filter_map(|(id, (_, seen))| Some((*id, seen.as_deref()?))).collect();
+        let there: BTreeMap<VolumeId, &Snapshot> =
+            state.snapshots().iter().map(|(id, seen)| (*id, seen)).collect();
+        if let Some(id) = known.keys().chain(there.keys()).find(|id| known.get(id) != there.get(id)) {
+            return Err(format!("snapshot {id}: {:?} is known, {:?} is there", known.get(id), there.get(id)));
         }
         // The revision of a node's orders changes with its volumes, and is no news about the node.
         let plain = |node: &Node| Node { desired: Revision(0), ..node.clone() };
@@ -156,6 +177,7 @@ impl World {
         let request = match &self.watcher.stage {
             Stage::Volumes(after) => ClientRequest::Read(Read::Volumes(page(after))),
             Stage::Nodes(after) => ClientRequest::Read(Read::Nodes(page(after))),
+            Stage::Snapshots(after) => ClientRequest::Read(Read::Snapshots(page(after))),
             Stage::Asking => ClientRequest::Watch { from: self.watcher.since },
             Stage::Watching { .. } => return,
         };
@@ -181,7 +203,14 @@ impl World {
                 for node in items {
                     watcher.node(*revision, node.name.clone(), Some(Arc::clone(node)));
                 }
-                watcher.stage = if next.is_some() { Stage::Nodes(next.clone()) } else { Stage::Asking };
+                let more = next.is_some();
+                watcher.stage = if more { Stage::Nodes(next.clone()) } else { Stage::Snapshots(None) };
+            }
+            Reply::Read { revision, result: ReadResult::Snapshots { items, next } } => {
+                for snapshot in items {
+                    watcher.snapshot(*revision, snapshot.id, Some(Arc::clone(snapshot)));
+                }
+                watcher.stage = if next.is_some() { Stage::Snapshots(next.clone()) } else { Stage::Asking };
             }
             Reply::Watching { revision, backlog } => return self.watch_begins(pending, *revision, backlog),
             Reply::Failed(RequestError::TooOld { oldest }) => {

@@ -1,7 +1,7 @@
 //! What stands for the control plane in the data plane's world: it wants volumes to exist, to change and to go.
 
 use basalt_agent::{
-    AllowedHosts, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, NodeReport,
+    AllowedHosts, Content, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, NodeReport,
     Provision, Tombstone, VolumeHealth,
 };
 use basalt_clock::{Random, SeededRandom};
@@ -58,6 +58,7 @@ impl Script {
             pool: POOL.to_owned(),
             size,
             thin,
+            content: Content::Blank,
             provision: Provision::Create,
             nqn: nqn(id),
             nsid: 1,
