@@ -100,6 +100,16 @@ impl Lent {
         }
     }
 
+    /// The bytes, where they stand still: those of a buffer, which nobody writes to as long as there are views of it. None for a device's
+    /// memory.
+    #[must_use]
+    pub fn still(&self) -> Option<&[u8]> {
+        self.block.heap()?;
+        // SAFETY: the view's range is initialised memory of the block, which lives as long as the view. Its buffer gave up writing to
+        // become a view, and comes back only when no view is left; other buffers of the block have other ranges.
+        Some(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len()) })
+    }
+
     /// Copies the view's bytes from `offset` on into all of `target`.
     ///
     /// # Panics

@@ -158,6 +158,7 @@ mod tests {
         let lent = Buffer::copy_of(b"1234").into_lent();
         let other = lent.clone();
         assert_eq!(other.slice(1, 2).to_vec(), b"23");
+        assert_eq!(other.slice(1, 2).still(), Some(&b"23"[..]));
         let lent = lent.try_into_buffer().unwrap_err();
         drop(other);
         assert_eq!(&lent.try_into_buffer().unwrap()[..], b"1234");

@@ -205,6 +205,7 @@ mod tests {
         memory.write(110, &Segment::lent(&view));
         drop(memory);
         assert_eq!(view.to_vec(), b"ello");
+        assert!(view.still().is_none(), "a device's memory may change under a view");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use basalt_bdev::{Capabilities, Operation};
 use basalt_clock::Instant;
-use basalt_dma::{Buffer, BufferPool, Payload};
+use basalt_dma::{Buffer, BufferPool, Lent, Payload};
 use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::pdu::{
     DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
@@ -484,8 +484,13 @@ impl<W: Wire> Connection<W> {
     }
 
     /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).
-    pub(super) fn send_read(&mut self, slot: usize, payload: Payload) {
+    pub(super) fn send_read(&mut self, slot: usize, mut payload: Payload, pool: &BufferPool) {
         let with_response = self.queue.has_flow_control();
+        if let Payload::Lent(view) = &payload
+            && self.digests.data
+        {
+            payload = Payload::Buffer(own_copy(view, pool));
+        }
         self.push_data(slot, payload, with_response);
         if with_response {
             self.reply(slot, &Reply::SUCCESS);
@@ -550,6 +555,14 @@ pub(crate) struct InCapsule {
     pub(crate) slot: usize,
     pub(crate) at: usize,
     pub(crate) len: usize,
+}
+
+/// Memory of our own with what a view shows: of a pool, or of the heap where that has none now. Those are at most as many as the queue has
+/// entries.
+fn own_copy(view: &Lent, pool: &BufferPool) -> Buffer {
+    let mut buffer = pool.take(view.len()).unwrap_or_else(|| Buffer::zeroed(view.len()));
+    view.copy_to(0, &mut buffer);
+    buffer
 }
 
 /// Commands that a queue may have outstanding: its entries, as the host counts them.

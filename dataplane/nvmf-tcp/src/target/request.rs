@@ -1,6 +1,6 @@
 //! Commands as requests to devices: submitted, tried again, completed.
 
-use basalt_bdev::{Completion, IoError, Operation, Request};
+use basalt_bdev::{Capabilities, Completion, IoError, Operation, Request};
 use basalt_dma::Payload;
 use basalt_nvme_wire::Status;
 use basalt_nvmf_target::{Reply, status_of};
@@ -26,8 +26,16 @@ impl<W: Wire> Connection<W> {
         let (request, device) = match &mut held.work {
             Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
             Work::Block(block, device) | Work::FusedSecond { block, device, .. } => {
-                // Data that a digest covers must stand still: it is read into memory of our own.
-                if block.operation == Operation::Read && self.digests.data && held.payload.is_empty() {
+                // Data that a digest covers must stand still: it is read into memory of our own. What is lent instead is copied when the
+                // whole batch has been asked for, and so is in the cache by then.
+                let lends = || {
+                    let namespace = self.queue.namespaces().get(block.slot.0);
+                    namespace.is_some_and(|namespace| {
+                        namespace.device().info().capabilities().contains(Capabilities::LEND)
+                    })
+                };
+                let reads = block.operation == Operation::Read && held.payload.is_empty();
+                if reads && self.digests.data && !lends() {
                     let Some(buffer) = context.pool.take(block.bytes as usize) else { return false };
                     held.payload = Payload::Buffer(buffer);
                 }
@@ -114,7 +122,7 @@ impl<W: Wire> Connection<W> {
                 if completion.result == Err(IoError::NoMemory) {
                     self.try_later(slot, completion.payload);
                 } else if operation == Operation::Read && completion.result.is_ok() {
-                    self.send_read(slot, completion.payload);
+                    self.send_read(slot, completion.payload, context.pool);
                 } else {
                     self.reply(slot, &Reply::status(status_of(operation, completion.result)));
                 }

@@ -13,13 +13,17 @@ const HOT_TURNS: u64 = 256;
 const HOT_SOCKETS_MAX: usize = 4;
 /// While few sockets are hot, readiness events are taken only in every so manieth turn.
 const EVENT_PERIOD: u64 = 8;
+/// A receive of this much is bulk: its socket is not asked before more is there, as asking takes the lock that the sender of the rest wants.
+const BULK_BYTES: usize = 32 << 10;
+/// Congestion control within one machine: of what every kernel has, the one that does least.
+const LOCAL_CONGESTION: &[u8] = b"reno";
 /// Parts of one send; more are left for the next.
 const PARTS_MAX: usize = 1024;
 
 /// The sockets of one driver.
 ///
 /// Each knows from edge-triggered events whether a system call could give anything, and makes none otherwise: thousands of idle
-/// sockets cost nothing. A few busy ones are asked directly, which saves taking their events.
+/// sockets cost nothing. A few busy ones with short messages are asked directly, which saves taking their events.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
     slots: Vec<Slot>,
@@ -190,6 +194,7 @@ impl Sockets {
         };
         stream.set_nonblocking(true).map_err(|error| error_of(&error))?;
         stream.set_nodelay(true).map_err(|error| error_of(&error))?;
+        ease_if_local(&stream);
         let (index, generation) = self.insert(epoll, End::Connected(stream))?;
         Ok(Some(SocketId { index, generation }))
     }
@@ -213,6 +218,7 @@ impl Sockets {
                     return Err(error_of(&error));
                 }
                 if let End::Connecting(stream) = std::mem::replace(&mut slot.end, End::Free) {
+                    ease_if_local(&stream);
                     slot.end = End::Connected(stream);
                 }
                 slot.readable = true;
@@ -249,9 +255,9 @@ impl Sockets {
             Ok(count) => {
                 // Less than was wanted: the kernel's buffer is empty, and an event will tell when it is not.
                 slot.readable = count == wanted || slot.ended;
-                if slot.hot_until.replace(turn + HOT_TURNS).is_none() {
-                    *hot += 1;
-                }
+                let until = (count < BULK_BYTES).then_some(turn + HOT_TURNS);
+                let was_hot = std::mem::replace(&mut slot.hot_until, until).is_some();
+                *hot = *hot + usize::from(until.is_some()) - usize::from(was_hot);
                 Ok(Received::Bytes(count))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -315,6 +321,19 @@ impl Sockets {
     pub(super) fn peer_address(&self, id: SocketId) -> Result<SocketAddr, SocketError> {
         self.stream(id)?.peer_addr().map_err(|error| error_of(&error))
     }
+}
+
+/// Between two ends on one machine nothing is lost and nothing is shared with others, but what was made for long paths still takes its time:
+/// BBR holds back what is sent until timers let it go.
+fn ease_if_local(stream: &TcpStream) {
+    let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return };
+    if local.ip() != peer.ip() {
+        return;
+    }
+    let length = libc::socklen_t::try_from(LOCAL_CONGESTION.len()).unwrap_or(0);
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+    // SAFETY: the value is readable for its length. Where the system refuses, it is only slower.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, LOCAL_CONGESTION.as_ptr().cast(), length) };
 }
 
 /// A non-blocking socket on its way to `address`.
