@@ -186,6 +186,7 @@ impl<W: Wire> Connection<W> {
         };
         // More commands than the queue has entries.
         let Some(slot) = self.slots.take(&sqe) else { return Err(Violation::plain(FatalStatus::Sequence)) };
+        self.advance_head();
         if !scanned.data_intact {
             self.queue.skip(&sqe, Status::TRANSIENT_TRANSPORT);
             self.note_adjacent();
