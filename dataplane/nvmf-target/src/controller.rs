@@ -143,7 +143,7 @@ impl Controller {
         self.keep_alive = (rounded > 0).then(|| Duration::from_millis(u64::from(rounded)));
     }
 
-    /// Whether the keep alive timer has run out by `now`. Commands on any queue are signs of life.
+    /// Whether the keep alive timer has run out by `now`. Commands on any queue, and their data, are signs of life.
     pub(crate) fn is_expired(&mut self, now: Instant) -> bool {
         let Some(timeout) = self.keep_alive else { return false };
         if self.link.take_traffic() {

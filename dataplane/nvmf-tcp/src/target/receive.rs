@@ -46,6 +46,9 @@ impl<W: Wire> Connection<W> {
             context.staging.put_back(buffer);
             return Progress::Busy;
         }
+        if self.receiving > 0 {
+            self.queue.note_data();
+        }
         if direct > 0
             && let Some(body) = self.inlet.body()
         {
