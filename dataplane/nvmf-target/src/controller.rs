@@ -152,7 +152,7 @@ impl Controller {
         self.keep_alive = (rounded > 0).then(|| Duration::from_millis(u64::from(rounded)));
     }
 
-    /// Whether the keep alive timer has run out by `now`. Commands on any queue are signs of life.
+    /// Whether the keep alive timer has run out by `now`. Commands on any queue, and their data, are signs of life.
     pub(crate) fn is_expired(&mut self, now: Instant) -> bool {
         // A host that has shut down need not say more (Base 3.9); it is given time to close.
         let lingering = (self.lifecycle == Lifecycle::ShutDown).then_some(SHUT_DOWN_LINGER);

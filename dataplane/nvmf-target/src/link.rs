@@ -20,7 +20,7 @@ pub(crate) struct ControllerLink {
     gone: AtomicBool,
     /// Counts resets, the end among them; an I/O queue of an earlier count runs nothing any more, and closes.
     resets: AtomicU32,
-    /// An I/O queue saw a command since the admin queue last looked (Base 3.9.4.1, traffic based keep alive).
+    /// A queue saw a command, or data of one, since the admin queue last looked (Base 3.9.4.1, traffic based keep alive).
     traffic: AtomicBool,
     queues: Mutex<IoQueues>,
     /// Reservation notices that the admin queue has not taken.

@@ -214,6 +214,15 @@ impl Queue {
         self.fence.as_ref().map_or_else(Vec::new, |fence| fence.take())
     }
 
+    /// Data of a command is on its way from the host: a sign of life as commands are.
+    pub fn note_data(&self) {
+        match &self.role {
+            Role::Io(queue) => queue.link.note_traffic(),
+            Role::Admin(controller) => controller.link().note_traffic(),
+            Role::Fresh | Role::Ended => {}
+        }
+    }
+
     /// A command that the transport answers with `status` by itself: call instead of [`Queue::command`].
     pub fn skip(&mut self, sqe: &Sqe, status: Status) {
         if let Role::Io(queue) = &mut self.role {

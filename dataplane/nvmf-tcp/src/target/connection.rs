@@ -6,11 +6,12 @@ use basalt_bdev::{Capabilities, Operation};
 use basalt_clock::Instant;
 use basalt_dma::{Buffer, BufferPool, Lent, Payload};
 use basalt_nvme_wire::digest::crc32c;
+use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::pdu::{
     DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
     ReadyToTransfer, Receiver, Termination, Violation,
 };
-use basalt_nvme_wire::{Sgl, Sqe, Status};
+use basalt_nvme_wire::{Sgl, Sqe, Status, fabrics};
 use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
@@ -81,6 +82,8 @@ pub(crate) struct Connection<W> {
 
 /// Bits of a tag that name the slot.
 pub(super) const TAG_SLOT_BITS: u32 = 16;
+/// Submission queue head in the completion of a Connect that turned flow control off (oF 3.3, response).
+const HEAD_NO_FLOW_CONTROL: u16 = 0xffff;
 /// Pieces of output beyond which nothing more is received: a host that does not read gets no more service.
 const CONGESTED_PIECES: usize = 1024;
 
@@ -238,6 +241,11 @@ impl<W: Wire> Connection<W> {
         self.phase = Phase::Running;
     }
 
+    /// An entry of the submission queue was taken, whatever becomes of it.
+    pub(super) fn advance_head(&mut self) {
+        self.sq_head = (self.sq_head + 1) % self.queue.entries();
+    }
+
     /// A command came; `data` are the in-capsule bytes and where they lie in the staging memory.
     pub(super) fn command(
         &mut self,
@@ -245,7 +253,6 @@ impl<W: Wire> Connection<W> {
         slot: usize,
         data: Option<(usize, &[u8])>,
     ) -> Option<InCapsule> {
-        self.sq_head = (self.sq_head + 1) % self.queue.entries();
         let sqe = self.slots[slot].sqe;
         let step = self.queue.command(context.now, &sqe);
         self.note_adjacent();
@@ -305,7 +312,7 @@ impl<W: Wire> Connection<W> {
         sqe: &Sqe,
         data: Option<(usize, &'a [u8])>,
     ) -> Result<Option<(usize, &'a [u8])>, Status> {
-        let direction = basalt_nvme_wire::fabrics::direction(sqe);
+        let direction = fabrics::direction(sqe);
         if direction != basalt_nvme_wire::opcode::Direction::ToController {
             return Ok(None);
         }
@@ -528,8 +535,11 @@ impl<W: Wire> Connection<W> {
 
     /// Queues a completion and ends the command.
     pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
-        let sq_head = if self.queue.has_flow_control() { self.sq_head } else { 0 };
-        let sq_head = u16::try_from(sq_head).unwrap_or(0);
+        let sq_head = match self.queue.has_flow_control() {
+            true => u16::try_from(self.sq_head).unwrap_or(0),
+            false if self.is_connect(slot) => HEAD_NO_FLOW_CONTROL,
+            false => 0,
+        };
         let entry = reply.entry(self.slots[slot].command_id(), sq_head);
         let frame = Frame::new(Kind::Response, 0, self.digests, 0, 1);
         let mut header = [0; 24];
@@ -537,6 +547,12 @@ impl<W: Wire> Connection<W> {
         header[8..].copy_from_slice(entry.as_bytes());
         self.outlet.push_header(&frame, &header);
         self.release(slot);
+    }
+
+    fn is_connect(&self, slot: usize) -> bool {
+        let sqe = &self.slots[slot].sqe;
+        sqe.opcode == Admin::Fabrics.code()
+            && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_))
     }
 
     /// Completes event requests whose events happened.

@@ -46,6 +46,9 @@ impl<W: Wire> Connection<W> {
             context.staging.put_back(buffer);
             return Progress::Busy;
         }
+        if self.receiving > 0 {
+            self.queue.note_data();
+        }
         if direct > 0
             && let Some(body) = self.inlet.body()
         {
@@ -186,6 +189,7 @@ impl<W: Wire> Connection<W> {
         };
         // More commands than the queue has entries.
         let Some(slot) = self.slots.take(&sqe) else { return Err(Violation::plain(FatalStatus::Sequence)) };
+        self.advance_head();
         if !scanned.data_intact {
             self.queue.skip(&sqe, Status::TRANSIENT_TRANSPORT);
             self.note_adjacent();

@@ -8,6 +8,7 @@ mod rig;
 mod chunks;
 mod fused;
 mod garbage;
+mod heads;
 mod reservations;
 mod time;
 mod violations;
