@@ -13,7 +13,7 @@ mod superblock;
 mod volume;
 
 pub use journal::{
-    GROUP_BYTES_MAX, Group, GroupId, JournalRecord, decode_group, encode_group, holds_later_group,
+    GROUP_BYTES_MAX, Group, GroupId, JournalRecord, Trust, decode_group, encode_group, later_groups,
 };
 pub use map::{
     Children, LEAF_EXTENTS, LEVELS_MAX, Leaf, LeafReader, NODE_CHILDREN, PIECES, Pieces, Place, decode_node,

@@ -33,10 +33,25 @@ pub(crate) struct PoolShared {
     pub(crate) durable: AtomicU64,
     /// A disk has a volatile cache: completed writes need a flush, and so do the changes of maps that they bring.
     pub(crate) volatile: bool,
+    /// Names the lives of all volatile caches; 0: one is not known, or groups are to be firm for another reason.
+    lifetime: AtomicU64,
     /// By index. Locked when a channel is opened or first uses a disk.
     disks: RwLock<Vec<Option<MappedDisk>>>,
     /// First block of extent 0 of each disk.
     data_starts: [AtomicU64; DISKS_MAX],
+}
+
+/// Names the lives of the volatile caches of a pool's disks together (FNV-1a), in the order of the disks; `None` if one is not known or
+/// there is none. Never 0.
+pub(crate) fn lifetime_of<'a>(disks: impl Iterator<Item = Option<&'a DeviceInfo>>) -> Option<u64> {
+    let mut hash = None;
+    for (index, info) in (0_u64..).zip(disks) {
+        let Some(info) = info.filter(|info| info.volatile_write_cache()) else { continue };
+        let bytes = [index, info.cache_lifetime()?].map(u64::to_le_bytes).concat();
+        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64);
+        hash = Some(bytes.into_iter().fold(hash.unwrap_or(0xcbf2_9ce4_8422_2325), fold));
+    }
+    hash.map(|hash| hash | 1)
 }
 
 impl PoolShared {
@@ -48,11 +63,25 @@ impl PoolShared {
             gates: Arc::default(),
             durable: AtomicU64::new(0),
             volatile,
+            lifetime: AtomicU64::new(0),
             disks: RwLock::default(),
             data_starts: std::array::from_fn(|_| AtomicU64::new(0)),
         };
         disks.into_iter().for_each(|disk| shared.add_disk(disk));
+        shared.trust_caches(true);
         shared
+    }
+
+    /// How long a group may be believed that is written without a flush before it; `None`: not at all.
+    pub(crate) fn lifetime(&self) -> Option<u64> {
+        Some(self.lifetime.load(Ordering::Acquire)).filter(|lifetime| *lifetime != 0)
+    }
+
+    /// Lets groups be written without a flush before them, where that is safe, or no more.
+    pub(crate) fn trust_caches(&self, trusted: bool) {
+        let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
+        let lifetime = lifetime_of(disks.iter().map(|disk| disk.as_ref().map(|disk| disk.device.info())));
+        self.lifetime.store(lifetime.filter(|_| trusted).unwrap_or(0), Ordering::Release);
     }
 
     /// Adds the next disk; `None`: it is missing.

@@ -13,7 +13,7 @@ use basalt_lvol::id::{Epoch, Generation, VolumeId};
 use basalt_lvol::{LogicalVolume, NewPoolDisk, Pool, VolumeStatus};
 use basalt_reactor::Handle;
 
-use crate::oracle::{Histories, History, Moment, SECTOR, Write};
+use crate::oracle::{Histories, History, Moment, SECTOR, Write, reached};
 use crate::support::{Bytes, CLUSTER, create_of, named_all, run, snapshot, thin, volume, volume_id};
 
 /// Unit of allocation of the pools: small, so that a little data touches many extents.
@@ -26,6 +26,10 @@ pub(crate) struct Start {
     pub(crate) images: Vec<Vec<u8>>,
     /// The disks claim to have a write cache.
     pub(crate) volatile: bool,
+    /// And to know that this is its life, which only a power failure ends.
+    pub(crate) life: Option<u64>,
+    /// What volumes hold at the start may be lost again until the pool was imported: it was in write caches only.
+    pub(crate) in_caches: bool,
     /// How many users work at once; none: only the pool is created.
     pub(crate) users: u64,
     /// What volumes hold at the start; the pool exists if there are any.
@@ -37,7 +41,25 @@ impl Start {
     pub(crate) fn new(seed: u64, disks: &[u64], users: u64) -> Self {
         let images = disks.iter().map(|bytes| vec![0; usize::try_from(*bytes).unwrap()]).collect();
         let volatile = !seed.is_multiple_of(4);
-        Self { seed, images, volatile, users, existing: Histories::new(), steps: STEPS }
+        let life = (seed % 5 < 3).then_some(1);
+        Self {
+            seed,
+            images,
+            volatile,
+            life,
+            in_caches: false,
+            users,
+            existing: Histories::new(),
+            steps: STEPS,
+        }
+    }
+}
+
+/// A disk as it is in one life of its write cache.
+pub(crate) fn in_life(disk: ImageDevice, life: Option<u64>) -> ImageDevice {
+    match life {
+        Some(life) => disk.with_cache_lifetime(life),
+        None => disk,
     }
 }
 
@@ -103,6 +125,7 @@ fn disks(start: &Start) -> (Vec<Arc<dyn BlockDevice>>, Vec<Arc<Recording>>) {
     };
     for image in &start.images {
         let image = ImageDevice::new(Arc::new(image.clone()), BlockSize::B512, start.volatile);
+        let image = in_life(image, start.life);
         let recorder = RecordingDevice::new(Arc::new(DelayDevice::new(Arc::new(image), delays)));
         recordings.push(Arc::clone(recorder.recording()));
         devices.push(Arc::new(recorder));
@@ -160,10 +183,12 @@ pub(crate) fn workload(start: Start) -> Run {
             task.await;
         }
         handle.remove_poller(observer);
-        let points = match world.recordings.len() {
+        let points: Vec<Moment> = match world.recordings.len() {
             1 => (0..=world.recordings[0].len()).map(|point| vec![point]).collect(),
             _ => world.points.take().into_iter().collect(),
         };
+        let counts = |point: &Moment| !start.in_caches || reached(&pool_created, point);
+        let points = points.into_iter().filter(counts).collect();
         let histories = world.histories.take();
         Run { start, recordings: world.recordings, pool_created, histories, points }
     })
