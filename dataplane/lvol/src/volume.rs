@@ -12,7 +12,7 @@ use crate::channel::VolumeChannel;
 use crate::gates::Gates;
 use crate::hot::{HotMap, Spot};
 use crate::id::{Epoch, VolumeId};
-use crate::layout::{DISKS_MAX, PIECES, Place, VolumeRecord};
+use crate::layout::{DISKS_MAX, HOLE_BYTES, PIECES, Place, VolumeRecord};
 use crate::port::Port;
 
 /// A disk's device and where its extents begin.
@@ -144,6 +144,7 @@ pub(crate) struct VolumeCore {
     pub(crate) thick: bool,
     extent_shift: u32,
     piece_shift: u32,
+    hole_shift: u32,
 }
 
 impl VolumeCore {
@@ -153,6 +154,29 @@ impl VolumeCore {
 
     pub(crate) fn piece_blocks(&self) -> u64 {
         1 << self.piece_shift
+    }
+
+    /// Blocks of the unit in which a piece may have holes.
+    pub(crate) fn hole_blocks(&self) -> u64 {
+        1 << self.hole_shift
+    }
+
+    /// Bits of the units of a piece that these of its blocks touch.
+    pub(crate) fn units_of(&self, within_piece: std::ops::Range<u64>) -> u16 {
+        let units = within_piece.start >> self.hole_shift..within_piece.end.div_ceil(self.hole_blocks());
+        units.fold(0, |bits, unit| bits | 1 << unit)
+    }
+
+    /// How many blocks of a piece from `within` on are holes, or are not, as that one is; and which.
+    fn alike_in_piece(&self, within: u64, holes: u16) -> (bool, u64) {
+        let within = within & (self.piece_blocks() - 1);
+        let is_hole = |unit: u64| holes & 1 << unit != 0;
+        let first = within >> self.hole_shift;
+        let end = (first..self.piece_blocks().div_ceil(self.hole_blocks()))
+            .take_while(|unit| is_hole(*unit) == is_hole(first))
+            .count() as u64;
+        let end = ((first + end) << self.hole_shift).min(self.piece_blocks());
+        (is_hole(first), end - within)
     }
 
     pub(crate) fn extent_of(&self, block: u64) -> u64 {
@@ -183,12 +207,26 @@ impl VolumeCore {
         let Some((place, own)) = look.whole() else {
             let piece = usize::try_from(within >> self.piece_shift).unwrap_or(0);
             let first = look.piece(piece);
+            if let Spot::At(place, own, holes) = first
+                && holes != 0
+            {
+                let (hole, alike) = self.alike_in_piece(within, holes);
+                let blocks = alike.min(count);
+                return match (hole, write) {
+                    (true, false) => Found::Nowhere { blocks },
+                    (false, _) if own || !write => {
+                        let target = Lba(self.start_of(place) + within);
+                        Found::At { disk: place.disk(), target, blocks }
+                    }
+                    _ => Found::Owner { blocks: rest },
+                };
+            }
             // Neighbouring pieces that lie together.
             let alike = (piece..PIECES).take_while(|piece| look.piece(*piece) == first).count() as u64;
             let end = (piece as u64 + alike) << self.piece_shift;
             let blocks = (end - within).min(count);
             return match first {
-                Spot::At(place, own) if own || !write => {
+                Spot::At(place, own, _) if own || !write => {
                     let target = Lba(self.start_of(place) + within);
                     Found::At { disk: place.disk(), target, blocks }
                 }
@@ -235,6 +273,7 @@ impl LogicalVolume {
             thick: record.flags.thick,
             extent_shift: log(shared.extent_bytes),
             piece_shift: log(shared.extent_bytes / PIECES as u64),
+            hole_shift: log(HOLE_BYTES),
         };
         Self { core: Arc::new(core) }
     }

@@ -4,6 +4,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::page::at;
+use super::pieces::LIST_BYTES_MAX;
 use super::{DamageReason, Pieces, checksum, round_up};
 use crate::id::{PoolId, VolumeId};
 
@@ -13,8 +14,8 @@ pub const GROUP_BYTES_MAX: usize = 64 << 10;
 const MAGIC: [u8; 8] = *b"BSLTJRNL";
 const HEADER_BYTES: usize = 80;
 const CHECKSUM_OFFSET: usize = HEADER_BYTES - 8;
-/// Longest record: volume, extent, and a list of 16 sources.
-const RECORD_BYTES_MAX: usize = 24 + 8 + 16 + 16 * 8;
+/// Longest record: volume, extent, and the longest list of sources.
+const RECORD_BYTES_MAX: usize = 24 + 8 + LIST_BYTES_MAX;
 
 /// Byte map in docs/disk-format.md, "Journal".
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]

@@ -210,6 +210,7 @@ fn try_workload(recorded: Run, states: usize, again: bool) -> Result<usize, Stri
                     images,
                     volatile: recorded.start.volatile,
                     life,
+                    extent: recorded.start.extent,
                     in_caches: life.is_some() && cut == Cut::Process,
                     users: 2,
                     existing: survivors(&recorded, &contents),
