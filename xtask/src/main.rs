@@ -46,6 +46,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Run simulator seeds
     Simulate(simulate::Arguments),
+    /// Build states that power cuts can leave of pools, import each and compare it with what was promised
+    Crash(simulate::CrashArguments),
     /// Fuzz parsers, state machines and NVMe/TCP sessions until something is found
     Fuzz(fuzz::Arguments),
     /// Check that programs, once built, hold no planted bugs
@@ -83,6 +85,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::run(),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Simulate(arguments) => simulate::run(&arguments),
+        Task::Crash(arguments) => simulate::crash(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::CheckPlanted => simulate::check_absence(),
         Task::Programs => workspace::Programs::build().map(|_| ()),

@@ -30,6 +30,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Options of `crash`.
+#[derive(clap::Args)]
+pub(crate) struct CrashArguments {
+    /// How many workloads to record
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    workloads: u64,
+    /// How many states of each to look at
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    states: u64,
+    /// The first workload's seed
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1 << 31))]
+    from: u64,
+    /// Fail unless so many distinct states were looked at
+    #[arg(long, default_value_t = 0)]
+    least: u64,
+}
+
+/// Looks at states that power cuts can leave of recorded workloads on pools, on two threads.
+pub(crate) fn crash(arguments: &CrashArguments) -> Result<()> {
+    let test = ["test", "--quiet", "--locked", "--profile=sim", "--package=basalt-lvol", "--test=crash"];
+    let status = workspace::cargo(&test)?
+        .args(["--", "--nocapture", "--exact", "every_crash_state_keeps_every_promise"])
+        .env("BASALT_CRASH_SEEDS", arguments.workloads.to_string())
+        .env("BASALT_CRASH_STATES", arguments.states.to_string())
+        .env("BASALT_CRASH_FROM", arguments.from.to_string())
+        .env("BASALT_CRASH_LEAST", arguments.least.to_string())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!(
+            "a state that a power cut can leave breaks a promise; `--from SEED --workloads 1` looks at its workload again"
+        );
+    }
+    Ok(())
+}
+
 /// Every planted bug puts its name behind this into the program.
 const PLANTED_MARK: &[u8] = b"planted-bug:";
 

@@ -76,6 +76,7 @@ pub struct DeviceInfo {
     removed: AtomicBool,
     generation: AtomicU64,
     volatile_write_cache: bool,
+    cache_lifetime: Option<u64>,
     read_only: bool,
     atomic_write: BlockCount,
     optimal_io: BlockCount,
@@ -100,6 +101,7 @@ impl DeviceInfo {
             removed: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             volatile_write_cache: false,
+            cache_lifetime: None,
             read_only: false,
             atomic_write: BlockCount(1),
             optimal_io: BlockCount(1),
@@ -113,6 +115,13 @@ impl DeviceInfo {
     #[must_use]
     pub fn with_volatile_write_cache(mut self, volatile: bool) -> Self {
         self.volatile_write_cache = volatile;
+        self
+    }
+
+    /// Sets what [`Self::cache_lifetime`] says.
+    #[must_use]
+    pub fn with_cache_lifetime(mut self, lifetime: Option<u64>) -> Self {
+        self.cache_lifetime = lifetime;
         self
     }
 
@@ -185,6 +194,13 @@ impl DeviceInfo {
     #[must_use]
     pub fn volatile_write_cache(&self) -> bool {
         self.volatile_write_cache
+    }
+
+    /// Names the life of the write cache: a completed write that was not flushed can be lost only when this is another one
+    /// afterwards, also beyond the end of a process. `None`: that is not known.
+    #[must_use]
+    pub fn cache_lifetime(&self) -> Option<u64> {
+        self.cache_lifetime
     }
 
     /// True if writes are refused.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::immediate::{Execute, Immediate, range};
 
 /// Unit in which content that differs from the base is kept.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// What differs from the base, by page.
 pub(crate) type Overlay = BTreeMap<usize, Box<[u8; PAGE]>>;
@@ -57,6 +57,16 @@ impl ImageDevice {
                     | Capabilities::COMPARE_AND_WRITE,
             );
         Self { info: Arc::new(info), content: Arc::new(Content { base, overlay: Mutex::new(overlay) }) }
+    }
+
+    /// The same with a write cache of that lifetime.
+    ///
+    /// # Panics
+    /// If a channel was opened before.
+    #[must_use]
+    pub fn with_cache_lifetime(self, lifetime: u64) -> Self {
+        let info = Arc::into_inner(self.info).expect("no channel was opened");
+        Self { info: Arc::new(info.with_cache_lifetime(Some(lifetime))), content: self.content }
     }
 
     /// A copy of all that the device holds now.

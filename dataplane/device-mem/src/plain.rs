@@ -18,6 +18,7 @@ impl PlainDevice {
         let below = inner.info();
         let info = DeviceInfo::new(below.name(), below.uuid(), below.block_size(), below.blocks())
             .with_volatile_write_cache(below.volatile_write_cache())
+            .with_cache_lifetime(below.cache_lifetime())
             .with_read_only(below.read_only())
             .with_atomic_write(below.atomic_write())
             .with_max_transfer(below.max_transfer());

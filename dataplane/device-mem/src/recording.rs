@@ -9,7 +9,7 @@ use basalt_bdev::{
 use basalt_clock::Random;
 use basalt_reactor::Handle;
 
-use crate::image::{ImageDevice, Overlay, write_over};
+use crate::image::{ImageDevice, Overlay, PAGE, write_over};
 
 /// What a power failure never tears, in bytes.
 const SECTOR_BYTES: usize = 512;
@@ -151,6 +151,8 @@ pub struct Crashes {
     /// What completed is there: nothing but the process of the device's user ended.
     completed_stays: bool,
     base: Arc<Vec<u8>>,
+    /// The fingerprint of `base`.
+    base_print: u64,
     /// Events whose effect is in `base`.
     applied: usize,
     point: usize,
@@ -163,7 +165,7 @@ pub struct Crashes {
 pub struct CrashState {
     /// The device as it is found.
     pub device: ImageDevice,
-    /// The same for states of equal choices at one point, and hardly ever for others.
+    /// A hash of all that the device holds: the same for equal contents, and hardly ever for others.
     pub fingerprint: u64,
 }
 
@@ -171,6 +173,8 @@ impl Crashes {
     /// States of a device that held `image` when the recording began and claims the write cache that `volatile` says.
     #[must_use]
     pub fn new(recording: &Arc<Recording>, image: Vec<u8>, block_size: BlockSize, volatile: bool) -> Self {
+        let pages = image.chunks(PAGE).enumerate();
+        let base_print = pages.fold(0, |all, (page, content)| all ^ page_print(page, content));
         let base = Arc::new(image);
         let recording = Arc::clone(recording);
         let completed_stays = !volatile;
@@ -180,6 +184,7 @@ impl Crashes {
             volatile,
             completed_stays,
             base,
+            base_print,
             applied: 0,
             point: 0,
             open: Vec::new(),
@@ -224,7 +229,17 @@ impl Crashes {
             };
             let must = durable.contains(id);
             if must && self.open.is_empty() {
+                let pages = offset / PAGE..(offset + data.len()).div_ceil(PAGE);
+                let print = |base: &[u8]| {
+                    let part = &base[pages.start * PAGE..base.len().min(pages.end * PAGE)];
+                    pages
+                        .clone()
+                        .zip(part.chunks(PAGE))
+                        .fold(0, |all, (page, content)| all ^ page_print(page, content))
+                };
+                self.base_print ^= print(base);
                 base[offset..offset + data.len()].copy_from_slice(data);
+                self.base_print ^= print(base);
                 self.applied = index + 1;
             } else {
                 self.open.push((offset, data.clone(), must));
@@ -241,22 +256,14 @@ impl Crashes {
     /// A state of this moment: `random` chooses of each write that need not be there whether all, nothing or some sectors are.
     pub fn state(&self, random: &mut dyn Random) -> CrashState {
         let mut overlay = Overlay::new();
-        // A hash of all choices (FNV-1a).
-        let mut fingerprint = 0xcbf2_9ce4_8422_2325_u64;
-        let mut note = |choice: u64| {
-            fingerprint = (fingerprint ^ choice).wrapping_mul(0x0100_0000_01b3);
-        };
         for (offset, data, must) in &self.open {
             let choice = if *must { 1 } else { random.below(3) };
-            note(choice);
             match choice {
                 0 => {}
                 1 => write_over(&self.base, &mut overlay, *offset, data),
                 _ => {
                     for (index, sector) in data.chunks(SECTOR_BYTES).enumerate() {
-                        let kept = random.chance(1, 2);
-                        note(u64::from(kept));
-                        if kept {
+                        if random.chance(1, 2) {
                             write_over(&self.base, &mut overlay, offset + index * SECTOR_BYTES, sector);
                         }
                     }
@@ -264,9 +271,28 @@ impl Crashes {
             }
         }
         let base = Arc::clone(&self.base);
+        let fingerprint = overlay.iter().fold(self.base_print, |all, (page, content)| {
+            all ^ page_print(*page, &base[page * PAGE..(page + 1) * PAGE]) ^ page_print(*page, &content[..])
+        });
         let device = ImageDevice::with_overlay(base, overlay, self.block_size, self.volatile);
         CrashState { device, fingerprint }
     }
+}
+
+/// A hash of one page at its place (FNV-1a over words); of a page of zeroes: zero.
+fn page_print(page: usize, content: &[u8]) -> u64 {
+    if content.iter().all(|byte| *byte == 0) {
+        return 0;
+    }
+    let words = content.chunks(8).map(|word| {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        u64::from_le_bytes(bytes)
+    });
+    let hash = words.fold(0xcbf2_9ce4_8422_2325_u64 ^ page as u64, |hash, word| {
+        (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23)
+    });
+    hash | 1
 }
 
 impl fmt::Debug for Recording {

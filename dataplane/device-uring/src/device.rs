@@ -91,6 +91,7 @@ impl UringDevice {
         let optimal = block_size.blocks_in(u64::from(found.optimal_bytes));
         let info = DeviceInfo::new(options.name.clone(), options.uuid, block_size, blocks)
             .with_volatile_write_cache(found.volatile_cache)
+            .with_cache_lifetime(found.cache_lifetime)
             .with_read_only(found.read_only)
             .with_optimal_io(optimal.max(BlockCount(1)))
             .with_capabilities(

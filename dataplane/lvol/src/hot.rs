@@ -14,6 +14,8 @@ const _: () = assert!((FAN * FAN * LEAF_EXTENTS) as u64 == VOLUME_EXTENTS_MAX);
 
 const VALID_SHIFT: u32 = 40;
 const VALID_MASK: u64 = 0xffff;
+/// In the entry of a piece, whose mark of validity is one bit.
+const HOLES_SHIFT: u32 = VALID_SHIFT + 1;
 const MIXED: u64 = 1 << 56;
 const OWN: u64 = 1 << 57;
 
@@ -50,8 +52,8 @@ pub(crate) struct Look<'a> {
 pub(crate) enum Spot {
     /// It lies nowhere.
     Nowhere,
-    /// It lies in this extent, and whether it may be overwritten there.
-    At(Place, bool),
+    /// It lies in this extent, whether it may be overwritten there, and which of its blocks are holes.
+    At(Place, bool, u16),
 }
 
 fn lazies<T: ?Sized>(count: usize) -> Box<[Lazy<T>]> {
@@ -122,7 +124,7 @@ impl Chunk {
         let (first, second) = (places.next(), places.next());
         let entry = match (first, second) {
             (None, _) => 0,
-            (Some(place), None) => {
+            (Some(place), None) if pieces.holed() == 0 => {
                 let valid = pieces.within(place);
                 let owned = if own & valid == valid { OWN } else { 0 };
                 place.to_bits() | u64::from(valid) << VALID_SHIFT | owned
@@ -132,8 +134,10 @@ impl Chunk {
                 let cells = cells.get_or_init(|| zeroes(PIECES));
                 for (piece, cell) in cells.iter().enumerate() {
                     let owned = if own & 1 << piece != 0 { OWN } else { 0 };
-                    let bits =
-                        pieces.get(piece).map_or(0, |place| place.to_bits() | 1 << VALID_SHIFT | owned);
+                    let holes = u64::from(pieces.holes(piece)) << HOLES_SHIFT;
+                    let bits = pieces
+                        .get(piece)
+                        .map_or(0, |place| place.to_bits() | 1 << VALID_SHIFT | holes | owned);
                     cell.store(bits, Ordering::Release);
                 }
                 MIXED
@@ -163,16 +167,16 @@ impl Look<'_> {
 
     /// Where a piece lies.
     pub(crate) fn piece(&self, piece: usize) -> Spot {
-        let (bits, valid) = match self.entry & MIXED {
-            0 => (self.entry, self.entry >> VALID_SHIFT & 1 << piece != 0),
+        let (bits, valid, holes) = match self.entry & MIXED {
+            0 => (self.entry, self.entry >> VALID_SHIFT & 1 << piece != 0, 0),
             _ => {
                 let cells = self.chunk.mixed.get().and_then(|cells| cells[self.index].get());
                 let bits = cells.map_or(0, |cells| cells[piece].load(Ordering::Acquire));
-                (bits, bits != 0)
+                (bits, bits != 0, u16::try_from(bits >> HOLES_SHIFT & VALID_MASK).unwrap_or(0))
             }
         };
         match valid {
-            true => Spot::At(Place::from_bits(bits), self.current && bits & OWN != 0),
+            true => Spot::At(Place::from_bits(bits), self.current && bits & OWN != 0, holes),
             false => Spot::Nowhere,
         }
     }
@@ -211,13 +215,18 @@ mod tests {
         map.set(3, 1, &pieces, 1 << 4);
         let look = map.look(3, &token).unwrap();
         assert_eq!(look.whole(), None);
-        assert_eq!((look.piece(4), look.piece(5)), (Spot::At(place(1), true), Spot::Nowhere));
+        assert_eq!((look.piece(4), look.piece(5)), (Spot::At(place(1), true, 0), Spot::Nowhere));
         pieces.set(5, Some(place(2)));
         map.set(3, 1, &pieces, 1 << 5);
         let look = map.look(3, &token).unwrap();
-        assert_eq!(look.piece(4), Spot::At(place(1), false));
-        assert_eq!(look.piece(5), Spot::At(place(2), true));
+        assert_eq!(look.piece(4), Spot::At(place(1), false, 0));
+        assert_eq!(look.piece(5), Spot::At(place(2), true, 0));
         assert_eq!(look.piece(6), Spot::Nowhere);
+        let mut holed = Pieces::UNMAPPED;
+        holed.set_partly(6, place(3), 0x8001);
+        map.set(4, 1, &holed, 1 << 6);
+        let look = map.look(4, &token).unwrap();
+        assert_eq!((look.piece(6), look.piece(5)), (Spot::At(place(3), true, 0x8001), Spot::Nowhere));
         assert!(map.look(1 << 40, &token).is_none());
     }
 }

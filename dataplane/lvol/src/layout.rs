@@ -8,18 +8,19 @@
 mod journal;
 mod map;
 mod page;
+mod pieces;
 mod root;
 mod superblock;
 mod volume;
 
 pub use journal::{
-    GROUP_BYTES_MAX, Group, GroupId, JournalRecord, decode_group, encode_group, holds_later_group,
+    GROUP_BYTES_MAX, Group, GroupId, JournalRecord, Trust, decode_group, encode_group, later_groups,
 };
 pub use map::{
-    Children, LEAF_EXTENTS, LEVELS_MAX, Leaf, LeafReader, NODE_CHILDREN, PIECES, Pieces, Place, decode_node,
-    encode_node,
+    Children, LEAF_EXTENTS, LEVELS_MAX, Leaf, LeafReader, NODE_CHILDREN, decode_node, encode_node,
 };
 pub use page::{PAGE_HEADER_BYTES, PageHeader, PageKind, PageNumber, PagePointer};
+pub use pieces::{PIECES, Pieces, Place};
 pub use root::{
     DIRECTORY_RECORDS, DirectoryRecord, DiskRecord, Root, RootError, TwinPointer, decode_directory,
     encode_directory,
@@ -32,6 +33,8 @@ pub use volume::{
 
 /// Unit of metadata in bytes.
 pub const PAGE_BYTES: usize = 4096;
+/// Unit in bytes in which a map tells what was written of a piece: a smaller first write is filled up with zeroes.
+pub const HOLE_BYTES: u64 = 4096;
 /// Unit of allocation in bytes, unless a pool was made with another one.
 pub const EXTENT_BYTES: u64 = 1 << 20;
 /// Smallest unit of allocation in bytes.

@@ -15,8 +15,9 @@ const QUEUE: usize = 64;
 pub(crate) enum Ask {
     /// Fill the chunk of the map that holds this extent.
     Load { extent: u64 },
-    /// Let these pieces of an extent be written: give each a place that is the volume's own. With `together` all in one extent.
-    Write { extent: u64, pieces: u16, together: bool },
+    /// Let these pieces of an extent be written: give each a place that is the volume's own. Of the first and the last only the
+    /// units in `head` and `tail` are. With `together` all in one extent, and all of each piece.
+    Write { extent: u64, pieces: u16, head: u16, tail: u16, together: bool },
     /// What was granted was written, or not. When that is answered it survives the end of the process; `durable` a power failure.
     Written { grant: u64, ok: bool, durable: bool },
     /// Let these pieces of an extent lie nowhere.
@@ -60,6 +61,8 @@ pub(crate) struct Target {
     pub(crate) piece: usize,
     pub(crate) place: Place,
     pub(crate) fill: Fill,
+    /// Units of it that hold nothing yet: those that are written in part only are filled up with zeroes.
+    pub(crate) holes: u16,
 }
 
 /// What the rest of a piece must hold if only a part of it is written.
@@ -67,8 +70,8 @@ pub(crate) struct Target {
 pub(crate) enum Fill {
     /// What is there.
     Keep,
-    /// Zeroes.
-    Zeroes,
+    /// Nothing: it has not been written.
+    Fresh,
     /// What is in this extent.
     Copy(Place),
 }

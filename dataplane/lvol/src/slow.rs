@@ -14,7 +14,7 @@ use basalt_dma::{Buffer, Payload};
 use basalt_reactor::Handle;
 
 use crate::gates::LocalGate;
-use crate::layout::PIECES;
+use crate::layout::{HOLE_BYTES, PIECES};
 use crate::memory::Memory;
 use crate::port::{Answer, Ask, Fill, Grant, Target};
 use crate::volume::{Found, VolumeCore};
@@ -266,10 +266,18 @@ impl Slow {
         (piece(blocks.start)..=piece(blocks.end - 1)).fold(0, |bits, piece| bits | 1 << piece)
     }
 
+    /// Units of the first and of the last piece that blocks of one extent touch.
+    fn edges_of(&self, blocks: &Range<u64>) -> (u16, u16) {
+        let length = self.volume.piece_blocks();
+        let (start, end) = (blocks.start % length, (blocks.end - 1) % length + 1);
+        (self.volume.units_of(start..length), self.volume.units_of(0..end))
+    }
+
     async fn grant(&self, blocks: &Range<u64>, together: bool) -> Result<Grant, IoError> {
         let extent = self.volume.extent_of(blocks.start);
         let pieces = self.pieces_of(blocks);
-        match self.ask(Ask::Write { extent, pieces, together }).await? {
+        let (head, tail) = if together { (u16::MAX, u16::MAX) } else { self.edges_of(blocks) };
+        match self.ask(Ask::Write { extent, pieces, head, tail, together }).await? {
             Answer::Granted(grant) => Ok(grant),
             Answer::Done => Err(IoError::Aborted),
         }
@@ -305,27 +313,23 @@ impl Slow {
         let mut at = blocks.start;
         let mut rest = targets;
         while let Some(first) = rest.first() {
-            let whole = |target: &Target, from: u64| {
-                let piece = self.piece_range(target.piece, blocks.start);
-                target.fill == Fill::Keep || (from <= piece.start && piece.end <= blocks.end)
-            };
             // Neighbouring pieces of one place that need nothing but what is written.
             let mut count = 0;
             while rest.get(count).is_some_and(|next| {
-                next.place == first.place && next.piece == first.piece + count && whole(next, at)
+                next.place == first.place
+                    && next.piece == first.piece + count
+                    && self.padded(next, &self.part_of(next, &blocks)) == self.part_of(next, &blocks)
             }) {
                 count += 1;
             }
             if count == 0 {
-                let piece = self.piece_range(first.piece, blocks.start);
-                let part = at..piece.end.min(blocks.end);
+                let part = self.part_of(first, &blocks);
                 self.write_padded(first, &part, memory, fua).await?;
                 at = part.end;
                 rest = &rest[1..];
                 continue;
             }
-            let last = self.piece_range(rest[count - 1].piece, blocks.start);
-            let end = last.end.min(blocks.end);
+            let end = self.part_of(&rest[count - 1], &blocks).end;
             let target = Lba(self.volume.start_of(first.place) + self.volume.within_extent(at));
             self.write_at(first.place.disk(), target, end - at, memory, fua).await?;
             at = end;
@@ -335,13 +339,34 @@ impl Slow {
         Ok(())
     }
 
+    /// Those of the blocks that lie in a target's piece.
+    fn part_of(&self, target: &Target, blocks: &Range<u64>) -> Range<u64> {
+        let piece = self.piece_range(target.piece, blocks.start);
+        piece.start.max(blocks.start)..piece.end.min(blocks.end)
+    }
+
+    /// What has to be written of a target's piece if only `part` of it is given: all that is copied, and whole units of holes.
+    fn padded(&self, target: &Target, part: &Range<u64>) -> Range<u64> {
+        let piece = self.piece_range(target.piece, part.start);
+        if matches!(target.fill, Fill::Copy(_)) {
+            return piece;
+        }
+        let unit = self.volume.hole_blocks();
+        let hole = |block: u64| {
+            target.holes & self.volume.units_of(block - piece.start..block - piece.start + 1) != 0
+        };
+        let start = if hole(part.start) { part.start / unit * unit } else { part.start };
+        let end = if hole(part.end - 1) { part.end.next_multiple_of(unit) } else { part.end };
+        start..end
+    }
+
     /// Blocks of the volume that a piece of the extent of `block` has.
     fn piece_range(&self, piece: usize, block: u64) -> Range<u64> {
         let start = block - self.volume.within_extent(block) + piece as u64 * self.volume.piece_blocks();
         start..start + self.volume.piece_blocks()
     }
 
-    /// Writes a whole piece of which only `part` is given.
+    /// Writes a part of a piece with what has to be written around it.
     async fn write_padded(
         &self,
         target: &Target,
@@ -349,36 +374,57 @@ impl Slow {
         memory: &mut Memory,
         fua: bool,
     ) -> Result<(), IoError> {
-        let piece = self.piece_range(target.piece, part.start);
-        let mut buffer = self.filled(target).await?;
+        let all = self.padded(target, part);
+        let mut buffer = match target.fill {
+            Fill::Copy(_) => self.filled(target).await?,
+            Fill::Keep | Fill::Fresh => self.zeroes(all.end - all.start)?,
+        };
         let payload = memory.take(self.bytes(part.end - part.start));
-        let from = usize::try_from(self.bytes(part.start - piece.start)).unwrap_or(usize::MAX);
+        let from = usize::try_from(self.bytes(part.start - all.start)).unwrap_or(usize::MAX);
         payload.copy_to(0, &mut buffer[from..from + payload.len()]);
         memory.put_done(payload);
-        self.write_piece(target, buffer, fua).await
+        let lba = Lba(self.volume.start_of(target.place) + self.volume.within_extent(all.start));
+        let channel = self.disk(target.place.disk())?;
+        channel.write(lba, BlockCount(all.end - all.start), buffer, fua).await.map(drop)
     }
 
     /// What a piece is to hold where nothing is written.
     async fn filled(&self, target: &Target) -> Result<Buffer, IoError> {
         let blocks = self.volume.piece_blocks();
-        let source = match target.fill {
-            Fill::Copy(source) => source,
-            Fill::Keep | Fill::Zeroes if planted!("lvol-rest-of-piece-not-zeroed") => {
-                return self.buffer(blocks);
-            }
-            Fill::Keep | Fill::Zeroes => return self.zeroes(blocks),
-        };
+        let Fill::Copy(source) = target.fill else { return self.zeroes(blocks) };
         mark!("lvol-piece-copied");
         let lba = Lba(self.volume.start_of(source) + target.piece as u64 * blocks);
         let buffer = self.buffer(blocks)?;
-        self.disk(source.disk())?.read(lba, BlockCount(blocks), buffer).await
+        let mut buffer = self.disk(source.disk())?.read(lba, BlockCount(blocks), buffer).await?;
+        let unit = usize::try_from(HOLE_BYTES).unwrap_or(usize::MAX);
+        for (index, part) in buffer.chunks_mut(unit).enumerate() {
+            if target.holes & 1 << index != 0 {
+                mark!("lvol-hole-copied");
+                part.fill(0);
+            }
+        }
+        Ok(buffer)
     }
 
-    async fn write_piece(&self, target: &Target, buffer: Buffer, fua: bool) -> Result<(), IoError> {
+    /// Makes all of a target's piece hold something.
+    async fn complete(&self, target: &Target) -> Result<(), IoError> {
+        if target.fill != Fill::Keep {
+            return self.write_piece(target, self.filled(target).await?).await;
+        }
+        let start = self.volume.start_of(target.place) + target.piece as u64 * self.volume.piece_blocks();
+        let unit = self.volume.hole_blocks();
+        for hole in (0..u64::from(u16::BITS)).filter(|hole| target.holes & 1 << hole != 0) {
+            let (lba, zeroes) = (Lba(start + hole * unit), self.zeroes(unit)?);
+            self.disk(target.place.disk())?.write(lba, BlockCount(unit), zeroes, false).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_piece(&self, target: &Target, buffer: Buffer) -> Result<(), IoError> {
         let blocks = self.volume.piece_blocks();
         let lba = Lba(self.volume.start_of(target.place) + target.piece as u64 * blocks);
         let channel = self.disk(target.place.disk())?;
-        channel.write(lba, BlockCount(blocks), buffer, fua).await.map(drop)
+        channel.write(lba, BlockCount(blocks), buffer, false).await.map(drop)
     }
 
     /// Makes blocks read as zeroes and gives back what space can be given back.
@@ -394,8 +440,10 @@ impl Slow {
                 Found::Load { extent } => {
                     self.ask(Ask::Load { extent }).await?;
                 }
-                Found::Nowhere { blocks } => at += blocks,
-                Found::At { .. } | Found::Owner { .. } => {
+                Found::Nowhere { blocks } if self.skipped(&part, blocks) > at => {
+                    at = self.skipped(&part, blocks)
+                }
+                Found::Nowhere { .. } | Found::At { .. } | Found::Owner { .. } => {
                     self.clear_part(&part, fua).await?;
                     at = part.end;
                 }
@@ -405,6 +453,15 @@ impl Slow {
             self.ask(Ask::Sync).await?;
         }
         Ok(())
+    }
+
+    /// How far a discard of `part` has nothing to do if its first blocks lie nowhere: whole pieces, as a piece with holes is given
+    /// back as a whole.
+    fn skipped(&self, part: &Range<u64>, nowhere: u64) -> u64 {
+        match part.start + nowhere {
+            end if end >= part.end => part.end,
+            end => end - end % self.volume.piece_blocks(),
+        }
     }
 
     /// The same for blocks of one extent: whole pieces are given back, the rest is written with zeroes.
@@ -435,19 +492,24 @@ impl Slow {
         Ok(())
     }
 
-    /// Writes zeroes to a part of a piece, unless it reads as zeroes.
+    /// Writes zeroes to a part of a piece where it does not read as zeroes.
     async fn write_zeroes(&self, part: Range<u64>, fua: bool) -> Result<(), IoError> {
-        let stay = self.stay()?;
-        let nowhere = matches!(
-            self.volume.find(part.start, part.end - part.start, false),
-            Found::Nowhere { blocks } if blocks == part.end - part.start
-        );
-        drop(stay);
-        if nowhere {
-            return Ok(());
+        let mut at = part.start;
+        while at < part.end {
+            let stay = self.stay()?;
+            let found = self.volume.find(at, part.end - at, false);
+            drop(stay);
+            match found {
+                Found::Nowhere { blocks } => at += blocks,
+                Found::Load { extent } => drop(self.ask(Ask::Load { extent }).await?),
+                Found::At { blocks, .. } | Found::Owner { blocks } => {
+                    let mut zeroes = Memory::of(self.zeroes(blocks)?.into());
+                    self.write(at..at + blocks, &mut zeroes, fua).await?;
+                    at += blocks;
+                }
+            }
         }
-        let mut zeroes = Memory::of(self.zeroes(part.end - part.start)?.into());
-        self.write(part, &mut zeroes, fua).await
+        Ok(())
     }
 
     /// Clears blocks that lie together and are the volume's own on their disk; false if they are not.
@@ -532,11 +594,8 @@ impl Slow {
         mark!("lvol-brought-together");
         let grant = self.grant(blocks, true).await?;
         let mut result = Ok(());
-        for target in grant.targets.iter().filter(|target| target.fill != Fill::Keep) {
-            result = match self.filled(target).await {
-                Ok(buffer) => self.write_piece(target, buffer, false).await,
-                Err(error) => Err(error),
-            };
+        for target in &grant.targets {
+            result = self.complete(target).await;
             if result.is_err() {
                 break;
             }

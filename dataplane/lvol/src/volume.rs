@@ -12,7 +12,7 @@ use crate::channel::VolumeChannel;
 use crate::gates::Gates;
 use crate::hot::{HotMap, Spot};
 use crate::id::{Epoch, VolumeId};
-use crate::layout::{DISKS_MAX, PIECES, Place, VolumeRecord};
+use crate::layout::{DISKS_MAX, HOLE_BYTES, PIECES, Place, VolumeRecord};
 use crate::port::Port;
 
 /// A disk's device and where its extents begin.
@@ -33,10 +33,25 @@ pub(crate) struct PoolShared {
     pub(crate) durable: AtomicU64,
     /// A disk has a volatile cache: completed writes need a flush, and so do the changes of maps that they bring.
     pub(crate) volatile: bool,
+    /// Names the lives of all volatile caches; 0: one is not known, or groups are to be firm for another reason.
+    lifetime: AtomicU64,
     /// By index. Locked when a channel is opened or first uses a disk.
     disks: RwLock<Vec<Option<MappedDisk>>>,
     /// First block of extent 0 of each disk.
     data_starts: [AtomicU64; DISKS_MAX],
+}
+
+/// Names the lives of the volatile caches of a pool's disks together (FNV-1a), in the order of the disks; `None` if one is not known or
+/// there is none. Never 0.
+pub(crate) fn lifetime_of<'a>(disks: impl Iterator<Item = Option<&'a DeviceInfo>>) -> Option<u64> {
+    let mut hash = None;
+    for (index, info) in (0_u64..).zip(disks) {
+        let Some(info) = info.filter(|info| info.volatile_write_cache()) else { continue };
+        let bytes = [index, info.cache_lifetime()?].map(u64::to_le_bytes).concat();
+        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64);
+        hash = Some(bytes.into_iter().fold(hash.unwrap_or(0xcbf2_9ce4_8422_2325), fold));
+    }
+    hash.map(|hash| hash | 1)
 }
 
 impl PoolShared {
@@ -48,11 +63,25 @@ impl PoolShared {
             gates: Arc::default(),
             durable: AtomicU64::new(0),
             volatile,
+            lifetime: AtomicU64::new(0),
             disks: RwLock::default(),
             data_starts: std::array::from_fn(|_| AtomicU64::new(0)),
         };
         disks.into_iter().for_each(|disk| shared.add_disk(disk));
+        shared.trust_caches(true);
         shared
+    }
+
+    /// How long a group may be believed that is written without a flush before it; `None`: not at all.
+    pub(crate) fn lifetime(&self) -> Option<u64> {
+        Some(self.lifetime.load(Ordering::Acquire)).filter(|lifetime| *lifetime != 0)
+    }
+
+    /// Lets groups be written without a flush before them, where that is safe, or no more.
+    pub(crate) fn trust_caches(&self, trusted: bool) {
+        let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
+        let lifetime = lifetime_of(disks.iter().map(|disk| disk.as_ref().map(|disk| disk.device.info())));
+        self.lifetime.store(lifetime.filter(|_| trusted).unwrap_or(0), Ordering::Release);
     }
 
     /// Adds the next disk; `None`: it is missing.
@@ -115,6 +144,7 @@ pub(crate) struct VolumeCore {
     pub(crate) thick: bool,
     extent_shift: u32,
     piece_shift: u32,
+    hole_shift: u32,
 }
 
 impl VolumeCore {
@@ -124,6 +154,29 @@ impl VolumeCore {
 
     pub(crate) fn piece_blocks(&self) -> u64 {
         1 << self.piece_shift
+    }
+
+    /// Blocks of the unit in which a piece may have holes.
+    pub(crate) fn hole_blocks(&self) -> u64 {
+        1 << self.hole_shift
+    }
+
+    /// Bits of the units of a piece that these of its blocks touch.
+    pub(crate) fn units_of(&self, within_piece: std::ops::Range<u64>) -> u16 {
+        let units = within_piece.start >> self.hole_shift..within_piece.end.div_ceil(self.hole_blocks());
+        units.fold(0, |bits, unit| bits | 1 << unit)
+    }
+
+    /// How many blocks of a piece from `within` on are holes, or are not, as that one is; and which.
+    fn alike_in_piece(&self, within: u64, holes: u16) -> (bool, u64) {
+        let within = within & (self.piece_blocks() - 1);
+        let is_hole = |unit: u64| holes & 1 << unit != 0;
+        let first = within >> self.hole_shift;
+        let end = (first..self.piece_blocks().div_ceil(self.hole_blocks()))
+            .take_while(|unit| is_hole(*unit) == is_hole(first))
+            .count() as u64;
+        let end = ((first + end) << self.hole_shift).min(self.piece_blocks());
+        (is_hole(first), end - within)
     }
 
     pub(crate) fn extent_of(&self, block: u64) -> u64 {
@@ -154,12 +207,26 @@ impl VolumeCore {
         let Some((place, own)) = look.whole() else {
             let piece = usize::try_from(within >> self.piece_shift).unwrap_or(0);
             let first = look.piece(piece);
+            if let Spot::At(place, own, holes) = first
+                && holes != 0
+            {
+                let (hole, alike) = self.alike_in_piece(within, holes);
+                let blocks = alike.min(count);
+                return match (hole, write) {
+                    (true, false) => Found::Nowhere { blocks },
+                    (false, _) if own || !write => {
+                        let target = Lba(self.start_of(place) + within);
+                        Found::At { disk: place.disk(), target, blocks }
+                    }
+                    _ => Found::Owner { blocks: rest },
+                };
+            }
             // Neighbouring pieces that lie together.
             let alike = (piece..PIECES).take_while(|piece| look.piece(*piece) == first).count() as u64;
             let end = (piece as u64 + alike) << self.piece_shift;
             let blocks = (end - within).min(count);
             return match first {
-                Spot::At(place, own) if own || !write => {
+                Spot::At(place, own, _) if own || !write => {
                     let target = Lba(self.start_of(place) + within);
                     Found::At { disk: place.disk(), target, blocks }
                 }
@@ -206,6 +273,7 @@ impl LogicalVolume {
             thick: record.flags.thick,
             extent_shift: log(shared.extent_bytes),
             piece_shift: log(shared.extent_bytes / PIECES as u64),
+            hole_shift: log(HOLE_BYTES),
         };
         Self { core: Arc::new(core) }
     }

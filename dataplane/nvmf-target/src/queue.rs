@@ -219,7 +219,7 @@ impl Queue {
         match &self.role {
             Role::Io(queue) => queue.link.note_traffic(),
             Role::Admin(controller) => controller.link().note_traffic(),
-            Role::Fresh | Role::Ended => {}
+            Role::Fresh | Role::Leaving { .. } | Role::Ended => {}
         }
     }
 

@@ -198,6 +198,9 @@ pub struct DiskInfo {
     pub read_only: bool,
     /// True if a completed write may be lost by a power failure before a sync or if it has no FUA.
     pub volatile_cache: bool,
+    /// Names the life of that cache: a completed write can be lost before a sync only when this is another one afterwards.
+    /// `None`: that is not known.
+    pub cache_lifetime: Option<u64>,
     /// True if discard is known to work.
     pub discard: bool,
     /// True if it is asked for its completions instead of interrupting.

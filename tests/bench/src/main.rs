@@ -164,7 +164,7 @@ fn outside(arguments: &Arguments, generator: &Path, duration: Duration) -> Resul
     let mut rows = Vec::new();
     let works = Work::ALL.iter().filter(|work| !work.has_digests() && work.name().contains(&arguments.only));
     for work in works {
-        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
+        eprintln!("{} x {} s each: {}", arguments.pairs, duration.as_secs_f64(), work.name());
         let row = outside::measure(generator, &other, work, arguments.pairs, duration)?;
         if !arguments.json {
             outside::print_row(&row, rows.is_empty());
@@ -186,7 +186,7 @@ fn local(arguments: &Arguments, peer: Option<&Path>, file: Option<&Path>, durati
         .flat_map(|(device, path)| [true, false].map(|reads| local::Run { device, reads, path, duration }));
     let mut rows = Vec::new();
     for run in runs.filter(|run| run.name().contains(&arguments.only)) {
-        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, run.name());
+        eprintln!("{} x {} s each: {}", arguments.pairs, duration.as_secs_f64(), run.name());
         let row = run.measure(arguments.pairs)?;
         if !arguments.json {
             local::print_row(&row, rows.is_empty());

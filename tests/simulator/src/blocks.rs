@@ -56,8 +56,8 @@ struct Write {
     durable: bool,
     /// A crash came before it was durable.
     perhaps_lost: bool,
-    /// A later read saw something else; until the next crash it cannot be seen.
-    hidden: bool,
+    /// A later read saw something else, which ended then; until the next crash no read that is issued after that can see it.
+    hidden: Option<Moment>,
 }
 
 impl Write {
@@ -92,7 +92,7 @@ impl Block {
             acknowledged: true,
             durable: true,
             perhaps_lost: false,
-            hidden: false,
+            hidden: None,
         };
         Self { writes: vec![zeroes] }
     }
@@ -111,7 +111,8 @@ impl Block {
 
     /// Whether `write` may be seen by a read that was issued at `read`.
     fn visible(&self, write: &Write, read: Moment) -> bool {
-        !write.hidden && self.writes.iter().all(|other| !(other.replaces(write) && other.settled < read))
+        write.hidden.is_none_or(|since| read < since)
+            && self.writes.iter().all(|other| !(other.replaces(write) && other.settled < read))
     }
 }
 
@@ -175,7 +176,7 @@ impl Blocks {
                 acknowledged: false,
                 durable: false,
                 perhaps_lost: false,
-                hidden: false,
+                hidden: None,
             };
             self.blocks.entry(block).or_insert_with(Block::new).writes.push(write);
         }
@@ -255,7 +256,7 @@ impl Blocks {
             let unacknowledged = block.writes.iter().any(|write| !write.acknowledged);
             for write in &mut block.writes {
                 write.settled = write.settled.min(now);
-                write.hidden &= !unacknowledged;
+                write.hidden = write.hidden.filter(|_| !unacknowledged);
             }
             block.prune(oldest_read);
         }
@@ -270,7 +271,7 @@ impl Blocks {
             for write in &mut block.writes {
                 write.settled = write.settled.min(now);
                 write.perhaps_lost |= !write.durable;
-                write.hidden = false;
+                write.hidden = None;
             }
             block.prune(oldest_read);
         }
@@ -281,8 +282,7 @@ impl Blocks {
     /// # Errors
     /// When no history explains that.
     pub fn read(&mut self, issued: Moment, block: u64, read: Stamp) -> Result<(), WrongRead> {
-        self.now();
-        let crashed = self.crashed;
+        let (now, crashed) = (self.now(), self.crashed);
         let Some(state) = self.blocks.get_mut(&block) else {
             let (permitted, detail) = (vec![Stamp::ZEROES], "it was never written");
             let wrong = WrongRead { block, read, permitted, detail };
@@ -309,7 +309,7 @@ impl Blocks {
         let on_medium = state.writes.iter().any(|write| write.id == id && write.settled <= crashed);
         for write in &mut state.writes {
             if write.id != id && write.settled < issued {
-                write.hidden = true;
+                write.hidden = write.hidden.or(Some(now));
             }
         }
         if on_medium {
@@ -433,6 +433,17 @@ mod tests {
         write(&mut blocks, B, true);
         blocks.crashed();
         assert!(!reads(&mut blocks, A) && reads(&mut blocks, B));
+    }
+
+    #[test]
+    fn a_long_read_may_see_what_was_replaced_since_it_was_issued() {
+        let mut blocks = Blocks::new(true);
+        write(&mut blocks, A, false);
+        let issued = blocks.read_issued();
+        let id = blocks.write_issued(5, 1, Effect::PerhapsZeroes);
+        blocks.write_acknowledged(id, false);
+        assert!(reads(&mut blocks, Stamp::ZEROES) && !reads(&mut blocks, A));
+        assert_eq!(blocks.read(issued, 5, A), Ok(()));
     }
 
     #[test]

@@ -27,7 +27,13 @@ pub(super) fn all() -> Result<Vec<Step>> {
         ("BASALT_XTASK", std::env::current_exe().context("cannot find this program")?.into_os_string()),
     ];
     let simulator = "cargo run --quiet --locked --profile sim --package basalt-simulator";
-    let planted = format!("{simulator} --target-dir {} -- planted", simulate::planted_target()?.display());
+    let folder = simulate::planted_target()?;
+    let planted = format!("{simulator} --target-dir {} -- planted", folder.display());
+    let planted_in_pools = format!(
+        "cargo test --quiet --locked --profile sim --package basalt-lvol --test crash --target-dir {} -- \
+         --nocapture --exact every_planted_bug_is_found",
+        folder.display()
+    );
     Ok(vec![
         step("tidy", "dependency arrows, file sizes, unsafe code, names", &["xtask tidy"]),
         step("format", "rustfmt", &["cargo fmt --all --check -- --color=never"]),
@@ -44,11 +50,16 @@ pub(super) fn all() -> Result<Vec<Step>> {
         ),
         step("simulate", "300 seeds of the simulator", &[&format!("{simulator} -- run {SEEDS}")]),
         step(
+            "crash",
+            "500 workloads on pools and 100,000 distinct states that power cuts leave of them",
+            &["xtask crash --least=100000"],
+        ),
+        step(
             "fuzz",
             "corpora and mutated inputs of everything that reads foreign bytes",
             &["cargo run --quiet --locked --profile sim --package basalt-fuzz -- run"],
         ),
-        step("planted", "every planted bug is found", &[&planted])
+        step("planted", "every planted bug is found", &[&planted, &planted_in_pools])
             .with(&[("RUSTFLAGS", "--cfg basalt_planted".into())]),
         step(
             "programs",

@@ -4,6 +4,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::page::at;
+use super::pieces::LIST_BYTES_MAX;
 use super::{DamageReason, Pieces, checksum, round_up};
 use crate::id::{PoolId, VolumeId};
 
@@ -11,10 +12,10 @@ use crate::id::{PoolId, VolumeId};
 pub const GROUP_BYTES_MAX: usize = 64 << 10;
 
 const MAGIC: [u8; 8] = *b"BSLTJRNL";
-const HEADER_BYTES: usize = 64;
+const HEADER_BYTES: usize = 80;
 const CHECKSUM_OFFSET: usize = HEADER_BYTES - 8;
-/// Longest record: volume, extent, and a list of 16 sources.
-const RECORD_BYTES_MAX: usize = 24 + 8 + 16 + 16 * 8;
+/// Longest record: volume, extent, and the longest list of sources.
+const RECORD_BYTES_MAX: usize = 24 + 8 + LIST_BYTES_MAX;
 
 /// Byte map in docs/disk-format.md, "Journal".
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -28,6 +29,8 @@ struct RawHeader {
     records: U32,
     copy: U32,
     reserved: [u8; 4],
+    lifetime: U64,
+    reserved_too: [u8; 8],
     checksum: U64,
 }
 
@@ -56,9 +59,20 @@ pub struct GroupId {
     pub sequence: u64,
 }
 
+/// When a group that is found may be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Always: what it names was durable before it was written, and so were the groups before it.
+    Firm,
+    /// As long as the write caches live on in which it, and what it names, may still have been. Never 0.
+    While(u64),
+}
+
 /// A group that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
+    /// When it may be believed.
+    pub trust: Trust,
     /// Its changes, in order.
     pub records: Vec<JournalRecord>,
     /// Bytes of both copies together: where the next group begins.
@@ -81,12 +95,27 @@ impl JournalRecord {
     }
 }
 
-/// The bytes of a group: two copies, each of whole blocks. Takes as many of the records as fit into one group and answers how many.
-///
-/// # Panics
-/// If there is no record.
-pub fn encode_group(id: GroupId, records: &[JournalRecord], block_bytes: usize) -> (Vec<u8>, usize) {
-    assert!(!records.is_empty(), "a group has records");
+impl Trust {
+    fn to_bits(self) -> u64 {
+        match self {
+            Self::Firm => 0,
+            Self::While(lifetime) => lifetime,
+        }
+    }
+
+    fn from_bits(bits: u64) -> Self {
+        if bits == 0 { Self::Firm } else { Self::While(bits) }
+    }
+}
+
+/// The bytes of a group: two copies, each of whole blocks. Takes as many of the records as fit into one group and answers how many;
+/// one without records makes firm what was written before it.
+pub fn encode_group(
+    id: GroupId,
+    trust: Trust,
+    records: &[JournalRecord],
+    block_bytes: usize,
+) -> (Vec<u8>, usize) {
     let mut body = Vec::new();
     let mut taken = 0_u32;
     for record in records {
@@ -109,6 +138,8 @@ pub fn encode_group(id: GroupId, records: &[JournalRecord], block_bytes: usize) 
             records: taken.into(),
             copy: U32::new(copy),
             reserved: [0; 4],
+            lifetime: trust.to_bits().into(),
+            reserved_too: [0; 8],
             checksum: U64::ZERO,
         };
         bytes.extend_from_slice(header.as_bytes());
@@ -164,17 +195,22 @@ pub fn decode_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Result<Gro
     if !body.is_empty() {
         return Err(DamageReason::Field("length of the records"));
     }
-    Ok(Group { records, bytes: 2 * copy.len() })
+    let trust = Trust::from_bits(header.lifetime.get());
+    Ok(Group { trust, records, bytes: 2 * copy.len() })
 }
 
-/// Whether `bytes` hold an intact copy of a group of this checkpoint with a sequence number of at least `sequence`: what lies
+/// Sequence numbers and trust of all intact copies of groups of this checkpoint from `id` on. If one is to be believed, what lies
 /// before it was written to its end, so a gap before it is damage and not the journal's end.
-pub fn holds_later_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> bool {
-    (0..bytes.len()).step_by(block_bytes).any(|offset| {
-        bytes[offset..].starts_with(&MAGIC)
-            && decode_copy(&bytes[offset..], id.pool, block_bytes).is_some_and(|(header, _)| {
-                header.checkpoint.get() == id.checkpoint && header.sequence.get() >= id.sequence
-            })
+pub fn later_groups(
+    bytes: &[u8],
+    id: GroupId,
+    block_bytes: usize,
+) -> impl Iterator<Item = (u64, Trust)> + '_ {
+    let starts = (0..bytes.len()).step_by(block_bytes).map(|offset| &bytes[offset..]);
+    starts.filter(|rest| rest.starts_with(&MAGIC)).filter_map(move |rest| {
+        let (header, _) = decode_copy(rest, id.pool, block_bytes)?;
+        let later = header.checkpoint.get() == id.checkpoint && header.sequence.get() >= id.sequence;
+        later.then(|| (header.sequence.get(), Trust::from_bits(header.lifetime.get())))
     })
 }
 
@@ -202,9 +238,10 @@ mod tests {
     fn groups_round_trip_with_either_copy() {
         for block in [512, 4096] {
             let written = records(40);
-            let (bytes, taken) = encode_group(ID, &written, block);
+            let trust = Trust::While(0x1234_5678_9abc_def0);
+            let (bytes, taken) = encode_group(ID, trust, &written, block);
             assert_eq!(taken, 40);
-            let expected = Group { records: written, bytes: bytes.len() };
+            let expected = Group { trust, records: written, bytes: bytes.len() };
             assert_eq!(decode_group(&bytes, ID, block).as_ref(), Ok(&expected));
             for byte in 0..bytes.len() {
                 let mut damaged = bytes.clone();
@@ -218,7 +255,7 @@ mod tests {
 
     #[test]
     fn another_group_is_not_taken_for_this_one() {
-        let (bytes, _) = encode_group(ID, &records(2), 512);
+        let (bytes, _) = encode_group(ID, Trust::Firm, &records(2), 512);
         for other in [
             GroupId { sequence: 16, ..ID },
             GroupId { checkpoint: 5, ..ID },
@@ -226,9 +263,9 @@ mod tests {
         ] {
             assert_eq!(decode_group(&bytes, other, 512), Err(DamageReason::Checksum));
         }
-        assert!(holds_later_group(&bytes, ID, 512));
-        assert!(holds_later_group(&bytes, GroupId { sequence: 3, ..ID }, 512));
-        assert!(!holds_later_group(&bytes, GroupId { sequence: 18, ..ID }, 512));
+        let later = |sequence| later_groups(&bytes, GroupId { sequence, ..ID }, 512).collect::<Vec<_>>();
+        assert_eq!(later(17), [(17, Trust::Firm); 2]);
+        assert_eq!((later(3).len(), later(18).len()), (2, 0));
     }
 
     #[test]
@@ -237,7 +274,7 @@ mod tests {
         let mut rest = &all[..];
         let mut read = Vec::new();
         while !rest.is_empty() {
-            let (bytes, taken) = encode_group(ID, rest, 4096);
+            let (bytes, taken) = encode_group(ID, Trust::Firm, rest, 4096);
             let group = decode_group(&bytes, ID, 4096).unwrap();
             assert_eq!((group.records.len(), group.bytes), (taken, bytes.len()));
             read.extend(group.records);
@@ -247,8 +284,15 @@ mod tests {
     }
 
     #[test]
+    fn a_group_may_have_no_records() {
+        let (bytes, taken) = encode_group(ID, Trust::Firm, &[], 512);
+        let expected = Group { trust: Trust::Firm, records: Vec::new(), bytes: 1024 };
+        assert_eq!((decode_group(&bytes, ID, 512), taken), (Ok(expected), 0));
+    }
+
+    #[test]
     fn a_torn_group_is_no_group() {
-        let (bytes, _) = encode_group(ID, &records(30), 512);
+        let (bytes, _) = encode_group(ID, Trust::Firm, &records(30), 512);
         let first = bytes.len() / 2;
         for sectors in 0..bytes.len() / 512 {
             let mut torn = bytes.clone();

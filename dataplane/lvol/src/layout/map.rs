@@ -5,221 +5,20 @@
 //! snapshots they may lie in several.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::page::{RawPointer, at, count_at, put};
-use super::{DISKS_MAX, DamageReason, PAGE_BYTES, PAGE_HEADER_BYTES, PageHeader, PagePointer, checksum};
+use super::pieces::{SLOT_MIXED, check_slot};
+use super::{DamageReason, PAGE_BYTES, PAGE_HEADER_BYTES, PageHeader, PagePointer, Pieces, checksum};
 
-/// Pieces of an extent: the unit that is copied when shared data is overwritten.
-pub const PIECES: usize = 16;
 /// Extents that a leaf covers.
 pub const LEAF_EXTENTS: usize = 256;
 /// Children of a node.
 pub const NODE_CHILDREN: usize = 64;
 /// Most levels of nodes above the leaves.
 pub const LEVELS_MAX: u16 = 4;
-
-const EXTENT_BITS: u32 = 34;
-const PLACE_BITS: u32 = 40;
-const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
-const VALID: u64 = 1 << PLACE_BITS;
-const SLOT_MIXED: u64 = 1 << 56;
-const SLOT_KNOWN: u64 = (1 << 57) - 1;
-
-/// An extent of a disk.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(u64);
-
-impl Place {
-    /// Extent `extent` of disk `disk`; `None` if there cannot be one.
-    pub fn new(disk: usize, extent: u64) -> Option<Self> {
-        (disk < DISKS_MAX && extent < 1 << EXTENT_BITS).then_some(Self((disk as u64) << EXTENT_BITS | extent))
-    }
-
-    /// Index of the disk in its pool.
-    pub fn disk(self) -> usize {
-        usize::try_from(self.0 >> EXTENT_BITS).unwrap_or(usize::MAX)
-    }
-
-    /// Index of the extent on its disk.
-    pub fn extent(self) -> u64 {
-        self.0 & ((1 << EXTENT_BITS) - 1)
-    }
-
-    /// 40 bits.
-    pub(crate) fn to_bits(self) -> u64 {
-        self.0
-    }
-
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self(bits & PLACE_MASK)
-    }
-}
-
-impl fmt::Debug for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.disk(), self.extent())
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "extent {} of disk {}", self.extent(), self.disk())
-    }
-}
-
-/// Where the pieces of one extent of a volume lie.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Pieces([u64; PIECES]);
-
-impl Pieces {
-    /// None of them lies anywhere.
-    pub const UNMAPPED: Self = Self([0; PIECES]);
-
-    /// All of them lie in one extent.
-    pub fn whole(place: Place) -> Self {
-        Self([place.0 | VALID; PIECES])
-    }
-
-    /// Where a piece lies.
-    pub fn get(&self, piece: usize) -> Option<Place> {
-        (self.0[piece] != 0).then(|| Place::from_bits(self.0[piece]))
-    }
-
-    /// Moves a piece.
-    pub fn set(&mut self, piece: usize, place: Option<Place>) {
-        self.0[piece] = place.map_or(0, |place| place.0 | VALID);
-    }
-
-    /// The extents that they lie in, each once, in the order of the pieces.
-    pub fn places(&self) -> impl Iterator<Item = Place> + '_ {
-        let first = move |at: usize| self.0[at] != 0 && !self.0[..at].contains(&self.0[at]);
-        (0..PIECES).filter(move |at| first(*at)).map(|at| Place::from_bits(self.0[at]))
-    }
-
-    /// How many of them lie somewhere.
-    pub fn mapped(&self) -> u64 {
-        self.0.iter().filter(|slot| **slot != 0).count() as u64
-    }
-
-    /// Bits of the disks that they lie on.
-    pub fn disks(&self) -> u64 {
-        self.places().fold(0, |bits, place| bits | 1 << place.disk())
-    }
-
-    /// True if none of them lies anywhere.
-    pub fn is_unmapped(&self) -> bool {
-        *self == Self::UNMAPPED
-    }
-
-    /// Bits of the pieces that lie in an extent.
-    pub fn within(&self, place: Place) -> u16 {
-        (0..PIECES).filter(|piece| self.get(*piece) == Some(place)).fold(0, |bits, piece| bits | 1 << piece)
-    }
-
-    /// What a slot says; `None` if they lie in several extents.
-    fn to_slot(self) -> Option<u64> {
-        let mut places = self.places();
-        match (places.next(), places.next()) {
-            (None, _) => Some(0),
-            (Some(place), None) => Some(place.0 | u64::from(self.within(place)) << PLACE_BITS),
-            _ => None,
-        }
-    }
-
-    fn from_slot(slot: u64) -> Self {
-        let valid = slot >> PLACE_BITS;
-        let mut pieces = Self::UNMAPPED;
-        for piece in 0..PIECES {
-            if valid & 1 << piece != 0 {
-                pieces.set(piece, Some(Place::from_bits(slot)));
-            }
-        }
-        pieces
-    }
-
-    /// Appends them as they are written in journals and, where a slot does not suffice, in leaves.
-    pub(super) fn encode_into(&self, out: &mut Vec<u8>) {
-        match self.to_slot() {
-            Some(slot) => out.extend_from_slice(&slot.to_le_bytes()),
-            None => {
-                out.extend_from_slice(&SLOT_MIXED.to_le_bytes());
-                self.encode_mixed(out);
-            }
-        }
-    }
-
-    /// Reads what [`Self::encode_into`] wrote and answers how long it was.
-    pub(super) fn decode(bytes: &[u8]) -> Result<(Self, usize), DamageReason> {
-        let slot = at::<U64>(bytes, 0).ok_or(DamageReason::Field("short slot"))?.get();
-        check_slot(slot)?;
-        if slot & SLOT_MIXED == 0 {
-            return Ok((Self::from_slot(slot), 8));
-        }
-        let (pieces, length) = Self::decode_mixed(&bytes[8..])?;
-        Ok((pieces, 8 + length))
-    }
-
-    /// Sources and, for each piece, four bits that name one of them.
-    fn encode_mixed(&self, out: &mut Vec<u8>) {
-        let mut sources: Vec<u64> = Vec::new();
-        let mut choice = 0;
-        for (piece, place) in self.0.iter().enumerate() {
-            let source = sources.iter().position(|source| source == place).unwrap_or_else(|| {
-                sources.push(*place);
-                sources.len() - 1
-            });
-            choice |= (source as u64) << (4 * piece);
-        }
-        out.extend_from_slice(&choice.to_le_bytes());
-        out.extend_from_slice(&(sources.len() as u64).to_le_bytes());
-        for source in sources {
-            out.extend_from_slice(&source.to_le_bytes());
-        }
-    }
-
-    fn mixed_bytes(&self) -> usize {
-        let unmapped = usize::from(self.0.contains(&0));
-        16 + 8 * (self.places().count() + unmapped)
-    }
-
-    fn decode_mixed(bytes: &[u8]) -> Result<(Self, usize), DamageReason> {
-        let field = |index: usize| at::<U64>(bytes, 8 * index).map(U64::get);
-        let short = DamageReason::Field("short list of sources");
-        let (choice, count) = (field(0).ok_or(short)?, field(1).ok_or(short)?);
-        let count = usize::try_from(count).ok().filter(|count| (2..=PIECES).contains(count));
-        let count = count.ok_or(DamageReason::Field("number of sources"))?;
-        let mut pieces = Self::UNMAPPED;
-        for piece in 0..PIECES {
-            let source = usize::try_from(choice >> (4 * piece) & 15).unwrap_or(PIECES);
-            if source >= count {
-                return Err(DamageReason::Field("source of a piece"));
-            }
-            let bits = field(2 + source).ok_or(short)?;
-            if bits != 0 && bits & !PLACE_MASK != VALID {
-                return Err(DamageReason::Field("source"));
-            }
-            pieces.0[piece] = bits;
-        }
-        Ok((pieces, 16 + 8 * count))
-    }
-}
-
-impl fmt::Debug for Pieces {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries((0..PIECES).map(|piece| self.get(piece))).finish()
-    }
-}
-
-fn check_slot(slot: u64) -> Result<(), DamageReason> {
-    let mixed = slot & SLOT_MIXED != 0;
-    let sound = slot & !SLOT_KNOWN == 0 && (!mixed || slot == SLOT_MIXED);
-    let holds = mixed || slot == 0 || slot >> PLACE_BITS != 0;
-    if sound && holds { Ok(()) } else { Err(DamageReason::Field("slot")) }
-}
 
 /// The pieces of neighbouring extents of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -451,7 +250,7 @@ mod tests {
 
     use super::*;
     use crate::id::PoolId;
-    use crate::layout::{PageKind, PageNumber};
+    use crate::layout::{PIECES, PageKind, PageNumber, Place};
 
     fn place(disk: usize, extent: u64) -> Place {
         Place::new(disk, extent).unwrap()
@@ -479,29 +278,16 @@ mod tests {
     }
 
     #[test]
-    fn pieces_know_their_places() {
-        let mut pieces = Pieces::whole(place(63, (1 << 34) - 1));
-        assert_eq!(pieces.places().collect::<Vec<_>>(), [place(63, (1 << 34) - 1)]);
-        pieces.set(3, Some(place(0, 0)));
-        pieces.set(4, None);
-        assert_eq!(pieces.places().count(), 2);
-        assert_eq!(pieces.within(place(0, 0)), 1 << 3);
-        assert_eq!((pieces.get(3), pieces.get(4)), (Some(place(0, 0)), None));
-        assert_eq!(Place::new(64, 0), None);
-        assert_eq!(Place::new(0, 1 << 34), None);
-    }
-
-    #[test]
     fn a_full_leaf_of_the_longest_lists_fits_its_overflow() {
         let mut leaf = Leaf::default();
         for index in 0..LEAF_EXTENTS {
             let mut pieces = Pieces::UNMAPPED;
             for piece in 0..PIECES {
-                pieces.set(piece, Some(place(piece, (index * 16 + piece) as u64)));
+                pieces.set_partly(piece, place(piece, (index * 16 + piece) as u64), 0xf0f0);
             }
             leaf.set(index, &pieces);
         }
-        assert_eq!(leaf.overflow_pages(), 9);
+        assert_eq!(leaf.overflow_pages(), 12);
         assert_eq!(round_trip(&leaf), leaf);
     }
 
@@ -516,10 +302,14 @@ mod tests {
     }
 
     fn any_pieces() -> impl Strategy<Value = Pieces> {
-        prop::collection::vec(prop::option::of((0usize..64, 0u64..1 << 34)), PIECES).prop_map(|list| {
+        let holes = prop_oneof![Just(0), 1_u16..u16::MAX];
+        let of_one = prop::option::of((0usize..64, 0u64..1 << 34, holes));
+        prop::collection::vec(of_one, PIECES).prop_map(|list| {
             let mut pieces = Pieces::UNMAPPED;
             for (piece, at) in list.into_iter().enumerate() {
-                pieces.set(piece, at.map(|(disk, extent)| place(disk, extent)));
+                if let Some((disk, extent, holes)) = at {
+                    pieces.set_partly(piece, place(disk, extent), holes);
+                }
             }
             pieces
         })

@@ -9,7 +9,7 @@ use basalt_clock::{mark, planted};
 use super::owner::reply;
 use super::{Inner, State, VolumeData};
 use crate::id::VolumeId;
-use crate::layout::{JournalRecord, PIECES, Pieces, Place};
+use crate::layout::{HOLE_BYTES, JournalRecord, PIECES, Pieces, Place};
 use crate::port::{Answer, Ask, Fill, Grant, Message, Target};
 use crate::refs::Refs;
 
@@ -19,6 +19,8 @@ pub(super) struct OpenGrant {
     volume: VolumeId,
     extent: u64,
     targets: Vec<Target>,
+    /// Units that are holes of each target once it was written.
+    holes: Vec<u16>,
     /// An extent that was taken for it and that no map names yet.
     taken: Option<Place>,
 }
@@ -100,16 +102,20 @@ impl Inner {
                 Verdict::Changed(message, durable)
             }
             Ask::Write { .. } if tight != Tight::No => Verdict::Starve(message),
-            Ask::Write { pieces, together, .. } => {
-                match state.grant(&message, extent, pieces, together, damaged) {
-                    Ok((grant, false)) => Verdict::Answer(message, Ok(Answer::Granted(grant))),
-                    Ok((grant, true)) => Verdict::Disowned(message, grant),
-                    Err(Refusal::NoSpace) => Verdict::Starve(message),
-                    Err(Refusal::Never) => Verdict::Answer(message, Err(IoError::CapacityExceeded)),
-                }
-            }
+            Ask::Write { .. } => match state.grant(&message, self.all_units(), damaged) {
+                Ok((grant, false)) => Verdict::Answer(message, Ok(Answer::Granted(grant))),
+                Ok((grant, true)) => Verdict::Disowned(message, grant),
+                Err(Refusal::NoSpace) => Verdict::Starve(message),
+                Err(Refusal::Never) => Verdict::Answer(message, Err(IoError::CapacityExceeded)),
+            },
             _ => panic!("only writes and discards are judged"),
         }
+    }
+
+    /// Bits of all units of a piece that may be holes.
+    fn all_units(&self) -> u16 {
+        let units = self.shared.extent_bytes / PIECES as u64 / HOLE_BYTES;
+        (0..units).fold(0, |bits, unit| bits | 1 << unit)
     }
 
     /// A grant has ended.
@@ -220,8 +226,8 @@ struct Plan {
     moves_own: bool,
 }
 
-/// Where the pieces of `wanted` are to be written; those that need a new extent name `fresh`.
-fn plan(pieces: &Pieces, own: u16, wanted: u16, together: bool, fresh: Place) -> Plan {
+/// Where the pieces of `wanted` are to be written; those that need a new extent name `fresh`. `units` are all of a piece.
+fn plan(pieces: &Pieces, own: u16, (wanted, units): (u16, u16), together: bool, fresh: Place) -> Plan {
     let bits = |piece: usize| 1_u16 << piece;
     let is_own = |piece: usize| own & bits(piece) != 0;
     let each = (0..PIECES).filter(|piece| wanted & bits(*piece) != 0);
@@ -235,10 +241,11 @@ fn plan(pieces: &Pieces, own: u16, wanted: u16, together: bool, fresh: Place) ->
         let at = pieces.get(piece);
         if is_own(piece) && !apart {
             let place = at.unwrap_or(fresh);
-            plan.targets.push(Target { piece, place, fill: Fill::Keep });
+            plan.targets.push(Target { piece, place, fill: Fill::Keep, holes: pieces.holes(piece) });
             continue;
         }
-        let fill = at.map_or(Fill::Zeroes, Fill::Copy);
+        let fill = at.map_or(Fill::Fresh, Fill::Copy);
+        let holes = if fill == Fill::Fresh { units } else { pieces.holes(piece) };
         let place = match home {
             Some(home) if !apart => home,
             _ => {
@@ -247,20 +254,16 @@ fn plan(pieces: &Pieces, own: u16, wanted: u16, together: bool, fresh: Place) ->
             }
         };
         plan.moves_own |= is_own(piece);
-        plan.targets.push(Target { piece, place, fill });
+        plan.targets.push(Target { piece, place, fill, holes });
     }
     plan
 }
 
 impl State {
-    fn grant(
-        &mut self,
-        message: &Message,
-        extent: u64,
-        wanted: u16,
-        together: bool,
-        damaged: bool,
-    ) -> Result<(Grant, bool), Refusal> {
+    fn grant(&mut self, message: &Message, units: u16, damaged: bool) -> Result<(Grant, bool), Refusal> {
+        let Ask::Write { extent, pieces: wanted, head, tail, together } = message.ask else {
+            panic!("only writes get grants")
+        };
         let Self { volumes, refs, space, .. } = self;
         let Some(super::Volume::Ready(data)) = volumes.get(&message.volume) else {
             return Err(Refusal::Never);
@@ -268,7 +271,7 @@ impl State {
         let (pieces, own) = data.own(extent, refs);
         let own = if planted!("lvol-snapshot-shares-writes") { valid(&pieces) } else { own };
         let nowhere = Place::new(0, 0).ok_or(Refusal::Never)?;
-        let mut planned = plan(&pieces, own, wanted, together, nowhere);
+        let mut planned = plan(&pieces, own, (wanted, units), together, nowhere);
         let mut taken = None;
         if planned.needs_extent {
             let limit = super::usage::extent_limit(space.total());
@@ -278,12 +281,14 @@ impl State {
                 return Err(if self.limbo.len() > 0 && !damaged { Refusal::NoSpace } else { Refusal::Never });
             }
             let place = space.allocate_one().ok_or(Refusal::NoSpace)?;
-            planned = plan(&pieces, own, wanted, together, place);
+            planned = plan(&pieces, own, (wanted, units), together, place);
             taken = Some(place);
         }
         self.grants_made += 1;
         let id = self.grants_made;
-        let open = OpenGrant { volume: message.volume, extent, targets: planned.targets.clone(), taken };
+        let holes = left_over(&planned.targets, head, tail);
+        let targets = planned.targets.clone();
+        let open = OpenGrant { volume: message.volume, extent, targets, holes, taken };
         self.grants.insert(id, open);
         let refs = &self.refs;
         if let Some(super::Volume::Ready(data)) = self.volumes.get_mut(&message.volume) {
@@ -304,8 +309,8 @@ impl State {
             let (before, _) = data.tree.get(open.extent);
             let mut after = before;
             if ok {
-                for target in open.targets.iter().filter(|target| target.fill != Fill::Keep) {
-                    after.set(target.piece, Some(target.place));
+                for (target, holes) in open.targets.iter().zip(&open.holes) {
+                    after.set_partly(target.piece, target.place, *holes);
                 }
             }
             named = open.taken.is_some_and(|taken| after.within(taken) != 0);
@@ -350,6 +355,22 @@ impl State {
             device.core().changed.store(self.map_changes, Ordering::Release);
         }
     }
+}
+
+/// Which units of each target are holes still when the first one's `head`, the last one's `tail` and all between was written.
+fn left_over(targets: &[Target], head: u16, tail: u16) -> Vec<u16> {
+    let last = targets.len() - 1;
+    let written = |at: usize| {
+        let of_first = if at == 0 { head } else { u16::MAX };
+        if at == last { of_first & tail } else { of_first }
+    };
+    let each = targets.iter().enumerate().map(|(at, target)| match target.fill {
+        // The holes of what is copied are filled.
+        Fill::Copy(_) => 0,
+        _ if planted!("lvol-rest-of-piece-not-zeroed") => 0,
+        Fill::Keep | Fill::Fresh => target.holes & !written(at),
+    });
+    each.collect()
 }
 
 /// Bits of the pieces that lie somewhere.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use basalt_clock::mark;
 
 use super::create::{NewPoolDisk, prepare, superblock_of};
+use super::journal::Until;
 use super::{Inner, Pool};
 use crate::error::{DiskRefusal, GrowError};
 use crate::layout::{DISKS_MAX, Role, Superblock};
-use crate::volume::MappedDisk;
+use crate::volume::{MappedDisk, PoolShared};
 
 impl Pool {
     /// Adds a disk. Its space is there once this has ended well; a failure leaves the pool as it was.
@@ -39,6 +40,10 @@ impl Pool {
         if disk.wipe {
             disk.io.wipe().await?;
         }
+        // What is written meanwhile is to be believed with the disk and without it.
+        inner.shared.trust_caches(false);
+        let _trusted = Trusted(&inner.shared);
+        inner.settle_maps(Until::Durable).await?;
         let place = u32::try_from(index).unwrap_or(u32::MAX);
         // In creation, until the pool knows it for certain: a disk that no pool knows can be used again.
         let superblock = superblock_of(inner.cluster, inner.id, &disk, place, Role::MemberInCreation);
@@ -96,6 +101,15 @@ impl Pool {
         inner.state.borrow_mut().space.grow_disk(at, geometry.extents);
         mark!("lvol-disk-grown");
         Ok(())
+    }
+}
+
+/// Lets groups be written without a flush again at its end.
+struct Trusted<'a>(&'a PoolShared);
+
+impl Drop for Trusted<'_> {
+    fn drop(&mut self) {
+        self.0.trust_caches(true);
     }
 }
 

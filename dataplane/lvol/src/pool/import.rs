@@ -24,7 +24,7 @@ use crate::port::port;
 use crate::refs::{Limbo, Refs};
 use crate::space::Space;
 use crate::tree::{Counts, FrozenTree, Seen, Uncounted};
-use crate::volume::{MappedDisk, PoolShared};
+use crate::volume::{MappedDisk, PoolShared, lifetime_of};
 
 impl Pool {
     /// Takes a pool into service that was made before. `disks` may come in any order; a member may be missing (its volumes
@@ -118,7 +118,8 @@ impl Image {
             volumes.push(FoundVolume { directory: *directory, found, kept });
         }
         let lead = Rc::clone(&present[0].as_ref().ok_or(ImportError::LeadMissing)?.io);
-        let replay = read_journals(&lead, &superblock, &top.root).await?;
+        let devices = present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.device.info()));
+        let replay = read_journals(&lead, &superblock, &top.root, lifetime_of(devices)).await?;
         loader.forget_nodes();
         let mut image = Self { superblock, loader, present, top, replay, volumes };
         if !planted!("lvol-journal-not-replayed") {
@@ -182,7 +183,7 @@ impl Image {
 
     /// Whether the pool depends on more than its checkpoint, or a part of that is damaged that can be written anew.
     fn must_write(&self) -> bool {
-        !self.replay.records.is_empty() || self.top.healed || self.superblock.exported
+        self.replay.used || self.top.healed || self.superblock.exported
     }
 
     /// Volumes as they were found.

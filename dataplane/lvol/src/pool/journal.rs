@@ -7,7 +7,7 @@ use basalt_clock::{mark, planted};
 
 use super::Inner;
 use crate::error::{DiskFault, ReadOnlyReason};
-use crate::layout::{GroupId, JournalRecord, encode_group};
+use crate::layout::{GroupId, JournalRecord, Trust, encode_group};
 
 /// Pages that a checkpoint has to write before one is begun without being asked for: bounds its memory.
 const DIRTY_MAX: usize = 8192;
@@ -48,7 +48,7 @@ impl Inner {
                 if let Some(reason) = &self.state.borrow().read_only {
                     return Err(reason.clone());
                 }
-                if written >= wanted {
+                if written >= wanted && self.shared.lifetime().is_none() {
                     self.flush_written().await.map_err(|fault| self.journal_failed(fault))?;
                     return Ok(true);
                 }
@@ -74,11 +74,13 @@ impl Inner {
         self.flush_disks().await.map_err(|fault| ReadOnlyReason::MetadataWriteFailed(Rc::new(fault)))
     }
 
-    /// Flushes the disks: data, and all groups that were written.
+    /// Flushes the disks: data, and all groups that were written. Those that are not firm count once one is that follows them.
     async fn flush_written(&self) -> Result<(), DiskFault> {
         let written = self.state.borrow().map_written;
         self.flush_disks().await?;
-        self.durable_upto(written);
+        if self.shared.lifetime().is_none() {
+            self.durable_upto(written);
+        }
         Ok(())
     }
 
@@ -97,7 +99,7 @@ impl Inner {
         reason
     }
 
-    /// Writes all pending changes, in as many groups as they need.
+    /// Writes all pending changes, in as many groups as they need; one at least.
     async fn write_group(&self, until: Until) -> Result<Attempt, ReadOnlyReason> {
         let (pending, upto) = {
             let mut state = self.state.borrow_mut();
@@ -130,14 +132,18 @@ impl Inner {
     }
 
     async fn write_records(&self, records: &[JournalRecord], forced: bool) -> Result<Attempt, DiskFault> {
+        let trust = match self.shared.lifetime() {
+            Some(lifetime) if !forced => Trust::While(lifetime),
+            _ => Trust::Firm,
+        };
         // Data first: a change that is durable names nothing that is not. And the group before: none is durable without it.
-        if !planted!("lvol-journal-before-data") {
+        if trust == Trust::Firm && !planted!("lvol-journal-before-data") {
             self.flush_written().await?;
         }
         let lead = self.lead();
         let block = lead.block().bytes() as usize;
         let mut rest = records;
-        while !rest.is_empty() {
+        loop {
             let (id, offset, room) = {
                 let state = self.state.borrow();
                 let geometry = &state.superblock.geometry;
@@ -150,21 +156,24 @@ impl Inner {
                 let offset = geometry.journal_offset + half + state.journal.used;
                 (id, offset, geometry.journal_bytes - state.journal.used)
             };
-            let (bytes, taken) = encode_group(id, rest, block);
+            let (bytes, taken) = encode_group(id, trust, rest, block);
             if bytes.len() as u64 > room {
                 return Ok(Attempt::Full);
             }
             rest = &rest[taken..];
             // One that others of the same commit follow is durable before they are.
-            match (forced || !rest.is_empty()) && !planted!("lvol-journal-not-flushed") {
+            let durably = forced || (trust == Trust::Firm && !rest.is_empty());
+            match durably && !planted!("lvol-journal-not-flushed") {
                 true => lead.write_durably(offset, &bytes).await?,
                 false => lead.write(offset, &bytes).await?,
             }
             let mut state = self.state.borrow_mut();
             state.journal.used += bytes.len() as u64;
             state.journal.sequence += 1;
+            if rest.is_empty() {
+                return Ok(Attempt::Done);
+            }
         }
-        Ok(Attempt::Done)
     }
 
     /// Begins a checkpoint in time: the journal must not run full, nor a checkpoint grow without bound.

@@ -17,8 +17,8 @@ use crate::id::PoolId;
 use crate::layout::{
     DIRECTORY_RECORDS, DamageReason, DirectoryRecord, DiskGeometry, DiskRecord, Group, GroupId,
     JournalRecord, LEAF_EXTENTS, Leaf, MapRoot, NODE_CHILDREN, PAGE_BYTES, PageHeader, PageKind, PageNumber,
-    PagePointer, Root, RootError, Superblock, TwinPointer, VolumeRecord, decode_directory, decode_group,
-    decode_node, holds_later_group,
+    PagePointer, Root, RootError, Superblock, Trust, TwinPointer, VolumeRecord, decode_directory,
+    decode_group, decode_node, later_groups,
 };
 use crate::pages::{PageHold, Pages};
 use crate::tree::{Body, Node, Tree, covered};
@@ -302,19 +302,28 @@ impl Loader {
 /// What the journals hold.
 pub(super) struct Replay {
     pub(super) records: Vec<JournalRecord>,
-    /// Sequence number of the next group.
+    /// Sequence number of the next group: beyond that of each group that was found.
     pub(super) next: u64,
     /// A group is missing and later ones are not.
     pub(super) damaged: bool,
+    /// There were groups, believed or not: the next one must not be written over them before a checkpoint was.
+    pub(super) used: bool,
 }
 
 /// Reads the groups that follow a checkpoint: those of its own journal, then those that were written while the next checkpoint was.
+/// `lifetime` is that of the write caches now.
 pub(super) async fn read_journals(
     lead: &DiskIo,
     superblock: &Superblock,
     root: &Root,
+    lifetime: Option<u64>,
 ) -> Result<Replay, DiskFault> {
-    let mut replay = Replay { records: Vec::new(), next: root.first_group, damaged: false };
+    let (mut groups, mut next): (Vec<Group>, u64) = (Vec::new(), root.first_group);
+    let (mut seen, mut damaged) = (next.checked_sub(1), false);
+    let believed = |trust| match trust {
+        Trust::Firm => true,
+        Trust::While(then) => lifetime == Some(then),
+    };
     for checkpoint in [superblock.sequence, superblock.sequence + 1] {
         let geometry = &superblock.geometry;
         let offset = geometry.journal_offset + checkpoint % 2 * geometry.journal_bytes;
@@ -322,21 +331,34 @@ pub(super) async fn read_journals(
         let block = lead.block().bytes() as usize;
         let id = |sequence| GroupId { pool: superblock.pool, checkpoint, sequence };
         let mut at = 0;
-        while let Ok(Group { records, bytes: length }) = decode_group(&bytes[at..], id(replay.next), block) {
-            if planted!("lvol-journal-replayed-halfway") && replay.records.len() > 1 {
-                return Ok(replay);
-            }
-            replay.records.extend(records);
-            replay.next += 1;
-            at += length;
+        while let Ok(group) = decode_group(&bytes[at..], id(next), block) {
+            at += group.bytes;
+            seen = Some(next);
+            next += 1;
+            groups.push(group);
         }
-        if holds_later_group(&bytes, id(replay.next), block) {
+        for (sequence, trust) in later_groups(&bytes, id(next), block) {
+            seen = seen.max(Some(sequence));
+            damaged |= believed(trust);
+        }
+        if damaged {
             mark!("lvol-journal-damaged");
-            replay.damaged = true;
-            return Ok(replay);
+            break;
         }
     }
-    Ok(replay)
+    let used = seen >= Some(root.first_group);
+    // All before a firm group was durable when that was written; what follows the last one was not, unless the caches live on.
+    let firm = groups.iter().rposition(|group| group.trust == Trust::Firm).map_or(0, |last| last + 1);
+    let mut kept = firm + groups[firm..].iter().take_while(|group| believed(group.trust)).count();
+    if kept < groups.len() {
+        mark!("lvol-group-not-believed");
+        kept = if planted!("lvol-loose-group-believed") { groups.len() } else { kept };
+    }
+    let mut records: Vec<_> = groups.into_iter().take(kept).flat_map(|group| group.records).collect();
+    if planted!("lvol-journal-replayed-halfway") {
+        records.truncate(records.len().min(2));
+    }
+    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used })
 }
 
 /// A journal's bytes. What the medium cannot give reads as zeroes: a group there counts as damaged.

@@ -36,6 +36,14 @@ pub(crate) struct Write {
     pub(crate) began: Moment,
     pub(crate) acknowledged: Option<Moment>,
     pub(crate) durable: Option<Moment>,
+    /// It failed: any part of it may be there, and what is was noted as writes of their own.
+    pub(crate) failed: bool,
+}
+
+impl Write {
+    pub(crate) fn new(first: u64, sectors: u64, stamp: u64, began: Moment) -> Self {
+        Self { first, sectors, stamp, began, acknowledged: None, durable: None, failed: false }
+    }
 }
 
 /// What was asked of one volume, and when it was acknowledged.
@@ -74,6 +82,17 @@ impl History {
             epochs: Vec::new(),
             writes: Vec::new(),
             live,
+        }
+    }
+
+    /// The last write failed, and `live` is what is there: that is written, each sector on its own.
+    pub(crate) fn settle_failed(&mut self) {
+        let Some(failed) = self.writes.last_mut() else { return };
+        failed.failed = true;
+        let (first, sectors, began) = (failed.first, failed.sectors, failed.began.clone());
+        for sector in first..first + sectors {
+            let stamp = self.live[usize::try_from(sector).unwrap()];
+            self.writes.push(Write::new(sector, 1, stamp, began.clone()));
         }
     }
 

@@ -13,11 +13,9 @@ use basalt_lvol::id::{Epoch, Generation, VolumeId};
 use basalt_lvol::{LogicalVolume, NewPoolDisk, Pool, VolumeStatus};
 use basalt_reactor::Handle;
 
-use crate::oracle::{Histories, History, Moment, SECTOR, Write};
+use crate::oracle::{Histories, History, Moment, SECTOR, Write, reached};
 use crate::support::{Bytes, CLUSTER, create_of, named_all, run, snapshot, thin, volume, volume_id};
 
-/// Unit of allocation of the pools: small, so that a little data touches many extents.
-pub(crate) const EXTENT: u64 = 64 << 10;
 const STEPS: u64 = 22;
 
 /// What a workload begins with.
@@ -26,6 +24,13 @@ pub(crate) struct Start {
     pub(crate) images: Vec<Vec<u8>>,
     /// The disks claim to have a write cache.
     pub(crate) volatile: bool,
+    /// And to know that this is its life, which only a power failure ends.
+    pub(crate) life: Option<u64>,
+    /// What volumes hold at the start may be lost again until the pool was imported: it was in write caches only.
+    pub(crate) in_caches: bool,
+    /// Unit of allocation of the pool: small, so that a little data touches many extents, and not always so small that a piece has
+    /// no holes.
+    pub(crate) extent: u64,
     /// How many users work at once; none: only the pool is created.
     pub(crate) users: u64,
     /// What volumes hold at the start; the pool exists if there are any.
@@ -37,7 +42,27 @@ impl Start {
     pub(crate) fn new(seed: u64, disks: &[u64], users: u64) -> Self {
         let images = disks.iter().map(|bytes| vec![0; usize::try_from(*bytes).unwrap()]).collect();
         let volatile = !seed.is_multiple_of(4);
-        Self { seed, images, volatile, users, existing: Histories::new(), steps: STEPS }
+        let life = (seed % 5 < 3).then_some(1);
+        let extent = if seed / 2 % 2 == 0 { 64 << 10 } else { 256 << 10 };
+        Self {
+            seed,
+            images,
+            volatile,
+            life,
+            in_caches: false,
+            extent,
+            users,
+            existing: Histories::new(),
+            steps: STEPS,
+        }
+    }
+}
+
+/// A disk as it is in one life of its write cache.
+pub(crate) fn in_life(disk: ImageDevice, life: Option<u64>) -> ImageDevice {
+    match life {
+        Some(life) => disk.with_cache_lifetime(life),
+        None => disk,
     }
 }
 
@@ -81,7 +106,7 @@ impl World {
     fn flushed(&self, id: VolumeId, writes: usize) {
         let now = self.now();
         self.change(id, |history| {
-            for write in &mut history.writes[..writes] {
+            for write in history.writes[..writes].iter_mut().filter(|write| !write.failed) {
                 write.durable.get_or_insert(now.clone());
             }
         });
@@ -103,6 +128,7 @@ fn disks(start: &Start) -> (Vec<Arc<dyn BlockDevice>>, Vec<Arc<Recording>>) {
     };
     for image in &start.images {
         let image = ImageDevice::new(Arc::new(image.clone()), BlockSize::B512, start.volatile);
+        let image = in_life(image, start.life);
         let recorder = RecordingDevice::new(Arc::new(DelayDevice::new(Arc::new(image), delays)));
         recordings.push(Arc::clone(recorder.recording()));
         devices.push(Arc::new(recorder));
@@ -132,7 +158,7 @@ pub(crate) fn workload(start: Start) -> Run {
             true => {
                 let disks = named_all(&devices).into_iter();
                 let disks = disks.map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false }).collect();
-                create_of(&handle, disks, EXTENT).await.unwrap()
+                create_of(&handle, disks, start.extent).await.unwrap()
             }
             false => Pool::import(&handle, CLUSTER, named_all(&devices)).await.unwrap(),
         };
@@ -152,6 +178,7 @@ pub(crate) fn workload(start: Start) -> Run {
                 random,
                 volumes: Vec::new(),
                 family: seed % 2 == 1,
+                extent: pool.extent_bytes(),
                 stamps: seed << 32 | user << 24,
             };
             tasks.push(handle.spawn(user.work(own.copied().collect(), start.steps)));
@@ -160,10 +187,12 @@ pub(crate) fn workload(start: Start) -> Run {
             task.await;
         }
         handle.remove_poller(observer);
-        let points = match world.recordings.len() {
+        let points: Vec<Moment> = match world.recordings.len() {
             1 => (0..=world.recordings[0].len()).map(|point| vec![point]).collect(),
             _ => world.points.take().into_iter().collect(),
         };
+        let counts = |point: &Moment| !start.in_caches || reached(&pool_created, point);
+        let points = points.into_iter().filter(counts).collect();
         let histories = world.histories.take();
         Run { start, recordings: world.recordings, pool_created, histories, points }
     })
@@ -186,6 +215,8 @@ struct User {
     volumes: Vec<Open>,
     /// Which kind of workload this is.
     family: bool,
+    /// The pool's unit of allocation.
+    extent: u64,
     stamps: u64,
 }
 
@@ -250,7 +281,7 @@ impl User {
 
     async fn create(&mut self) {
         let Some(number) = self.world.number() else { return };
-        let size = (1 + self.random.below(6)) * EXTENT - self.random.below(2) * 4096;
+        let size = (1 + self.random.below(6)) * self.extent - self.random.below(2) * 4096;
         let id = volume_id(number);
         self.world.begin(id, size, Vec::new());
         let new = if self.random.chance(3, 4) { thin(number, size) } else { volume(number, size) };
@@ -263,7 +294,7 @@ impl User {
     /// A range of sectors of a volume: half of them at the border of two extents or pieces.
     fn range(&mut self, at: usize) -> (u64, u64) {
         let sectors = self.volumes[at].device.info().bytes() / SECTOR as u64;
-        let border = EXTENT / SECTOR as u64 / 16;
+        let border = self.extent / SECTOR as u64 / 16;
         let first = match self.random.below(4) {
             0 => self.random.below(sectors),
             1 => (self.random.below(sectors / border + 1) * border).saturating_sub(self.random.below(4)),
@@ -279,7 +310,7 @@ impl User {
     fn begin_write(&mut self, at: usize, first: u64, sectors: u64, stamp: u64) {
         let began = self.world.now();
         self.world.change(self.volumes[at].id, |history| {
-            history.writes.push(Write { first, sectors, stamp, began, acknowledged: None, durable: None });
+            history.writes.push(Write::new(first, sectors, stamp, began));
             let range = usize::try_from(first).unwrap()..usize::try_from(first + sectors).unwrap();
             history.live[range].fill(stamp);
         });
@@ -327,6 +358,7 @@ impl User {
                 assert!(known.contains(stamp), "a failed write left something else");
             }
             history.live = found;
+            history.settle_failed();
         });
     }
 
@@ -346,7 +378,7 @@ impl User {
         let (mut first, mut sectors) = self.range(at);
         if self.family || self.random.chance(1, 2) {
             // A whole extent.
-            let extent = EXTENT / SECTOR as u64;
+            let extent = self.extent / SECTOR as u64;
             let end = self.world.live(self.volumes[at].id).len() as u64;
             first = first / extent * extent;
             sectors = extent.min(end - first);
@@ -437,7 +469,7 @@ impl User {
         let Some(number) = self.world.number() else { return };
         let (origin, id) = (self.volumes[at].id, volume_id(number));
         let live = self.world.live(origin);
-        let size = (live.len() * SECTOR) as u64 + self.random.below(2) * EXTENT;
+        let size = (live.len() * SECTOR) as u64 + self.random.below(2) * self.extent;
         self.world.begin(id, size, live);
         match self.pool.clone_snapshot(origin, thin(number, size)).await {
             Ok(device) => self.opened(id, device, false),
@@ -467,13 +499,13 @@ impl User {
         self.delete_at(at).await;
         let Some(clone) = self.volumes.iter().position(|open| open.id == id) else { return };
         let Some(origin) = self.volumes.iter().position(|open| open.id == origin) else { return };
-        let extent = self.random.below(size / EXTENT + 1) * EXTENT;
-        if extent + EXTENT > size {
+        let extent = self.random.below(size / self.extent + 1) * self.extent;
+        if extent + self.extent > size {
             return;
         }
-        let (first, sectors) = (extent / SECTOR as u64, EXTENT / SECTOR as u64);
+        let (first, sectors) = (extent / SECTOR as u64, self.extent / SECTOR as u64);
         self.begin_write(clone, first, sectors, 0);
-        self.volumes[clone].bytes.unmap(extent, EXTENT).await.unwrap();
+        self.volumes[clone].bytes.unmap(extent, self.extent).await.unwrap();
         self.acknowledged(clone, false);
         self.stamps += 1;
         let stamp = self.stamps;

@@ -46,6 +46,7 @@ pub(super) fn open(
         direct,
         read_only: options.read_only,
         volatile_cache: queue.as_ref().is_none_or(Queue::has_volatile_cache),
+        cache_lifetime: cache_lifetime(queue.as_ref()),
         discard: match &queue {
             Some(queue) => queue.discards(),
             None => !options.read_only && punches_holes(&file, length),
@@ -152,6 +153,22 @@ fn punches_holes(file: &File, length: u64) -> bool {
     unsafe { libc::fallocate(file.as_raw_fd(), mode, behind, 4096) == 0 }
 }
 
+/// The run of the kernel, and for a block device how many disks it had found when it found this one: a disk that was taken away
+/// and came back counts anew. A number beside others that are all different (FNV-1a).
+fn cache_lifetime(queue: Option<&Queue>) -> Option<u64> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let found = match queue {
+        Some(queue) => queue.disk_attribute("diskseq")?,
+        None => String::new(),
+    };
+    let bytes = boot.trim().bytes().chain(found.trim().bytes());
+    Some(
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        }),
+    )
+}
+
 /// A block device's queue in sysfs.
 struct Queue {
     directory: PathBuf,
@@ -169,6 +186,10 @@ impl Queue {
 
     fn read(&self, attribute: &str) -> Option<String> {
         fs::read_to_string(self.directory.join(attribute)).ok()
+    }
+
+    fn disk_attribute(&self, attribute: &str) -> Option<String> {
+        fs::read_to_string(self.directory.join("..").join(attribute)).ok()
     }
 
     fn has_volatile_cache(&self) -> bool {

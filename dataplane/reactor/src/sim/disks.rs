@@ -62,6 +62,8 @@ struct SimDisk {
     length: u64,
     medium: Medium,
     faults: DiskFaults,
+    /// How often power failed.
+    failures: u64,
     claim: Weak<u64>,
 }
 
@@ -105,8 +107,13 @@ impl Disks {
     }
 
     pub(super) fn create(&mut self, node: NodeId, path: PathBuf, length: u64) {
-        let disk =
-            SimDisk { length, medium: Medium::default(), faults: DiskFaults::default(), claim: Weak::new() };
+        let disk = SimDisk {
+            length,
+            medium: Medium::default(),
+            faults: DiskFaults::default(),
+            failures: 0,
+            claim: Weak::new(),
+        };
         self.disks.insert((node, path), disk);
     }
 
@@ -183,7 +190,8 @@ impl Disks {
             (Some(disk), Some(length)) => disk.length = disk.length.max(length),
             (Some(_), None) => {}
         }
-        let length = self.existing(node, path).length;
+        let found = self.existing(node, path);
+        let (length, failures) = (found.length, found.failures);
         let length = length - length % SECTOR_BYTES;
         let drivers = &mut self.drivers[driver];
         drivers.opened += 1;
@@ -206,6 +214,7 @@ impl Disks {
             direct: !options.buffered,
             read_only,
             volatile_cache: true,
+            cache_lifetime: Some(failures),
             discard: true,
         })
     }
@@ -385,6 +394,7 @@ impl State {
 
     pub(super) fn disks_lose_power(&mut self, node: NodeId) {
         for ((_, _), disk) in self.disks.disks.iter_mut().filter(|((owner, _), _)| *owner == node) {
+            disk.failures += 1;
             disk.medium.power_fail(&mut self.random);
         }
     }

@@ -104,7 +104,11 @@ pub(super) fn first_writes(effort: &Effort) -> Result<Vec<Line>> {
                 let fresh = rig.volume(&pool, 2, SCATTERED)?;
                 let device: &dyn BlockDevice = if side == 0 { &*fresh } else { &*allocated };
                 let load = random(device, 0, depth, u64::from(pair));
-                sides[side] = rig.load(device, load, End::Requests(FIRST_WRITES))?.per_second;
+                let run = rig.load(device, load, End::Requests(FIRST_WRITES));
+                if run.is_err() {
+                    eprintln!("pair {pair} side {side} {:?} {:?}", pool.health(), pool.usage());
+                }
+                sides[side] = run?.per_second;
                 rig.delete(&pool, 2)?;
             }
             pairs.push((sides[0], sides[1]));
