@@ -344,7 +344,7 @@ fn error_of(error: DiskError) -> IoError {
         DiskError::Gone | DiskError::NotFound | DiskError::NotADisk => IoError::DeviceGone,
         DiskError::Unsupported => IoError::Unsupported,
         // The request was checked against the device, so the disk must have shrunk, or the memory is not aligned for it.
-        DiskError::OutOfRange => IoError::Malformed,
+        DiskError::OutOfRange => IoError::Medium,
         DiskError::Medium
         | DiskError::Exists
         | DiskError::InUse

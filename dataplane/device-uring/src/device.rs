@@ -64,7 +64,7 @@ pub struct UringDevice {
     info: Arc<DeviceInfo>,
     gate: Arc<SwapGate>,
     disk: DiskInfo,
-    _lock: DiskLock,
+    lock: DiskLock,
 }
 
 impl UringDevice {
@@ -74,8 +74,13 @@ impl UringDevice {
     /// The cause; nothing is claimed then.
     pub fn open(handle: &Handle, path: &Path, options: &UringOptions) -> Result<Self, UringError> {
         let failed = |source| UringError::Disk { path: path.to_owned(), source };
-        let disk = handle.open_disk(path, &options.disk).map_err(failed)?;
+        if options.disk.create_with_length.is_some() {
+            drop(handle.open_disk(path, &options.disk).map_err(failed)?);
+        }
         let lock = handle.lock_disk(path).map_err(failed)?;
+        // Not by its path again: between two looks another disk may have taken that.
+        let options_again = DiskOptions { create_with_length: None, ..options.disk };
+        let disk = handle.open_disk(lock.again(), &options_again).map_err(failed)?;
         let found = disk.info();
         let own = BlockSize::new(found.block_bytes).ok_or_else(|| failed(DiskError::NotADisk))?;
         let block_size = options.block_size.unwrap_or(own);
@@ -97,10 +102,8 @@ impl UringDevice {
             .with_capabilities(
                 unmap | Capabilities::WRITE_ZEROES | Capabilities::COMPARE | Capabilities::COMPARE_AND_WRITE,
             );
-        // The other reactors open what is there now.
-        let options = DiskOptions { create_with_length: None, ..options.disk };
         let (path, info, disk) = (path.to_owned(), Arc::new(info), found.clone());
-        Ok(Self { path, options, info, gate: Arc::default(), disk, _lock: lock })
+        Ok(Self { path, options: options_again, info, gate: Arc::default(), disk, lock })
     }
 
     /// The disk's path.
@@ -120,7 +123,7 @@ impl UringDevice {
     /// # Errors
     /// If the disk cannot be opened any more.
     pub fn rescan(&self, handle: &Handle) -> Result<(), DiskError> {
-        let disk = handle.open_disk(&self.path, &self.options)?;
+        let disk = handle.open_disk(self.lock.again(), &self.options)?;
         let blocks = self.info.block_size().blocks_in(disk.info().length);
         if blocks > self.info.blocks() {
             self.info.set_blocks(blocks);
@@ -143,7 +146,7 @@ impl BlockDevice for UringDevice {
         if self.info.state() == DeviceState::Removed {
             return Err(OpenError::DeviceGone);
         }
-        let disk = handle.open_disk(&self.path, &self.options)?;
+        let disk = handle.open_disk(self.lock.again(), &self.options)?;
         let member = Member::new(Arc::clone(&self.gate));
         Ok(Box::new(UringChannel::new(handle.clone(), disk, Arc::clone(&self.info), member)))
     }

@@ -47,6 +47,46 @@ fn a_file_conforms_with_its_own_and_with_larger_blocks() {
 }
 
 #[test]
+fn a_device_stays_with_its_disk_whatever_takes_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    run(RealDriver::new().unwrap(), async move |handle| {
+        let device = UringDevice::open(&handle, &path, &options(None, Some(1 << 20))).unwrap();
+        let open = || AsyncChannel::new(&handle, device.open(&handle).unwrap());
+        let block = |byte| Buffer::copy_of(&[byte; 512]);
+        open().write(Lba(3), BlockCount(1), block(7), false).await.unwrap();
+        std::fs::rename(&path, path.with_extension("moved")).unwrap();
+        let later = open();
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        for channel in [later, open()] {
+            let found = channel.read(Lba(3), BlockCount(1), Buffer::zeroed(512)).await.unwrap();
+            assert!(found.iter().all(|byte| *byte == 7), "it reads another disk");
+            channel.write(Lba(4), BlockCount(1), block(8), false).await.unwrap();
+        }
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0), "it wrote on another disk");
+    });
+}
+
+#[test]
+fn what_a_disk_lost_by_becoming_shorter_fails_and_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    run(RealDriver::new().unwrap(), async move |handle| {
+        let device = UringDevice::open(&handle, &path, &options(None, Some(1 << 20))).unwrap();
+        let before = AsyncChannel::new(&handle, device.open(&handle).unwrap());
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 19).unwrap();
+        let after = AsyncChannel::new(&handle, device.open(&handle).unwrap());
+        for channel in [before, after] {
+            let failed = device.info().faults().reads.failed;
+            let lost = channel.read(Lba(1500), BlockCount(1), Buffer::zeroed(512)).await;
+            assert_eq!(lost.unwrap_err(), IoError::Medium);
+            assert_eq!(device.info().faults().reads.failed, failed + 1);
+            channel.read(Lba(10), BlockCount(1), Buffer::zeroed(512)).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_disk_is_opened_by_one_device_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");

@@ -212,12 +212,24 @@ pub struct DiskInfo {
 #[derive(Clone)]
 pub struct DiskLock {
     path: PathBuf,
+    again: PathBuf,
     _claim: Arc<dyn Send + Sync>,
 }
 
 impl DiskLock {
     pub(crate) fn new(path: &Path, claim: Arc<dyn Send + Sync>) -> Self {
-        Self { path: path.to_owned(), _claim: claim }
+        Self::found_at(path, path, claim)
+    }
+
+    /// The same of a disk that is found at `again` whatever becomes of its path.
+    pub(crate) fn found_at(path: &Path, again: &Path, claim: Arc<dyn Send + Sync>) -> Self {
+        Self { path: path.to_owned(), again: again.to_owned(), _claim: claim }
+    }
+
+    /// Where to open the locked disk: this leads to the very same one when another has taken its path, or none.
+    #[must_use]
+    pub fn again(&self) -> &Path {
+        &self.again
     }
 
     /// The disk that is locked.

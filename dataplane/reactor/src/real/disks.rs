@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use basalt_dma::{Payload, RegionChange};
@@ -95,7 +95,9 @@ impl Disks {
 
     pub(super) fn lock(path: &Path) -> Result<DiskLock, DiskError> {
         let file = open::lock(path)?;
-        Ok(DiskLock::new(path, Arc::new(file)))
+        // The descriptor's own name leads to the file that is open, also when it has another path by now, or none.
+        let again = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok(DiskLock::found_at(path, &again, Arc::new(file)))
     }
 
     pub(super) fn open(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError> {
