@@ -127,6 +127,8 @@ impl End {
     fn new(stream: TcpStream, takes: usize, gives: usize) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
+        // As reactors do between two ends on one machine.
+        rustix::net::sockopt::set_tcp_congestion(&stream, "reno")?;
         Ok(Self { stream, takes, gives, partial: 0, owed: 0 })
     }
 
@@ -155,7 +157,8 @@ fn or_nothing(moved: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-fn pin(core: usize) -> Result<()> {
+/// Keeps the calling thread on a core.
+pub(crate) fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).with_context(|| format!("cannot run on core {core}"))

@@ -6,7 +6,10 @@
 //! resampling gives ([`ratio`]).
 #![allow(clippy::print_stdout, reason = "prints its results")]
 
+mod bars;
 mod exchange;
+mod local;
+mod outside;
 mod paused;
 mod peers;
 mod ratio;
@@ -15,10 +18,11 @@ mod subject;
 mod table;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use basalt_nvmf_transport::Nqn;
 use clap::{Parser, Subcommand};
 
@@ -40,14 +44,14 @@ struct Arguments {
     #[arg(long, global = true, default_value_t = 3.0)]
     seconds: f64,
     /// Another NVMe/TCP target, with a namespace 1 of at least 256 MiB whose data may be overwritten; the same load runs against it
-    #[arg(long, value_name = "IP:PORT", requires = "vs_nqn")]
+    #[arg(long, global = true, value_name = "IP:PORT", requires = "vs_nqn")]
     vs: Option<SocketAddr>,
     /// The subsystem of the other target
-    #[arg(long, value_name = "NQN", requires = "vs")]
+    #[arg(long, global = true, value_name = "NQN", requires = "vs")]
     vs_nqn: Option<String>,
     /// The other target's process, where it runs on this machine: it is paused whenever it is not its turn, as a target that
     /// never sleeps takes the core from the rest
-    #[arg(long, value_name = "PID", requires = "vs")]
+    #[arg(long, global = true, value_name = "PID", requires = "vs")]
     vs_pid: Option<i32>,
     /// Only rows whose name contains this
     #[arg(long, global = true, default_value = "")]
@@ -68,6 +72,21 @@ enum Other {
     },
     /// What digests cost in commands, and sleeping in latency: the bars are 0.8 and 1.3
     Settings,
+    /// The same targets under another load generator, and our pair to its pair with the other target; wants --vs
+    Outside {
+        /// Run as `PROGRAM read|write BYTES DEPTH QUEUES SECONDS`, with PORT and NQN in its environment; prints IOPS= and mean_us=
+        #[arg(long, value_name = "PROGRAM")]
+        generator: PathBuf,
+    },
+    /// Devices without a network: null and RAM against another program (bars 0.7 and 1.5), a file against fio (0.95)
+    Local {
+        /// Run as `PROGRAM null|malloc read|write SECONDS`; prints IOPS=
+        #[arg(long, value_name = "PROGRAM")]
+        peer: Option<PathBuf>,
+        /// A file to be made or overwritten, on a file system that takes `O_DIRECT`
+        #[arg(long, value_name = "PATH")]
+        file: Option<PathBuf>,
+    },
     /// The target's memory with connected, idle queue pairs of depth 128: the bar is 256 MiB for 1,000
     Memory {
         /// Queue pairs
@@ -93,29 +112,76 @@ fn run(arguments: &Arguments) -> Result<()> {
     let cores = std::thread::available_parallelism()?.get();
     ensure!(cores >= 2, "target and load need a core each, and this machine has {cores}");
     let duration = Duration::from_secs_f64(arguments.seconds.clamp(0.1, 600.0));
-    match arguments.other {
-        Some(Other::HalfOpen { connections }) => return half_open(arguments, connections, duration),
-        Some(Other::Memory { queue_pairs }) => return memory(arguments, queue_pairs),
+    match &arguments.other {
+        Some(Other::HalfOpen { connections }) => return half_open(arguments, *connections, duration),
+        Some(Other::Memory { queue_pairs }) => return memory(arguments, *queue_pairs),
         Some(Other::Settings) => return settings(arguments, duration),
+        Some(Other::Outside { generator }) => return outside(arguments, generator, duration),
+        Some(Other::Local { peer, file }) => {
+            return local(arguments, peer.as_deref(), file.as_deref(), duration);
+        }
         Some(Other::Serve) => return peers::serve(),
         None => {}
     }
     ensure!((0.1..=600.0).contains(&arguments.seconds), "--seconds must be from 0.1 to 600, for example 3");
-    let other = match (&arguments.vs, &arguments.vs_nqn) {
-        (Some(address), Some(nqn)) => {
-            let subject = Subject::new(*address, Nqn::new(nqn)?, None);
-            subject.fill()?;
-            let pause = arguments.vs_pid.map(Paused::new).transpose()?;
-            Some((subject, pause))
-        }
-        _ => None,
-    };
+    let other = other(arguments)?.map(|(subject, other)| (subject, other.pause));
     let mut rows = Vec::new();
     for work in Work::ALL.iter().filter(|work| work.name().contains(&arguments.only)) {
         eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
         let row = measure(work, other.as_ref(), arguments.pairs, duration)?;
         if !arguments.json {
             table::print_row(&row, rows.is_empty());
+        }
+        rows.push(row);
+    }
+    ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.only);
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(())
+}
+
+/// The other target, if one is named, with its working set written.
+fn other(arguments: &Arguments) -> Result<Option<(Subject, outside::Other)>> {
+    let (Some(address), Some(nqn)) = (arguments.vs, &arguments.vs_nqn) else { return Ok(None) };
+    let subsystem = Nqn::new(nqn)?;
+    let subject = Subject::new(address, subsystem.clone(), None);
+    subject.fill()?;
+    let pause = arguments.vs_pid.map(Paused::new).transpose()?;
+    Ok(Some((subject, outside::Other { address, subsystem, pause })))
+}
+
+fn outside(arguments: &Arguments, generator: &Path, duration: Duration) -> Result<()> {
+    let (_, other) = other(arguments)?.context("name the other target with --vs and --vs-nqn")?;
+    let mut rows = Vec::new();
+    let works = Work::ALL.iter().filter(|work| !work.has_digests() && work.name().contains(&arguments.only));
+    for work in works {
+        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, work.name());
+        let row = outside::measure(generator, &other, work, arguments.pairs, duration)?;
+        if !arguments.json {
+            outside::print_row(&row, rows.is_empty());
+        }
+        rows.push(row);
+    }
+    ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.only);
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(())
+}
+
+fn local(arguments: &Arguments, peer: Option<&Path>, file: Option<&Path>, duration: Duration) -> Result<()> {
+    ensure!(peer.is_some() || file.is_some(), "name what to compare with: --peer, --file or both");
+    let devices = [(local::Device::Null, peer), (local::Device::Ram, peer), (local::Device::File, file)];
+    let runs = devices.into_iter().filter_map(|(device, path)| Some((device, path?)));
+    let runs = runs
+        .flat_map(|(device, path)| [true, false].map(|reads| local::Run { device, reads, path, duration }));
+    let mut rows = Vec::new();
+    for run in runs.filter(|run| run.name().contains(&arguments.only)) {
+        eprintln!("{} x {} s each: {}", arguments.pairs, arguments.seconds, run.name());
+        let row = run.measure(arguments.pairs)?;
+        if !arguments.json {
+            local::print_row(&row, rows.is_empty());
         }
         rows.push(row);
     }
@@ -186,5 +252,5 @@ fn measure(
             }
         }
     }
-    Ok(Row::of(work.name(), &runs))
+    Ok(Row::of(work, &runs))
 }

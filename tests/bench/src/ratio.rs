@@ -17,7 +17,15 @@ pub(crate) struct Ratio {
 impl Ratio {
     /// Of pairs; none if there is no pair.
     pub(crate) fn of(pairs: &[(f64, f64)]) -> Option<Self> {
-        let ratios: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours / theirs).collect();
+        Self::of_values(&pairs.iter().map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
+    }
+
+    /// Of the differences of pairs, in their unit.
+    pub(crate) fn of_differences(pairs: &[(f64, f64)]) -> Option<Self> {
+        Self::of_values(&pairs.iter().map(|(ours, theirs)| ours - theirs).collect::<Vec<_>>())
+    }
+
+    fn of_values(ratios: &[f64]) -> Option<Self> {
         let mut medians: Vec<f64> = (0..RESAMPLES as u64)
             .filter_map(|resample| {
                 let drawn: Vec<f64> =
@@ -27,7 +35,7 @@ impl Ratio {
             .collect();
         medians.sort_by(f64::total_cmp);
         Some(Self {
-            median: median(&ratios)?,
+            median: median(ratios)?,
             low: *medians.get(RESAMPLES / 40)?,
             high: *medians.get(RESAMPLES - 1 - RESAMPLES / 40)?,
         })

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::bars::Bar;
 use crate::ratio::{Ratio, median};
 use crate::subject::{Figures, Served, Work};
 
@@ -25,9 +26,7 @@ pub(crate) struct Row {
     with: f64,
     without: f64,
     /// With the setting to without it.
-    ratio: Option<Ratio>,
-    bar: f64,
-    pass: bool,
+    bar: Option<Bar>,
 }
 
 impl Setting {
@@ -59,21 +58,19 @@ impl Setting {
 
     fn judge(self, name: String, with: &[Figures], without: &[Figures]) -> Row {
         type Field = fn(&Figures) -> f64;
-        let (unit, of, bar): (_, Field, _) = match self {
-            Self::Digests => ("commands/s", |run| run.per_second, 0.8),
-            Self::Adaptive => ("mean us", |run| run.mean_us, 1.3),
+        let (unit, of): (_, Field) = match self {
+            Self::Digests => ("commands/s", |run| run.per_second),
+            Self::Adaptive => ("mean us", |run| run.mean_us),
         };
         let values = |runs: &[Figures]| runs.iter().map(of).collect::<Vec<_>>();
         let (with, without) = (values(with), values(without));
         let pairs: Vec<_> = with.iter().copied().zip(without.iter().copied()).collect();
-        let ratio = Ratio::of(&pairs);
-        // The end of the interval that is worse for us has to reach the bar.
-        let pass = ratio.is_some_and(|ratio| match self {
-            Self::Digests => ratio.low >= bar,
-            Self::Adaptive => ratio.high <= bar,
+        let bar = Ratio::of(&pairs).map(|ratio| match self {
+            Self::Digests => Bar::at_least("ratio", ratio, 0.8),
+            Self::Adaptive => Bar::at_most("ratio", ratio, 1.3),
         });
         let middle = |values: &[f64]| median(values).unwrap_or_default();
-        Row { name, unit, with: middle(&with), without: middle(&without), ratio, bar, pass }
+        Row { name, unit, with: middle(&with), without: middle(&without), bar }
     }
 }
 
@@ -109,18 +106,10 @@ pub(crate) fn measure(only: &str, pairs: u32, duration: Duration) -> Result<Vec<
 }
 
 pub(crate) fn print(rows: &[Row]) {
-    println!("{:36} {:>12} {:>12} {:>12}   ratio [95 %], bar", "setting, work", "", "with", "without");
+    println!("{:36} {:>12} {:>12} {:>12}", "setting, work", "", "with", "without");
     for row in rows {
-        let Some(Ratio { median, low, high }) = row.ratio else { continue };
-        println!(
-            "{:36} {:>12} {:>12.1} {:>12.1}   {median:.2} [{low:.2}, {high:.2}], {} {}",
-            row.name,
-            row.unit,
-            row.with,
-            row.without,
-            row.bar,
-            if row.pass { "reached" } else { "not reached" }
-        );
+        let Some(bar) = &row.bar else { continue };
+        println!("{:36} {:>12} {:>12.1} {:>12.1}   {bar}", row.name, row.unit, row.with, row.without);
     }
 }
 
@@ -132,7 +121,7 @@ mod tests {
     fn the_worse_end_of_the_interval_is_judged() {
         let run = |per_second, mean_us| Figures { per_second, mean_us, ..Figures::default() };
         let judge = |setting: Setting, with: &[Figures], without: &[Figures]| {
-            setting.judge(String::new(), with, without).pass
+            setting.judge(String::new(), with, without).bar.unwrap().pass()
         };
         let off = [run(100.0, 10.0); 15];
         assert!(judge(Setting::Digests, &[run(80.0, 10.0); 15], &off));

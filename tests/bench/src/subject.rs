@@ -26,7 +26,7 @@ pub(crate) const LOAD_CORE: usize = 1;
 pub(crate) const SUBSYSTEM: &str = "nqn.2026-01.storage.basalt:bench";
 pub(crate) const HOST: &str = "nqn.2026-01.storage.basalt:bench-host";
 /// The random working set.
-const REGION: u64 = 256 << 20;
+pub(crate) const REGION: u64 = 256 << 20;
 
 /// One kind of load.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +71,30 @@ impl Work {
 
     pub(crate) fn reads(&self) -> bool {
         self.read_percent == 100
+    }
+
+    /// Whether nothing but the depth of one queue of small commands is measured.
+    pub(crate) fn is_deep(&self) -> bool {
+        self.bytes == 4096 && self.depth == 128 && self.queues == 1 && !self.digests
+    }
+
+    /// What the issue asks of the commands per second to those of SPDK's target.
+    pub(crate) fn bar_to_other(&self) -> Option<f64> {
+        let small = self.bytes == 4096;
+        match (small, self.depth, self.queues, self.reads()) {
+            _ if self.digests => None,
+            (true, 128, 1, true) => Some(1.4),
+            (true, 32, 4, true) => Some(1.8),
+            (true, 128, 1, false) | (true, 32, 4, false) => Some(1.25),
+            (false, 16, 1, true) => Some(1.15),
+            (false, 16, 1, false) => Some(1.0),
+            _ => None,
+        }
+    }
+
+    /// What it asks of the mean latency.
+    pub(crate) fn latency_bar_to_other(&self) -> Option<f64> {
+        (self.depth == 1 && !self.digests).then_some(if self.reads() { 0.8 } else { 1.0 })
     }
 
     /// For people.

@@ -127,6 +127,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "bdev",
             "device-mem",
+            "device-uring",
             "dma",
             "nvme-wire",
             "nvmf-host",
