@@ -7,6 +7,7 @@ use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::pdu::Frame;
 use basalt_reactor::{Progress, Sent, SocketError};
 
+use crate::charge::charge_of_payload;
 use crate::wire::Wire;
 
 /// Pieces that one call sends at most; the rest follows with the next.
@@ -42,6 +43,8 @@ pub(crate) struct Outlet {
     head: usize,
     /// Bytes of the first piece that are sent.
     skip: usize,
+    /// What the payloads hold of a pool.
+    memory: usize,
 }
 
 impl Outlet {
@@ -53,6 +56,11 @@ impl Outlet {
     /// Pieces that wait.
     pub(crate) fn len(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// Bytes that payloads hold of a pool until they are sent.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
     }
 
     /// Queues a PDU's header with what belongs to it up to its data: digest and padding.
@@ -83,6 +91,7 @@ impl Outlet {
     /// Queues a payload, which is dropped once it is sent.
     pub(crate) fn push_payload(&mut self, payload: Payload) {
         if !payload.is_empty() {
+            self.memory += charge_of_payload(&payload);
             self.pieces.push_back(Piece::Payload(payload));
         }
     }
@@ -140,8 +149,9 @@ impl Outlet {
                 break;
             }
             left -= len;
-            if let Piece::Bytes(len) = piece {
-                self.head += len;
+            match piece {
+                Piece::Bytes(len) => self.head += len,
+                Piece::Payload(payload) => self.memory -= charge_of_payload(payload),
             }
             self.pieces.pop_front();
         }

@@ -9,7 +9,7 @@ use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::pdu::{
     DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
-    ReadyToTransfer, Receiver, Termination, Violation,
+    Receiver, Termination, Violation,
 };
 use basalt_nvme_wire::{Sgl, Sqe, Status, fabrics};
 use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
@@ -19,8 +19,10 @@ use zerocopy::IntoBytes;
 
 use super::devices::{DeviceIndex, Devices};
 use super::options::TcpTargetOptions;
+use super::share::Share;
 use super::slot::{Slots, State, Work};
 use super::staging::Staging;
+use crate::charge::charge_of_payload;
 use crate::inlet::{DataLimits, Inlet};
 use crate::outlet::Outlet;
 use crate::wire::Wire;
@@ -65,8 +67,10 @@ pub(crate) struct Connection<W> {
     data_alignment: usize,
     /// Channels by namespace slot; none for a device that cannot be opened.
     devices: SmallVec<[Option<DeviceIndex>; 1]>,
-    /// Commands that wait for a buffer or a place in a device's queue, in order.
+    /// Commands that wait for a place in a device's queue, in order.
     pub(super) backlog: VecDeque<usize>,
+    /// Commands that hold nothing yet and wait for memory, in order. Not those of the backlog, which hold some, wait behind them.
+    pub(super) starved: VecDeque<usize>,
     /// Requests with devices.
     pub(super) running: usize,
     /// Commands whose data is on the way.
@@ -89,10 +93,17 @@ const CONGESTED_PIECES: usize = 1024;
 
 impl<W: Wire> Connection<W> {
     /// A fresh connection; `index` comes back in the tags of its requests.
-    pub(crate) fn new(wire: W, index: usize, queue: Queue, now: Instant, options: &TcpTargetOptions) -> Self {
+    pub(crate) fn new(
+        wire: W,
+        index: usize,
+        queue: Queue,
+        share: Share,
+        now: Instant,
+        options: &TcpTargetOptions,
+    ) -> Self {
         let limits =
             DataLimits { capsule: options.limits.in_capsule_bytes_max, transfer: options.host_data_max };
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(share);
         slots.set_limit(entries(&queue));
         Self {
             wire,
@@ -108,6 +119,7 @@ impl<W: Wire> Connection<W> {
             data_alignment: 4,
             devices: SmallVec::new(),
             backlog: VecDeque::new(),
+            starved: VecDeque::new(),
             running: 0,
             receiving: 0,
             largest_expected: 0,
@@ -129,7 +141,8 @@ impl<W: Wire> Connection<W> {
 
     /// Whether something is under way that its socket does not tell of.
     pub(crate) fn has_work(&self) -> bool {
-        !self.outlet.is_empty() || !self.backlog.is_empty() || self.running > 0
+        let waits = !self.backlog.is_empty() || !self.starved.is_empty();
+        waits || !self.outlet.is_empty() || self.running > 0
     }
 
     /// Whether the peer's bytes are wanted now.
@@ -142,7 +155,10 @@ impl<W: Wire> Connection<W> {
         if self.outlet.is_empty() || self.phase == Phase::Over {
             return Progress::Idle;
         }
-        match self.outlet.flush(&self.wire) {
+        let before = self.outlet.memory();
+        let flushed = self.outlet.flush(&self.wire);
+        self.slots.share.put(before - self.outlet.memory());
+        match flushed {
             Ok(progress) => {
                 if self.outlet.is_empty() && matches!(self.phase, Phase::Terminating { .. }) {
                     self.wire.shutdown();
@@ -223,8 +239,15 @@ impl<W: Wire> Connection<W> {
         for index in std::mem::take(&mut self.devices).into_iter().flatten() {
             devices.release(index);
         }
+        self.slots.share.put(self.outlet.memory());
         self.outlet = Outlet::default();
         self.backlog.clear();
+        self.starved.clear();
+        for slot in 0..self.slots.len() {
+            if !matches!(self.slots[slot].state, State::Free | State::Submitted) {
+                self.release(slot);
+            }
+        }
     }
 
     /// The initialization request came (TCP 3.2).
@@ -404,15 +427,7 @@ impl<W: Wire> Connection<W> {
             (held.work, held.length, held.state) = (work, length, State::Ready);
             return Some(InCapsule { slot, at, len: data.len() });
         }
-        // The data is here and nowhere else: without a pool's buffer it gets one of its own, of which there are at most as
-        // many as the queue has entries.
-        let buffer = match context.pool.take(data.len()) {
-            Some(mut buffer) => {
-                buffer.copy_from_slice(data);
-                buffer
-            }
-            None => Buffer::copy_of(data),
-        };
+        let buffer = self.copy_capsule(slot, data, context.pool);
         self.start(slot, work, length, Payload::Buffer(buffer), context);
         None
     }
@@ -429,39 +444,6 @@ impl<W: Wire> Connection<W> {
         let held = &mut self.slots[slot];
         (held.work, held.length, held.payload, held.state) = (work, length, payload, State::Ready);
         self.submit(slot, context);
-    }
-
-    /// Asks the host for a command's data (R2T, TCP 3.3.2.1).
-    pub(super) fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
-        let held = &mut self.slots[slot];
-        (held.work, held.length, held.state) = (work, length, State::NeedsBuffer);
-        if !self.try_ask(slot, pool) {
-            self.backlog.push_back(slot);
-        }
-    }
-
-    /// False if there is no buffer now.
-    pub(super) fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
-        let held = &mut self.slots[slot];
-        let Some(buffer) = pool.take(held.length as usize) else { return false };
-        held.payload = Payload::Buffer(buffer);
-        held.state = State::Receiving { received: 0 };
-        if self.receiving == 0 {
-            self.largest_expected = 0;
-        }
-        self.receiving += 1;
-        self.largest_expected = self.largest_expected.max(held.length);
-        let frame = Frame::new(Kind::ReadyToTransfer, 0, self.digests, 0, 1);
-        let tag = u16::try_from(slot).unwrap_or(u16::MAX);
-        let ready = ReadyToTransfer {
-            command_id: held.command_id(),
-            transfer_tag: tag,
-            offset: 0,
-            length: held.length,
-        };
-        let header = ready.emit(&frame);
-        self.outlet.push_header(&frame, &header);
-        true
     }
 
     /// All data of a command is there.
@@ -522,6 +504,7 @@ impl<W: Wire> Connection<W> {
             payload if frame.data_digest => Some(crc32c(&payload.to_vec())),
             _ => None,
         };
+        self.slots.share.note(charge_of_payload(&payload));
         self.outlet.push_payload(payload);
         if let Some(digest) = digest {
             self.outlet.push_bytes(&digest.to_le_bytes());

@@ -26,8 +26,7 @@ type Lent = SmallVec<[InCapsule; 64]>;
 impl<W: Wire> Connection<W> {
     /// Receives once and does what the bytes say.
     pub(crate) fn receive(&mut self, context: &mut Context<'_>) -> Progress {
-        let Some(staging) = context.staging.buffer() else { return Progress::Idle };
-        let mut buffer = std::mem::take(staging);
+        let mut buffer = context.staging.take();
         let filled = self.fill(&mut buffer);
         let (direct, staged) = match filled {
             Filled::Bytes { direct, staged } => (direct, staged),
@@ -62,8 +61,14 @@ impl<W: Wire> Connection<W> {
         }
         context.staging.put_back(buffer);
         for capsule in lent {
-            let payload = Payload::Lent(context.staging.lend(capsule.at, capsule.len));
-            self.slots[capsule.slot].payload = payload;
+            let InCapsule { slot, at, len } = capsule;
+            self.slots[slot].payload = match context.staging.lend(at, len) {
+                Some(view) => Payload::Lent(view),
+                None => {
+                    let data = context.staging.received(at, len);
+                    Payload::Buffer(self.copy_capsule(slot, data, context.pool))
+                }
+            };
             self.submit(capsule.slot, context);
         }
         Progress::Busy
