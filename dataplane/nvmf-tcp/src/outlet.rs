@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use basalt_dma::{Payload, Segment};
+use basalt_dma::{Buffer, Payload, Segment};
 use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::pdu::Frame;
 use basalt_reactor::{Progress, Sent, SocketError};
@@ -23,6 +23,8 @@ enum Piece {
     Bytes(usize),
     /// A payload's bytes, sent from where they are.
     Payload(Payload),
+    /// Bytes that were made for output.
+    Own(Buffer),
 }
 
 impl Piece {
@@ -30,6 +32,7 @@ impl Piece {
         match self {
             Piece::Bytes(len) => *len,
             Piece::Payload(payload) => payload.len(),
+            Piece::Own(buffer) => buffer.len(),
         }
     }
 }
@@ -45,6 +48,8 @@ pub(crate) struct Outlet {
     skip: usize,
     /// What the payloads hold of a pool.
     memory: usize,
+    /// Bytes in pieces that were made for output.
+    own: usize,
 }
 
 impl Outlet {
@@ -61,6 +66,11 @@ impl Outlet {
     /// Bytes that payloads hold of a pool until they are sent.
     pub(crate) fn memory(&self) -> usize {
         self.memory
+    }
+
+    /// Bytes that were made for output and are not sent.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.own + self.bytes.len() - self.head
     }
 
     /// Queues a PDU's header with what belongs to it up to its data: digest and padding.
@@ -94,6 +104,12 @@ impl Outlet {
             self.memory += charge_of_payload(&payload);
             self.pieces.push_back(Piece::Payload(payload));
         }
+    }
+
+    /// Queues bytes that were made for output.
+    pub(crate) fn push_own(&mut self, buffer: Buffer) {
+        self.own += buffer.len();
+        self.pieces.push_back(Piece::Own(buffer));
     }
 
     fn count_bytes(&mut self, count: usize) {
@@ -136,6 +152,7 @@ impl Outlet {
                     at += len;
                 }
                 Piece::Payload(payload) => payload.segments().for_each(|segment| gather.push(segment)),
+                Piece::Own(buffer) => gather.push(Segment::new(buffer)),
             }
         }
         wire.send(&gather.segments[..gather.count]).map(|sent| (sent, gather.offered))
@@ -152,6 +169,7 @@ impl Outlet {
             match piece {
                 Piece::Bytes(len) => self.head += len,
                 Piece::Payload(payload) => self.memory -= charge_of_payload(payload),
+                Piece::Own(buffer) => self.own -= buffer.len(),
             }
             self.pieces.pop_front();
         }

@@ -5,24 +5,19 @@ use std::collections::VecDeque;
 use basalt_bdev::{Capabilities, Operation};
 use basalt_clock::Instant;
 use basalt_dma::{Buffer, BufferPool, Payload};
-use basalt_nvme_wire::digest::crc32c;
-use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::pdu::{
-    DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
-    Receiver, Termination, Violation,
+    Digests, InitializeRequest, InitializeResponse, Kind, Receiver, Termination, Violation,
 };
 use basalt_nvme_wire::{Sgl, Sqe, Status, fabrics};
 use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
-use zerocopy::IntoBytes;
 
 use super::devices::{DeviceIndex, Devices};
 use super::options::TcpTargetOptions;
 use super::share::Share;
 use super::slot::{Slots, State, Work};
 use super::staging::Staging;
-use crate::charge::charge_of_payload;
 use crate::inlet::{DataLimits, Inlet};
 use crate::outlet::Outlet;
 use crate::wire::Wire;
@@ -58,13 +53,13 @@ pub(crate) struct Connection<W> {
     pub(crate) queue: Queue,
     opened: Instant,
     pub(super) inlet: Inlet,
-    pub(super) outlet: Outlet,
+    pub(crate) outlet: Outlet,
     pub(super) slots: Slots,
     /// The first half of a fused pair whose second half has not come.
     pub(super) open_first: Option<usize>,
     pub(super) digests: Digests,
     /// Alignment of data that the host wants (HPDA).
-    data_alignment: usize,
+    pub(super) data_alignment: usize,
     /// Channels by namespace slot; none for a device that cannot be opened.
     devices: SmallVec<[Option<DeviceIndex>; 1]>,
     /// Commands that wait for a place in a device's queue, in order.
@@ -77,7 +72,7 @@ pub(crate) struct Connection<W> {
     pub(super) receiving: usize,
     /// The largest of them since there were none.
     pub(super) largest_expected: u32,
-    sq_head: u32,
+    pub(super) sq_head: u32,
     /// Orders to end commands that devices still have.
     pub(super) abort_orders: Vec<AbortOrder>,
     /// Orders to end one command, by its place; settled when that is free.
@@ -86,10 +81,11 @@ pub(crate) struct Connection<W> {
 
 /// Bits of a tag that name the slot.
 pub(super) const TAG_SLOT_BITS: u32 = 16;
-/// Submission queue head in the completion of a Connect that turned flow control off (oF 3.3, response).
-const HEAD_NO_FLOW_CONTROL: u16 = 0xffff;
-/// Pieces of output beyond which nothing more is received: a host that does not read gets no more service.
+/// Pieces of output beyond which no more commands are taken: a host that does not read gets no more service.
 const CONGESTED_PIECES: usize = 1024;
+/// The same for bytes that were made for output, as completions and log pages are; at most one answer goes beyond. Data of reads is bounded
+/// by the connection's share.
+const CONGESTED_BYTES: usize = 64 << 10;
 
 impl<W: Wire> Connection<W> {
     /// A fresh connection; `index` comes back in the tags of its requests.
@@ -142,12 +138,17 @@ impl<W: Wire> Connection<W> {
     /// Whether something is under way that its socket does not tell of.
     pub(crate) fn has_work(&self) -> bool {
         let waits = !self.backlog.is_empty() || !self.starved.is_empty();
-        waits || !self.outlet.is_empty() || self.running > 0
+        waits || self.inlet.holds_back() || !self.outlet.is_empty() || self.running > 0
     }
 
     /// Whether the peer's bytes are wanted now.
     pub(crate) fn takes_input(&self) -> bool {
-        self.phase != Phase::Over && self.outlet.len() < CONGESTED_PIECES
+        self.phase != Phase::Over && !self.is_congested()
+    }
+
+    /// Whether so much output waits that no more commands are taken.
+    pub(super) fn is_congested(&self) -> bool {
+        self.outlet.own_bytes() >= CONGESTED_BYTES || self.outlet.len() >= CONGESTED_PIECES
     }
 
     /// Sends what is queued.
@@ -468,76 +469,6 @@ impl<W: Wire> Connection<W> {
                 if self.may_run(slot, context) {
                     self.submit(slot, context);
                 }
-            }
-        }
-    }
-
-    /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).
-    pub(super) fn send_read(&mut self, slot: usize, payload: Payload) {
-        let with_response = self.queue.has_flow_control();
-        self.push_data(slot, payload, with_response);
-        if with_response {
-            self.reply(slot, &Reply::SUCCESS);
-        } else {
-            self.release(slot);
-        }
-    }
-
-    /// Data of an admin command, then its completion.
-    fn give(&mut self, slot: usize, data: &[u8], reply: &Reply) {
-        if !data.is_empty() {
-            let payload = Payload::Buffer(Buffer::copy_of(data));
-            self.push_data(slot, payload, true);
-        }
-        self.reply(slot, reply);
-    }
-
-    fn push_data(&mut self, slot: usize, payload: Payload, with_response: bool) {
-        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let flags = if with_response { FLAG_LAST } else { FLAG_LAST | FLAG_SUCCESS };
-        let frame = Frame::new(Kind::ControllerData, flags, self.digests, length, self.data_alignment);
-        let command_id = self.slots[slot].command_id();
-        let transfer = DataTransfer { command_id, transfer_tag: 0, offset: 0, length };
-        self.outlet.push_header(&frame, &transfer.emit(&frame));
-        let digest = match &payload {
-            Payload::Buffer(buffer) if frame.data_digest => Some(crc32c(buffer)),
-            payload if frame.data_digest => Some(crc32c(&payload.to_vec())),
-            _ => None,
-        };
-        self.slots.share.note(charge_of_payload(&payload));
-        self.outlet.push_payload(payload);
-        if let Some(digest) = digest {
-            self.outlet.push_bytes(&digest.to_le_bytes());
-        }
-    }
-
-    /// Queues a completion and ends the command.
-    pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
-        let sq_head = match self.queue.has_flow_control() {
-            true => u16::try_from(self.sq_head).unwrap_or(0),
-            false if self.is_connect(slot) => HEAD_NO_FLOW_CONTROL,
-            false => 0,
-        };
-        let entry = reply.entry(self.slots[slot].command_id(), sq_head);
-        let frame = Frame::new(Kind::Response, 0, self.digests, 0, 1);
-        let mut header = [0; 24];
-        header[..8].copy_from_slice(&frame.emit());
-        header[8..].copy_from_slice(entry.as_bytes());
-        self.outlet.push_header(&frame, &header);
-        self.release(slot);
-    }
-
-    fn is_connect(&self, slot: usize) -> bool {
-        let sqe = &self.slots[slot].sqe;
-        sqe.opcode == Admin::Fabrics.code()
-            && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_))
-    }
-
-    /// Completes event requests whose events happened.
-    pub(super) fn push_events(&mut self) {
-        while let Some((command, reply)) = self.queue.next_event() {
-            if let Some(slot) = self.slots.find_held(command.0) {
-                self.reply(slot, &reply);
             }
         }
     }

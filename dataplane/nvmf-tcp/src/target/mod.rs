@@ -1,6 +1,7 @@
 //! The target's end: listeners, connections and devices of one reactor.
 
 mod abort;
+mod answer;
 mod buffers;
 pub(crate) mod connection;
 pub(crate) mod devices;

@@ -1,8 +1,9 @@
 //! What hosts hold of a reactor's buffers, and what is left for others.
 
-use basalt_nvme_wire::opcode::Io;
+use basalt_nvme_wire::opcode::{Admin, Io};
 use basalt_nvme_wire::pdu::{DataTransfer, Digests, FLAG_LAST, Frame, Kind, ReadyToTransfer};
 use basalt_nvme_wire::{ReadWrite, Sgl, Sqe};
+use rstest::rstest;
 use zerocopy::little_endian::U32;
 
 use super::pipe::{End, pipe};
@@ -251,4 +252,52 @@ fn hosts_are_listened_to_though_the_pool_is_dry() {
     drop(all);
     crowd.turns(50);
     assert_eq!(asked(&crowd.wires[index].drain()).len(), 1);
+}
+
+/// Answers that are made for their commands, one after the other.
+fn log_page(id: u16) -> Sqe {
+    let mut sqe = Sqe::new(Admin::GetLogPage.code(), id);
+    sqe.nsid = U32::new(u32::MAX);
+    sqe.sgl = Sgl::Transport { length: LARGE }.emit();
+    // SMART, as many dwords.
+    sqe.cdw10 = U32::new(2 | (LARGE / 4 - 1) << 16);
+    sqe
+}
+
+fn keep_alive(id: u16) -> Sqe {
+    Sqe::new(Admin::KeepAlive.code(), id)
+}
+
+#[rstest]
+#[case::large(log_page, 400, 24 + LARGE as usize + 24)]
+#[case::small(keep_alive, 20_000, 24)]
+fn answers_that_nobody_reads_are_bounded(
+    #[case] make: fn(u16) -> Sqe,
+    #[case] count: u16,
+    #[case] answer_bytes: usize,
+) {
+    let mut crowd = Crowd::new();
+    crowd.join(&PeerShare::default(), NONE);
+    let wire = crowd.admin_wires[0].clone();
+    wire.stop_reading();
+    (0..count).for_each(|id| wire.inject(&capsule(NONE, &make(id), &[])));
+    crowd.turns(500);
+    let waiting = crowd.connections[0].outlet.own_bytes();
+    assert!((64 << 10..(64 << 10) + answer_bytes).contains(&waiting), "{waiting}");
+    // All come, in order, once they are read.
+    wire.read_on();
+    let mut answers = Vec::new();
+    while answers.len() < usize::from(count) {
+        crowd.turns(500);
+        let sent = wire.drain();
+        assert!(!sent.is_empty() && sent.len().is_multiple_of(answer_bytes));
+        answers.extend(sent.chunks_exact(answer_bytes).map(|answer| {
+            let completion = &answer[answer_bytes - 24..];
+            assert!(is_success(completion));
+            u16::from_le_bytes([completion[20], completion[21]])
+        }));
+    }
+    assert!(answers.into_iter().eq(0..count));
+    assert_eq!(crowd.connections[0].phase, Phase::Running);
+    assert!(!crowd.connections[0].has_work());
 }
