@@ -131,6 +131,11 @@ impl Queue {
         matches!(self.role, Role::Admin(_))
     }
 
+    /// Whether this is a connected I/O queue.
+    pub fn is_io(&self) -> bool {
+        matches!(self.role, Role::Io(_))
+    }
+
     /// The controller's identifier once connected.
     pub fn controller_id(&self) -> Option<ControllerId> {
         match &self.role {

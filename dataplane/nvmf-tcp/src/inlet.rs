@@ -25,6 +25,8 @@ pub(crate) struct Inlet {
     digests: Digests,
     /// The start of a PDU whose rest has not come yet. Empty most of the time.
     carry: Vec<u8>,
+    /// What is carried is more than that: it is to be gone through before more is received.
+    held_back: bool,
     /// The data PDU whose data is coming.
     body: Option<Body>,
 }
@@ -53,7 +55,14 @@ pub(crate) enum Filled {
 
 impl Inlet {
     pub(crate) fn new(receiver: Receiver, limits: DataLimits) -> Self {
-        Self { receiver, limits, digests: Digests::default(), carry: Vec::new(), body: None }
+        Self {
+            receiver,
+            limits,
+            digests: Digests::default(),
+            carry: Vec::new(),
+            held_back: false,
+            body: None,
+        }
     }
 
     /// What was negotiated: holds for every PDU after the initialization.
@@ -115,6 +124,28 @@ impl Inlet {
     pub(crate) fn keep(&mut self, rest: &[u8]) {
         debug_assert!(self.carry.is_empty(), "kept once per receive");
         self.carry.extend_from_slice(rest);
+    }
+
+    /// Keeps bytes that are not to be gone through now.
+    pub(crate) fn hold_back(&mut self, rest: &[u8]) {
+        self.keep(rest);
+        self.held_back = !rest.is_empty();
+    }
+
+    /// Whether bytes wait to be gone through.
+    pub(crate) fn holds_back(&self) -> bool {
+        self.held_back
+    }
+
+    /// Puts bytes that were held back at the start of `staging`; answers how many.
+    pub(crate) fn take_held_back(&mut self, staging: &mut [u8]) -> Option<usize> {
+        if !self.held_back {
+            return None;
+        }
+        self.held_back = false;
+        let carry = std::mem::take(&mut self.carry);
+        staging[..carry.len()].copy_from_slice(&carry);
+        Some(carry.len())
     }
 
     /// The PDU at the start of `bytes`; `None` until enough of it is there.

@@ -6,6 +6,7 @@
 //!
 //! Sections cited: *TCP* is the NVMe/TCP Transport Specification 1.0c.
 
+mod charge;
 pub mod host;
 mod inlet;
 mod outlet;

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
-use basalt_dma::{Payload, Segment};
+use basalt_dma::{Buffer, Payload, Segment};
 use basalt_nvme_wire::digest::crc32c;
 use basalt_nvme_wire::pdu::Frame;
 use basalt_reactor::{Progress, Sent, SocketError};
 
+use crate::charge::charge_of_payload;
 use crate::wire::Wire;
 
 /// Pieces that one call sends at most; the rest follows with the next.
@@ -22,6 +23,8 @@ enum Piece {
     Bytes(usize),
     /// A payload's bytes, sent from where they are.
     Payload(Payload),
+    /// Bytes that were made for output.
+    Own(Buffer),
 }
 
 impl Piece {
@@ -29,6 +32,7 @@ impl Piece {
         match self {
             Piece::Bytes(len) => *len,
             Piece::Payload(payload) => payload.len(),
+            Piece::Own(buffer) => buffer.len(),
         }
     }
 }
@@ -42,6 +46,10 @@ pub(crate) struct Outlet {
     head: usize,
     /// Bytes of the first piece that are sent.
     skip: usize,
+    /// What the payloads hold of a pool.
+    memory: usize,
+    /// Bytes in pieces that were made for output.
+    own: usize,
 }
 
 impl Outlet {
@@ -53,6 +61,16 @@ impl Outlet {
     /// Pieces that wait.
     pub(crate) fn len(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// Bytes that payloads hold of a pool until they are sent.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Bytes that were made for output and are not sent.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.own + self.bytes.len() - self.head
     }
 
     /// Queues a PDU's header with what belongs to it up to its data: digest and padding.
@@ -83,8 +101,15 @@ impl Outlet {
     /// Queues a payload, which is dropped once it is sent.
     pub(crate) fn push_payload(&mut self, payload: Payload) {
         if !payload.is_empty() {
+            self.memory += charge_of_payload(&payload);
             self.pieces.push_back(Piece::Payload(payload));
         }
+    }
+
+    /// Queues bytes that were made for output.
+    pub(crate) fn push_own(&mut self, buffer: Buffer) {
+        self.own += buffer.len();
+        self.pieces.push_back(Piece::Own(buffer));
     }
 
     fn count_bytes(&mut self, count: usize) {
@@ -127,6 +152,7 @@ impl Outlet {
                     at += len;
                 }
                 Piece::Payload(payload) => payload.segments().for_each(|segment| gather.push(segment)),
+                Piece::Own(buffer) => gather.push(Segment::new(buffer)),
             }
         }
         wire.send(&gather.segments[..gather.count]).map(|sent| (sent, gather.offered))
@@ -140,8 +166,10 @@ impl Outlet {
                 break;
             }
             left -= len;
-            if let Piece::Bytes(len) = piece {
-                self.head += len;
+            match piece {
+                Piece::Bytes(len) => self.head += len,
+                Piece::Payload(payload) => self.memory -= charge_of_payload(payload),
+                Piece::Own(buffer) => self.own -= buffer.len(),
             }
             self.pieces.pop_front();
         }

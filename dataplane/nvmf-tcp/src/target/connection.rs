@@ -4,21 +4,18 @@ use std::collections::VecDeque;
 
 use basalt_bdev::{Capabilities, Operation};
 use basalt_clock::Instant;
-use basalt_dma::{Buffer, BufferPool, Lent, Payload};
-use basalt_nvme_wire::digest::crc32c;
-use basalt_nvme_wire::opcode::Admin;
+use basalt_dma::{Buffer, BufferPool, Payload};
 use basalt_nvme_wire::pdu::{
-    DataTransfer, Digests, FLAG_LAST, FLAG_SUCCESS, Frame, InitializeRequest, InitializeResponse, Kind,
-    ReadyToTransfer, Receiver, Termination, Violation,
+    Digests, InitializeRequest, InitializeResponse, Kind, Receiver, Termination, Violation,
 };
 use basalt_nvme_wire::{Sgl, Sqe, Status, fabrics};
 use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
-use zerocopy::IntoBytes;
 
 use super::devices::{DeviceIndex, Devices};
 use super::options::TcpTargetOptions;
+use super::share::Share;
 use super::slot::{Slots, State, Work};
 use super::staging::Staging;
 use crate::inlet::{DataLimits, Inlet};
@@ -56,24 +53,26 @@ pub(crate) struct Connection<W> {
     pub(crate) queue: Queue,
     opened: Instant,
     pub(super) inlet: Inlet,
-    pub(super) outlet: Outlet,
+    pub(crate) outlet: Outlet,
     pub(super) slots: Slots,
     /// The first half of a fused pair whose second half has not come.
     pub(super) open_first: Option<usize>,
     pub(super) digests: Digests,
     /// Alignment of data that the host wants (HPDA).
-    data_alignment: usize,
+    pub(super) data_alignment: usize,
     /// Channels by namespace slot; none for a device that cannot be opened.
     devices: SmallVec<[Option<DeviceIndex>; 1]>,
-    /// Commands that wait for a buffer or a place in a device's queue, in order.
+    /// Commands that wait for a place in a device's queue, in order.
     pub(super) backlog: VecDeque<usize>,
+    /// Commands that hold nothing yet and wait for memory, in order. Not those of the backlog, which hold some, wait behind them.
+    pub(super) starved: VecDeque<usize>,
     /// Requests with devices.
     pub(super) running: usize,
     /// Commands whose data is on the way.
     pub(super) receiving: usize,
     /// The largest of them since there were none.
     pub(super) largest_expected: u32,
-    sq_head: u32,
+    pub(super) sq_head: u32,
     /// Orders to end commands that devices still have.
     pub(super) abort_orders: Vec<AbortOrder>,
     /// Orders to end one command, by its place; settled when that is free.
@@ -82,17 +81,25 @@ pub(crate) struct Connection<W> {
 
 /// Bits of a tag that name the slot.
 pub(super) const TAG_SLOT_BITS: u32 = 16;
-/// Submission queue head in the completion of a Connect that turned flow control off (oF 3.3, response).
-const HEAD_NO_FLOW_CONTROL: u16 = 0xffff;
-/// Pieces of output beyond which nothing more is received: a host that does not read gets no more service.
+/// Pieces of output beyond which no more commands are taken: a host that does not read gets no more service.
 const CONGESTED_PIECES: usize = 1024;
+/// The same for bytes that were made for output, as completions and log pages are; at most one answer goes beyond. Data of reads is bounded
+/// by the connection's share.
+const CONGESTED_BYTES: usize = 64 << 10;
 
 impl<W: Wire> Connection<W> {
     /// A fresh connection; `index` comes back in the tags of its requests.
-    pub(crate) fn new(wire: W, index: usize, queue: Queue, now: Instant, options: &TcpTargetOptions) -> Self {
+    pub(crate) fn new(
+        wire: W,
+        index: usize,
+        queue: Queue,
+        share: Share,
+        now: Instant,
+        options: &TcpTargetOptions,
+    ) -> Self {
         let limits =
             DataLimits { capsule: options.limits.in_capsule_bytes_max, transfer: options.host_data_max };
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(share);
         slots.set_limit(entries(&queue));
         Self {
             wire,
@@ -108,6 +115,7 @@ impl<W: Wire> Connection<W> {
             data_alignment: 4,
             devices: SmallVec::new(),
             backlog: VecDeque::new(),
+            starved: VecDeque::new(),
             running: 0,
             receiving: 0,
             largest_expected: 0,
@@ -129,12 +137,18 @@ impl<W: Wire> Connection<W> {
 
     /// Whether something is under way that its socket does not tell of.
     pub(crate) fn has_work(&self) -> bool {
-        !self.outlet.is_empty() || !self.backlog.is_empty() || self.running > 0
+        let waits = !self.backlog.is_empty() || !self.starved.is_empty();
+        waits || self.inlet.holds_back() || !self.outlet.is_empty() || self.running > 0
     }
 
     /// Whether the peer's bytes are wanted now.
     pub(crate) fn takes_input(&self) -> bool {
-        self.phase != Phase::Over && self.outlet.len() < CONGESTED_PIECES
+        self.phase != Phase::Over && !self.is_congested()
+    }
+
+    /// Whether so much output waits that no more commands are taken.
+    pub(super) fn is_congested(&self) -> bool {
+        self.outlet.own_bytes() >= CONGESTED_BYTES || self.outlet.len() >= CONGESTED_PIECES
     }
 
     /// Sends what is queued.
@@ -142,7 +156,10 @@ impl<W: Wire> Connection<W> {
         if self.outlet.is_empty() || self.phase == Phase::Over {
             return Progress::Idle;
         }
-        match self.outlet.flush(&self.wire) {
+        let before = self.outlet.memory();
+        let flushed = self.outlet.flush(&self.wire);
+        self.slots.share.put(before - self.outlet.memory());
+        match flushed {
             Ok(progress) => {
                 if self.outlet.is_empty() && matches!(self.phase, Phase::Terminating { .. }) {
                     self.wire.shutdown();
@@ -223,8 +240,15 @@ impl<W: Wire> Connection<W> {
         for index in std::mem::take(&mut self.devices).into_iter().flatten() {
             devices.release(index);
         }
+        self.slots.share.put(self.outlet.memory());
         self.outlet = Outlet::default();
         self.backlog.clear();
+        self.starved.clear();
+        for slot in 0..self.slots.len() {
+            if !matches!(self.slots[slot].state, State::Free | State::Submitted) {
+                self.release(slot);
+            }
+        }
     }
 
     /// The initialization request came (TCP 3.2).
@@ -404,15 +428,7 @@ impl<W: Wire> Connection<W> {
             (held.work, held.length, held.state) = (work, length, State::Ready);
             return Some(InCapsule { slot, at, len: data.len() });
         }
-        // The data is here and nowhere else: without a pool's buffer it gets one of its own, of which there are at most as
-        // many as the queue has entries.
-        let buffer = match context.pool.take(data.len()) {
-            Some(mut buffer) => {
-                buffer.copy_from_slice(data);
-                buffer
-            }
-            None => Buffer::copy_of(data),
-        };
+        let buffer = self.copy_capsule(slot, data, context.pool);
         self.start(slot, work, length, Payload::Buffer(buffer), context);
         None
     }
@@ -429,39 +445,6 @@ impl<W: Wire> Connection<W> {
         let held = &mut self.slots[slot];
         (held.work, held.length, held.payload, held.state) = (work, length, payload, State::Ready);
         self.submit(slot, context);
-    }
-
-    /// Asks the host for a command's data (R2T, TCP 3.3.2.1).
-    pub(super) fn ask_for(&mut self, slot: usize, length: u32, work: Work, pool: &BufferPool) {
-        let held = &mut self.slots[slot];
-        (held.work, held.length, held.state) = (work, length, State::NeedsBuffer);
-        if !self.try_ask(slot, pool) {
-            self.backlog.push_back(slot);
-        }
-    }
-
-    /// False if there is no buffer now.
-    pub(super) fn try_ask(&mut self, slot: usize, pool: &BufferPool) -> bool {
-        let held = &mut self.slots[slot];
-        let Some(buffer) = pool.take(held.length as usize) else { return false };
-        held.payload = Payload::Buffer(buffer);
-        held.state = State::Receiving { received: 0 };
-        if self.receiving == 0 {
-            self.largest_expected = 0;
-        }
-        self.receiving += 1;
-        self.largest_expected = self.largest_expected.max(held.length);
-        let frame = Frame::new(Kind::ReadyToTransfer, 0, self.digests, 0, 1);
-        let tag = u16::try_from(slot).unwrap_or(u16::MAX);
-        let ready = ReadyToTransfer {
-            command_id: held.command_id(),
-            transfer_tag: tag,
-            offset: 0,
-            length: held.length,
-        };
-        let header = ready.emit(&frame);
-        self.outlet.push_header(&frame, &header);
-        true
     }
 
     /// All data of a command is there.
@@ -489,80 +472,6 @@ impl<W: Wire> Connection<W> {
             }
         }
     }
-
-    /// Data of a read, then its completion: the success flag where the host does without (TCP 3.3.2.2).
-    pub(super) fn send_read(&mut self, slot: usize, mut payload: Payload, pool: &BufferPool) {
-        let with_response = self.queue.has_flow_control();
-        if let Payload::Lent(view) = &payload
-            && self.digests.data
-        {
-            payload = Payload::Buffer(own_copy(view, pool));
-        }
-        self.push_data(slot, payload, with_response);
-        if with_response {
-            self.reply(slot, &Reply::SUCCESS);
-        } else {
-            self.release(slot);
-        }
-    }
-
-    /// Data of an admin command, then its completion.
-    fn give(&mut self, slot: usize, data: &[u8], reply: &Reply) {
-        if !data.is_empty() {
-            let payload = Payload::Buffer(Buffer::copy_of(data));
-            self.push_data(slot, payload, true);
-        }
-        self.reply(slot, reply);
-    }
-
-    fn push_data(&mut self, slot: usize, payload: Payload, with_response: bool) {
-        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let flags = if with_response { FLAG_LAST } else { FLAG_LAST | FLAG_SUCCESS };
-        let frame = Frame::new(Kind::ControllerData, flags, self.digests, length, self.data_alignment);
-        let command_id = self.slots[slot].command_id();
-        let transfer = DataTransfer { command_id, transfer_tag: 0, offset: 0, length };
-        self.outlet.push_header(&frame, &transfer.emit(&frame));
-        let digest = match &payload {
-            Payload::Buffer(buffer) if frame.data_digest => Some(crc32c(buffer)),
-            payload if frame.data_digest => Some(crc32c(&payload.to_vec())),
-            _ => None,
-        };
-        self.outlet.push_payload(payload);
-        if let Some(digest) = digest {
-            self.outlet.push_bytes(&digest.to_le_bytes());
-        }
-    }
-
-    /// Queues a completion and ends the command.
-    pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
-        let sq_head = match self.queue.has_flow_control() {
-            true => u16::try_from(self.sq_head).unwrap_or(0),
-            false if self.is_connect(slot) => HEAD_NO_FLOW_CONTROL,
-            false => 0,
-        };
-        let entry = reply.entry(self.slots[slot].command_id(), sq_head);
-        let frame = Frame::new(Kind::Response, 0, self.digests, 0, 1);
-        let mut header = [0; 24];
-        header[..8].copy_from_slice(&frame.emit());
-        header[8..].copy_from_slice(entry.as_bytes());
-        self.outlet.push_header(&frame, &header);
-        self.release(slot);
-    }
-
-    fn is_connect(&self, slot: usize) -> bool {
-        let sqe = &self.slots[slot].sqe;
-        sqe.opcode == Admin::Fabrics.code()
-            && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_))
-    }
-
-    /// Completes event requests whose events happened.
-    pub(super) fn push_events(&mut self) {
-        while let Some((command, reply)) = self.queue.next_event() {
-            if let Some(slot) = self.slots.find_held(command.0) {
-                self.reply(slot, &reply);
-            }
-        }
-    }
 }
 
 /// A block command whose data lies in the staging memory.
@@ -571,14 +480,6 @@ pub(crate) struct InCapsule {
     pub(crate) slot: usize,
     pub(crate) at: usize,
     pub(crate) len: usize,
-}
-
-/// Memory of our own with what a view shows: of a pool, or of the heap where that has none now. Those are at most as many as the queue has
-/// entries.
-fn own_copy(view: &Lent, pool: &BufferPool) -> Buffer {
-    let mut buffer = pool.take(view.len()).unwrap_or_else(|| Buffer::zeroed(view.len()));
-    view.copy_to(0, &mut buffer);
-    buffer
 }
 
 /// Commands that a queue may have outstanding: its entries, as the host counts them.

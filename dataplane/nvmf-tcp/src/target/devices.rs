@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use basalt_bdev::{Channel, Completion, Rejected, Request};
+use basalt_bdev::{Capabilities, Channel, Completion, Rejected, Request};
 use basalt_nvmf_target::Namespace;
 use basalt_reactor::Handle;
 
@@ -27,6 +27,8 @@ struct Entry {
     opening: u64,
     namespace: Arc<Namespace>,
     channel: Box<dyn Channel>,
+    /// Reads bring views of the device's own memory.
+    lends: bool,
     /// Connections that may submit.
     users: usize,
     /// Requests under way.
@@ -63,7 +65,8 @@ impl Devices {
         };
         self.openings += 1;
         let opening = self.openings;
-        let entry = Entry { opening, namespace: Arc::clone(namespace), channel, users: 1, running: 0 };
+        let lends = namespace.device().info().capabilities().contains(Capabilities::LEND);
+        let entry = Entry { opening, namespace: Arc::clone(namespace), channel, lends, users: 1, running: 0 };
         let index = self.entries.iter().position(Option::is_none).unwrap_or_else(|| {
             self.entries.push(None);
             self.entries.len() - 1
@@ -93,6 +96,11 @@ impl Devices {
         entry.running += 1;
         self.running += 1;
         Ok(())
+    }
+
+    /// Whether reads bring views of the device's own memory instead of the pool's.
+    pub(crate) fn lends(&self, index: DeviceIndex) -> bool {
+        self.entries[index.place].as_ref().is_some_and(|entry| entry.lends)
     }
 
     /// The namespace of a channel that is open.

@@ -3,7 +3,7 @@
 //! Neither half is answered while its data is on the way, as the host may still send it.
 
 use basalt_bdev::{Completion, IoError};
-use basalt_dma::{Buffer, Payload};
+use basalt_dma::Payload;
 use basalt_nvme_wire::Status;
 use basalt_nvmf_target::{BlockCommand, Reply, Step, aborted_with, fused_statuses};
 
@@ -46,12 +46,7 @@ impl<W: Wire> Connection<W> {
                     self.fail(slot, Status::SGL_LENGTH_INVALID.dnr());
                     return;
                 }
-                let buffer = context.pool.take(data.len()).map(|mut buffer| {
-                    buffer.copy_from_slice(data);
-                    buffer
-                });
-                // As for other commands: at most as many buffers of their own as the queue has entries.
-                let buffer = buffer.unwrap_or_else(|| Buffer::copy_of(data));
+                let buffer = self.copy_capsule(slot, data, context.pool);
                 self.slots[slot].payload = Payload::Buffer(buffer);
                 self.half_ready(slot, context);
             }
@@ -116,6 +111,7 @@ impl<W: Wire> Connection<W> {
             State::Failed { .. } => {}
             State::NeedsBuffer | State::Ready => {
                 self.backlog.retain(|waiting| *waiting != slot);
+                self.starved.retain(|waiting| *waiting != slot);
                 self.reply(slot, &Reply::status(status));
             }
             State::Free | State::Held | State::Waiting | State::Submitted => {

@@ -1,6 +1,8 @@
 //! The target's end: listeners, connections and devices of one reactor.
 
 mod abort;
+mod answer;
+mod buffers;
 pub(crate) mod connection;
 pub(crate) mod devices;
 mod fused;
@@ -8,6 +10,7 @@ mod options;
 mod receive;
 mod request;
 mod server;
+pub(crate) mod share;
 mod slot;
 pub(crate) mod staging;
 mod worker;

@@ -20,14 +20,16 @@ const DIRECT_BYTES_MIN: u32 = 16 << 10;
 /// Bytes of staging memory that one receive uses meanwhile.
 const STAGED_WHILE_DIRECT: usize = 12 << 10;
 
+/// Bytes that one receive brings where no I/O goes: of what waits while answers are not read, little is kept.
+const STAGED_WITHOUT_IO: usize = 16 << 10;
+
 /// Commands whose data is lent from the staging memory once everything is parsed.
 type Lent = SmallVec<[InCapsule; 64]>;
 
 impl<W: Wire> Connection<W> {
     /// Receives once and does what the bytes say.
     pub(crate) fn receive(&mut self, context: &mut Context<'_>) -> Progress {
-        let Some(staging) = context.staging.buffer() else { return Progress::Idle };
-        let mut buffer = std::mem::take(staging);
+        let mut buffer = context.staging.take();
         let filled = self.fill(&mut buffer);
         let (direct, staged) = match filled {
             Filled::Bytes { direct, staged } => (direct, staged),
@@ -62,14 +64,23 @@ impl<W: Wire> Connection<W> {
         }
         context.staging.put_back(buffer);
         for capsule in lent {
-            let payload = Payload::Lent(context.staging.lend(capsule.at, capsule.len));
-            self.slots[capsule.slot].payload = payload;
+            let InCapsule { slot, at, len } = capsule;
+            self.slots[slot].payload = match context.staging.lend(at, len) {
+                Some(view) => Payload::Lent(view),
+                None => {
+                    let data = context.staging.received(at, len);
+                    Payload::Buffer(self.copy_capsule(slot, data, context.pool))
+                }
+            };
             self.submit(capsule.slot, context);
         }
         Progress::Busy
     }
 
     fn fill(&mut self, buffer: &mut Buffer) -> Filled {
+        if let Some(staged) = self.inlet.take_held_back(buffer) {
+            return Filled::Bytes { direct: 0, staged };
+        }
         let mut room = buffer.len();
         let body = self.inlet.take_body();
         let result = match &body {
@@ -86,6 +97,8 @@ impl<W: Wire> Connection<W> {
             None => {
                 if self.expects_large_data() {
                     room = room.min(STAGED_WHILE_DIRECT);
+                } else if !self.queue.is_io() {
+                    room = room.min(STAGED_WITHOUT_IO);
                 }
                 self.inlet.receive(&self.wire, None, &mut buffer[..room])
             }
@@ -123,6 +136,10 @@ impl<W: Wire> Connection<W> {
                 }
                 self.body_complete(&body, context);
                 continue;
+            }
+            if self.is_congested() {
+                self.inlet.hold_back(&bytes[at..]);
+                return Ok(());
             }
             let scanned = self.inlet.scan(&bytes[at..]).map_err(|violation| (violation, at))?;
             let Some(scanned) = scanned else {

@@ -9,36 +9,45 @@ use basalt_reactor::Progress;
 use super::connection::{Connection, Context, Phase, TAG_SLOT_BITS};
 use super::devices::NotSubmitted;
 use super::slot::{State, Work};
+use crate::charge::charge_of;
 use crate::wire::Wire;
 
+/// What became of a command that was to go to its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Submission {
+    /// The device has it, or it is answered.
+    Done,
+    /// The device takes no more now.
+    QueueFull,
+    /// There is no memory for it now, or others need it more.
+    NoMemory,
+}
+
 impl<W: Wire> Connection<W> {
-    /// Gives a command to its device, or puts it into the backlog.
+    /// Gives a command to its device, or lets it wait for that.
     pub(super) fn submit(&mut self, slot: usize, context: &mut Context<'_>) {
-        if !self.try_submit(slot, context) {
-            self.backlog.push_back(slot);
+        self.slots[slot].state = State::Ready;
+        if !self.starved.is_empty() && self.wants_memory(slot, context.devices) {
+            self.starved.push_back(slot);
+            return;
+        }
+        match self.try_submit(slot, context) {
+            Submission::Done => {}
+            Submission::QueueFull => self.backlog.push_back(slot),
+            Submission::NoMemory => self.starved.push_back(slot),
         }
     }
 
-    fn try_submit(&mut self, slot: usize, context: &mut Context<'_>) -> bool {
+    pub(super) fn try_submit(&mut self, slot: usize, context: &mut Context<'_>) -> Submission {
+        if self.wants_memory(slot, context.devices) && !self.take_read_memory(slot, context) {
+            return Submission::NoMemory;
+        }
         let tag = self.tag_base | slot as u64;
         let held = &mut self.slots[slot];
         held.state = State::Ready;
         let (request, device) = match &mut held.work {
             Work::Interpret | Work::FusedFirst { .. } => unreachable!("this command is no request"),
             Work::Block(block, device) | Work::FusedSecond { block, device, .. } => {
-                // Data that a digest covers must stand still: it is read into memory of our own. What is lent instead is copied when the
-                // whole batch has been asked for, and so is in the cache by then.
-                let lends = || {
-                    let namespace = self.queue.namespaces().get(block.slot.0);
-                    namespace.is_some_and(|namespace| {
-                        namespace.device().info().capabilities().contains(Capabilities::LEND)
-                    })
-                };
-                let reads = block.operation == Operation::Read && held.payload.is_empty();
-                if reads && self.digests.data && !lends() {
-                    let Some(buffer) = context.pool.take(block.bytes as usize) else { return false };
-                    held.payload = Payload::Buffer(buffer);
-                }
                 let payload = std::mem::take(&mut held.payload);
                 let (operation, lba, blocks) = (block.operation, block.lba, block.blocks);
                 (Request { tag, operation, lba, blocks, payload }, *device)
@@ -47,7 +56,7 @@ impl<W: Wire> Connection<W> {
                 let Payload::Buffer(data) = &held.payload else { unreachable!("ranges are kept") };
                 let Some(at) = (*next..ranges.count).find(|at| ranges.request(data, *at).is_some()) else {
                     self.reply(slot, &Reply::SUCCESS);
-                    return true;
+                    return Submission::Done;
                 };
                 *next = at;
                 let Some((lba, blocks)) = ranges.request(data, at) else { unreachable!("found above") };
@@ -58,38 +67,53 @@ impl<W: Wire> Connection<W> {
             Ok(()) => {
                 self.slots[slot].state = State::Submitted;
                 self.running += 1;
-                true
+                Submission::Done
             }
             Err(NotSubmitted::Closed) => {
                 self.fail(slot, Status::INVALID_NAMESPACE.dnr());
-                true
+                Submission::Done
             }
             Err(NotSubmitted::Full(rejected)) => {
                 let held = &mut self.slots[slot];
                 if let Work::Block(..) | Work::FusedSecond { .. } = held.work {
                     held.payload = rejected.0.payload;
                 }
-                false
+                Submission::QueueFull
             }
         }
     }
 
-    /// Tries again what had to wait.
+    /// Memory for a read: our own where a digest covers the data, otherwise the device takes it.
+    fn take_read_memory(&mut self, slot: usize, context: &Context<'_>) -> bool {
+        let Work::Block(block, _) = self.slots[slot].work else { return true };
+        let bytes = block.bytes as usize;
+        if !self.digests.data {
+            return self.slots.charge(slot, charge_of(bytes));
+        }
+        let Some(buffer) = self.take_buffer(slot, bytes, context.pool) else { return false };
+        self.slots[slot].payload = Payload::Buffer(buffer);
+        true
+    }
+
+    /// Tries again what had to wait: first what holds memory.
     pub(crate) fn retry(&mut self, context: &mut Context<'_>) -> Progress {
         let mut progress = Progress::Idle;
+        if self.phase == Phase::Over {
+            return progress;
+        }
         for _ in 0..self.backlog.len() {
             let Some(slot) = self.backlog.front().copied() else { break };
-            let done = match self.slots[slot].state {
-                State::NeedsBuffer => self.try_ask(slot, context.pool),
-                _ => !self.may_run(slot, context) || self.try_submit(slot, context),
-            };
-            if !done {
-                break;
+            if self.may_run(slot, context) {
+                match self.try_submit(slot, context) {
+                    Submission::Done => {}
+                    Submission::QueueFull => break,
+                    Submission::NoMemory => self.starved.push_back(slot),
+                }
             }
             self.backlog.pop_front();
             progress = Progress::Busy;
         }
-        progress
+        progress.or(self.retry_starved(context))
     }
 
     /// A device finished a request.
@@ -138,7 +162,7 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// The device had no buffer: waits until one is free.
+    /// The device had no memory for it: tries again later.
     pub(super) fn try_later(&mut self, slot: usize, payload: Payload) {
         let held = &mut self.slots[slot];
         (held.payload, held.state) = (payload, State::Ready);

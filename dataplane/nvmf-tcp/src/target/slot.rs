@@ -5,6 +5,7 @@ use basalt_nvme_wire::{Sqe, Status};
 use basalt_nvmf_target::{BlockCommand, UnmapRanges};
 
 use super::devices::DeviceIndex;
+use super::share::Share;
 
 /// What a command does once its data, if it has any, is there.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +52,8 @@ pub(crate) struct Slot {
     /// Bytes of data from the host, or to it.
     pub(crate) length: u32,
     pub(crate) payload: Payload,
+    /// Bytes of the connection's share that it holds, as its payload or with its device.
+    pub(crate) charged: usize,
     /// A device has it, and it is to end like this, whatever the device makes of it.
     pub(crate) aborted: Option<Status>,
 }
@@ -63,6 +66,7 @@ impl Slot {
             work: Work::Interpret,
             length: 0,
             payload: Payload::None,
+            charged: 0,
             aborted: None,
         }
     }
@@ -73,14 +77,35 @@ impl Slot {
 }
 
 /// The commands of a connection: as many as its queue has entries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Slots {
+    /// What the connection may hold of the buffers, by its commands and by output that is not sent.
+    pub(crate) share: Share,
     slots: Vec<Slot>,
     free: Vec<usize>,
     limit: usize,
 }
 
 impl Slots {
+    pub(crate) fn new(share: Share) -> Self {
+        Self { share, slots: Vec::new(), free: Vec::new(), limit: 0 }
+    }
+
+    /// Counts memory that a command is to have; false if others need it more.
+    #[must_use]
+    pub(crate) fn charge(&mut self, index: usize, bytes: usize) -> bool {
+        let taken = self.share.try_take(bytes);
+        if taken {
+            self.slots[index].charged += bytes;
+        }
+        taken
+    }
+
+    /// Counts the memory of a command as given back.
+    pub(crate) fn discharge(&mut self, index: usize) {
+        self.share.put(std::mem::take(&mut self.slots[index].charged));
+    }
+
     /// Changes how many commands there may be; memory is taken as they are first used.
     pub(crate) fn set_limit(&mut self, limit: usize) {
         self.limit = limit.max(self.slots.len());
@@ -102,6 +127,7 @@ impl Slots {
 
     /// Ends a command; what it held is dropped.
     pub(crate) fn release(&mut self, index: usize) {
+        self.discharge(index);
         let slot = &mut self.slots[index];
         debug_assert!(slot.state != State::Free || matches!(slot.payload, Payload::None));
         slot.state = State::Free;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::connection::{Connection, Context, Phase};
 use super::devices::Devices;
 use super::options::TcpTargetOptions;
 use super::server::{ListenError, Order, Orders, TcpTargetStats};
+use super::share::{Budget, PeerShare, Share};
 use super::staging::Staging;
 
 /// Connections that one turn accepts of one listener, so that a flood does not hold the reactor.
@@ -36,7 +38,8 @@ pub(super) struct Worker {
     /// Places of connections whose sockets became ready.
     ready: ReadyList,
     tokens: Vec<u64>,
-    peers: BTreeMap<IpAddr, usize>,
+    peers: BTreeMap<IpAddr, Peer>,
+    budget: Rc<Budget>,
     live: usize,
     devices: Devices,
     staging: Staging,
@@ -44,6 +47,13 @@ pub(super) struct Worker {
     version: u64,
     next_tick: Instant,
     refused: u64,
+}
+
+/// The connections of one address.
+#[derive(Default)]
+struct Peer {
+    connections: usize,
+    share: PeerShare,
 }
 
 /// A connection and where it is from.
@@ -64,6 +74,7 @@ impl Worker {
             next_tick: handle.now() + TICK,
             devices: Devices::new(handle.clone()),
             staging: Staging::new(handle.buffers().clone()),
+            budget: Budget::new(handle.buffers().stats().limit_bytes, options.limits.transfer_bytes_max),
             handle: handle.clone(),
             target,
             options,
@@ -148,6 +159,10 @@ impl Worker {
             served.active = Some(0);
         }
         if served.connection.phase == Phase::Over {
+            if !served.closed {
+                // What it held may be what others wait for.
+                *progress = Progress::Busy;
+            }
             if served.end(&mut self.devices) {
                 self.forget(served.peer);
                 *place = None;
@@ -278,7 +293,7 @@ impl Worker {
 
     fn admit(&mut self, socket: Socket) {
         let peer = socket.peer_address().ok().map(|address| address.ip());
-        let of_peer = peer.and_then(|peer| self.peers.get(&peer).copied()).unwrap_or(0);
+        let of_peer = peer.and_then(|peer| self.peers.get(&peer)).map_or(0, |peer| peer.connections);
         if self.live >= self.options.connections_max || of_peer >= self.options.connections_per_address_max {
             self.refused += 1;
             tracing::warn!(?peer, "a connection beyond the limit is closed");
@@ -290,22 +305,26 @@ impl Worker {
         });
         socket.watch(&self.ready, place as u64);
         let queue = Queue::new(Arc::clone(&self.target), self.options.limits);
-        let connection = Connection::new(socket, place, queue, self.handle.now(), &self.options);
-        self.connections[place] = Some(Served { connection, peer, active: None, closed: false });
+        let mut share = PeerShare::default();
         if let Some(peer) = peer {
-            *self.peers.entry(peer).or_insert(0) += 1;
+            let peer = self.peers.entry(peer).or_default();
+            peer.connections += 1;
+            share = peer.share.clone();
         }
+        let share = Share::new(&self.budget, &share);
+        let connection = Connection::new(socket, place, queue, share, self.handle.now(), &self.options);
+        self.connections[place] = Some(Served { connection, peer, active: None, closed: false });
         self.live += 1;
         self.handle.wake_at(self.next_tick);
     }
 
     fn forget(&mut self, peer: Option<IpAddr>) {
         self.live -= 1;
-        let Some(peer) = peer else { return };
-        if let Some(count) = self.peers.get_mut(&peer) {
-            *count -= 1;
-            if *count == 0 {
-                self.peers.remove(&peer);
+        let Some(address) = peer else { return };
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.connections -= 1;
+            if peer.connections == 0 {
+                self.peers.remove(&address);
             }
         }
     }
@@ -313,10 +332,10 @@ impl Worker {
 
 impl Served {
     fn work(&mut self, context: &mut Context<'_>) -> Progress {
-        if !self.connection.takes_input() {
-            return Progress::Idle;
+        let mut progress = self.connection.retry(context);
+        if self.connection.takes_input() {
+            progress = progress.or(self.connection.receive(context));
         }
-        let progress = self.connection.retry(context).or(self.connection.receive(context));
         if progress == Progress::Busy {
             self.active = Some(0);
         }

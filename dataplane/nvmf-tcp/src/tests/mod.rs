@@ -9,6 +9,7 @@ mod chunks;
 mod fused;
 mod garbage;
 mod heads;
+mod memory;
 mod reservations;
 mod time;
 mod violations;

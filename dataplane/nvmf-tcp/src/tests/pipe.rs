@@ -15,6 +15,8 @@ use crate::wire::Wire;
 struct Lane {
     bytes: VecDeque<u8>,
     ended: bool,
+    /// Whoever reads it does not, and nothing more fits in.
+    stopped: bool,
 }
 
 /// One end of a pipe.
@@ -29,7 +31,7 @@ pub(super) struct End {
 
 /// Two ends that cut at random places, pieces of at most `chunk_max` bytes.
 pub(super) fn pipe(seed: u64, chunk_max: u64) -> (End, End) {
-    let lane = || Rc::new(RefCell::new(Lane { bytes: VecDeque::new(), ended: false }));
+    let lane = || Rc::new(RefCell::new(Lane { bytes: VecDeque::new(), ended: false, stopped: false }));
     let (there, back) = (lane(), lane());
     let random = Rc::new(RefCell::new(SeededRandom::new(seed)));
     let end = |incoming: &Rc<RefCell<Lane>>, outgoing: &Rc<RefCell<Lane>>| End {
@@ -49,6 +51,16 @@ impl End {
     /// Sends raw bytes to the other end.
     pub(super) fn inject(&self, bytes: &[u8]) {
         self.outgoing.borrow_mut().bytes.extend(bytes);
+    }
+
+    /// From now on nothing that the other end sends is taken.
+    pub(super) fn stop_reading(&self) {
+        self.incoming.borrow_mut().stopped = true;
+    }
+
+    /// Ends [`End::stop_reading`].
+    pub(super) fn read_on(&self) {
+        self.incoming.borrow_mut().stopped = false;
     }
 
     /// Everything that the other end has sent.
@@ -77,6 +89,9 @@ impl Wire for End {
     }
 
     fn send(&self, sources: &[Segment<'_>]) -> Result<Sent, SocketError> {
+        if self.outgoing.borrow().stopped {
+            return Ok(Sent::Nothing);
+        }
         let mut bytes = Vec::new();
         sources.iter().for_each(|source| source.append_to(&mut bytes));
         let count = self.chunk().min(bytes.len());

@@ -1,5 +1,6 @@
 //! A target's connection with a RAM namespace, driven by hand.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::TcpTargetOptions;
 use crate::host::connection::Connection as HostConnection;
 use crate::target::connection::{Connection, Context, Phase};
 use crate::target::devices::Devices;
+use crate::target::share::{Budget, PeerShare, Share};
 use crate::target::staging::Staging;
 
 pub(super) const SUBSYSTEM: &str = "nqn.2026-01.io.basalt:volume";
@@ -33,6 +35,7 @@ pub(super) struct Rig {
     pub(super) target: Arc<Target>,
     pub(super) options: TcpTargetOptions,
     pub(super) pool: BufferPool,
+    pub(super) budget: Rc<Budget>,
     devices: Devices,
     staging: Staging,
     pub(super) now: Instant,
@@ -40,12 +43,22 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new() -> Self {
-        Self::over(|_| Arc::new(RamDevice::new("ram", Uuid::nil(), BlockSize::B512, BLOCKS * 512).unwrap()))
+        Self::over(|_| Arc::new(ram()))
     }
 
     /// With another device than plain memory.
     pub(super) fn over(device: impl FnOnce(&Handle) -> Arc<dyn BlockDevice>) -> Self {
-        let reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
+        Self::with(&ReactorOptions::default(), device)
+    }
+
+    /// With a pool of so many bytes.
+    pub(super) fn with_pool(buffer_bytes: usize) -> Self {
+        let options = ReactorOptions { buffer_bytes, ..ReactorOptions::default() };
+        Self::with(&options, |_| Arc::new(ram()))
+    }
+
+    fn with(reactor: &ReactorOptions, device: impl FnOnce(&Handle) -> Arc<dyn BlockDevice>) -> Self {
+        let reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), reactor);
         let target = Target::new(TargetOptions::default());
         let nqn = Nqn::new(SUBSYSTEM).unwrap();
         let config = SubsystemConfig {
@@ -58,9 +71,12 @@ impl Rig {
         let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
         let handle = reactor.handle();
         target.add_namespace(&nqn, Nsid(1), identity, device(&handle), AnaState::Optimized).unwrap();
+        let options = TcpTargetOptions::default();
+        let pool_bytes = handle.buffers().stats().limit_bytes;
         Self {
             target,
-            options: TcpTargetOptions::default(),
+            budget: Budget::new(pool_bytes, options.limits.transfer_bytes_max),
+            options,
             pool: handle.buffers().clone(),
             devices: Devices::new(handle.clone()),
             staging: Staging::new(handle.buffers().clone()),
@@ -70,8 +86,14 @@ impl Rig {
     }
 
     pub(super) fn accept(&self, wire: End, index: usize) -> Connection<End> {
+        self.accept_from(&PeerShare::default(), wire, index)
+    }
+
+    /// One of several connections of an address.
+    pub(super) fn accept_from(&self, peer: &PeerShare, wire: End, index: usize) -> Connection<End> {
         let queue = Queue::new(Arc::clone(&self.target), self.options.limits);
-        Connection::new(wire, index, queue, self.now, &self.options)
+        let share = Share::new(&self.budget, peer);
+        Connection::new(wire, index, queue, share, self.now, &self.options)
     }
 
     pub(super) fn context(&mut self) -> Context<'_> {
@@ -86,9 +108,11 @@ impl Rig {
 
     /// One turn of these connections, as a reactor's poller does it.
     pub(super) fn turn(&mut self, connections: &mut [&mut Connection<End>]) {
-        for connection in connections.iter_mut().filter(|connection| connection.takes_input()) {
+        for connection in connections.iter_mut() {
             connection.retry(&mut self.context());
-            connection.receive(&mut self.context());
+            if connection.takes_input() {
+                connection.receive(&mut self.context());
+            }
         }
         let mut completions = Vec::new();
         self.devices.poll(&mut completions);
@@ -150,6 +174,10 @@ impl Rig {
         assert!(outcome.result.unwrap().status().is_success());
         host.set_in_capsule_max(facts.in_capsule_bytes);
     }
+}
+
+fn ram() -> RamDevice {
+    RamDevice::new("ram", Uuid::nil(), BlockSize::B512, BLOCKS * 512).unwrap()
 }
 
 pub(super) fn host_options() -> HostOptions {
