@@ -17,7 +17,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 
 use crate::desired::DesiredNode;
-use crate::disk_health::LOOK_INTERVAL;
+use crate::disk_health::{LOOK_INTERVAL, PROBE_INTERVAL, probe};
 use crate::items::{Items, Key};
 use crate::notify::Notify;
 use crate::ports::{DiskOpener, Exporter, Reporter, StateStore, StoreError};
@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     /// Why the newest desired state is not in effect, if it could not be kept.
     pub(crate) not_kept: RefCell<Option<Problem>>,
     last_report: RefCell<NodeReport>,
+    /// When disks on which nothing succeeds are probed again.
+    next_probe: Cell<Instant>,
     applying: Mutex<()>,
     changed: Notify,
     stopped: Cell<bool>,
@@ -118,6 +120,7 @@ impl Agent {
             items: RefCell::new(Items::default()),
             not_kept: RefCell::new(None),
             last_report: RefCell::new(NodeReport::default()),
+            next_probe: Cell::new(handle.now()),
             applying: Mutex::new(()),
             changed: Notify::default(),
             stopped: Cell::new(false),
@@ -232,6 +235,13 @@ impl Inner {
         }
         let any = self.items.borrow_mut().look_at_disks(now);
         *next_look = now + LOOK_INTERVAL;
+        if now >= self.next_probe.get() {
+            self.next_probe.set(now + PROBE_INTERVAL);
+            for disk in self.items.borrow().disks_to_probe() {
+                let handle = self.handle.clone();
+                drop(self.handle.spawn(async move { probe(&handle, disk).await }));
+            }
+        }
         if any { *next_look } else { Instant::FAR_FUTURE }
     }
 

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{BlockDevice, DeviceFaults, FaultCounts, IoError};
+use basalt_bdev::{AsyncChannel, BlockDevice, DeviceFaults, FaultCounts, IoError, Lba};
 use basalt_clock::{Instant, mark};
+use basalt_dma::Buffer;
+use basalt_reactor::Handle;
 
 use crate::report::{DiskHealth, Problem, Reason};
 
 /// How often disks are looked at.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a disk on which nothing succeeds is probed.
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 /// So many looks in which requests failed, and none succeeded since the first of them, make a disk faulted.
 const FAILING_LOOKS: u32 = 3;
 /// A disk on which requests succeed again, and none fail for this long, is only suspected.
@@ -89,6 +93,12 @@ impl DiskWatch {
         &self.path
     }
 
+    /// The disk, if nothing succeeds on it any more: then no host asks it for anything either, and only a probe can find that it works.
+    pub(crate) fn to_probe(&self) -> Option<Arc<dyn BlockDevice>> {
+        let faulted = self.reads.verdict.max(self.writes.verdict) == Verdict::Faulted;
+        faulted.then(|| Arc::clone(&self.device))
+    }
+
     /// Looks at what happened since the last time; true if that changes what is said of the disk.
     pub(crate) fn look(&mut self, now: Instant) -> bool {
         let before = self.judgement();
@@ -140,6 +150,22 @@ impl DiskWatch {
             }
         }
     }
+}
+
+/// Where a probe writes: the disk format keeps zeroes there (docs/disk-format.md, "A disk").
+const PROBE_OFFSET: u64 = 256 << 10;
+/// Bytes of a probe.
+const PROBE_BYTES: usize = 4096;
+
+/// Reads and writes a little on a disk of a pool where nothing is kept. What comes of it is in the device's counters.
+pub(crate) async fn probe(handle: &Handle, device: Arc<dyn BlockDevice>) {
+    let Ok(channel) = device.open(handle) else { return };
+    let channel = AsyncChannel::new(handle, channel);
+    let block = device.info().block_size();
+    let (at, count) = (Lba(block.blocks_in(PROBE_OFFSET).0), block.blocks_in(PROBE_BYTES as u64));
+    // Failures are counted where successes are.
+    drop(channel.read(at, count, Buffer::zeroed(PROBE_BYTES)).await);
+    drop(channel.write(at, count, Buffer::zeroed(PROBE_BYTES), false).await);
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use basalt_bdev::BlockDevice;
 use basalt_clock::Instant;
 use basalt_lvol::id::{Generation, Revision, VolumeId};
 use basalt_lvol::{Pool, PoolHealth, ReadOnlyReason};
@@ -239,6 +241,11 @@ impl Items {
     pub(crate) fn look_at_usage(&mut self, now: Instant) {
         let pools = self.pools.iter().filter_map(|(name, item)| Some((name, item.pool.as_ref()?)));
         self.usage.look(now, pools);
+    }
+
+    /// Disks of open pools on which nothing succeeds.
+    pub(crate) fn disks_to_probe(&self) -> Vec<Arc<dyn BlockDevice>> {
+        self.pools.values().flat_map(|item| &item.watches).filter_map(DiskWatch::to_probe).collect()
     }
 
     /// An open pool.

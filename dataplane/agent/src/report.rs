@@ -169,6 +169,8 @@ reasons! {
     DiskErrors,
     /// A disk is not part of the pool that runs: it was named later.
     DiskNotInUse,
+    /// A disk that a pool runs on is not named any more.
+    DiskNotNamed,
     /// A disk is open in another process, or named twice.
     DiskInUse,
     /// A disk holds data that is not Basalt's.

@@ -58,6 +58,14 @@ fn not_in_use(path: &str) -> Problem {
     Problem::new(Reason::DiskNotInUse, message)
 }
 
+fn still_in_use(path: &str) -> Problem {
+    let message = format!(
+        "{path} is a disk of the pool and is not named any more; disks cannot be taken away yet: name it again before the daemon starts anew, \
+         or what lies on it will be missing"
+    );
+    Problem::new(Reason::DiskNotNamed, message)
+}
+
 fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
     let item = items.pools.get(&desired.name);
     let disks = desired.disks.iter().map(|disk| {
@@ -87,10 +95,13 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             problem: failure.map(|failure| failure.problem.clone()),
         };
     };
+    let unnamed =
+        item.watches.iter().find(|watch| desired.disks.iter().all(|disk| disk.path != watch.path()));
+    let unnamed = unnamed.map(|watch| still_in_use(watch.path()));
     let (health, problem) = match pool.health() {
         Health::Online => match item.failing_disk() {
             Some(problem) => (PoolHealth::ReadOnly, Some(problem)),
-            None => (PoolHealth::Online, item.problem.clone()),
+            None => (PoolHealth::Online, unnamed.or_else(|| item.problem.clone())),
         },
         Health::ReadOnly(reason) => (PoolHealth::ReadOnly, Some(Problem::new(Reason::PoolReadOnly, reason))),
     };

@@ -1,6 +1,6 @@
 //! Commands as requests to devices: submitted, tried again, completed.
 
-use basalt_bdev::{Capabilities, Completion, IoError, Operation, Request};
+use basalt_bdev::{Completion, IoError, Operation, Request};
 use basalt_dma::Payload;
 use basalt_nvme_wire::Status;
 use basalt_nvmf_target::{Reply, status_of};
