@@ -10,11 +10,11 @@ use std::{
 use basalt_identity::{ASSERTED_IDENTITY_HEADER, Connector, Security};
 use basalt_model::{
     ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, RequestId, Revision,
-    Snapshot, SnapshotName, Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
+    Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
 };
 use basalt_proto::{
     CLUSTER_ID_HEADER,
-    api::{self, control_plane_client::ControlPlaneClient, get_snapshot_request, get_volume_request},
+    api::{self, control_plane_client::ControlPlaneClient, get_volume_request},
     membership::membership_client::MembershipClient,
 };
 use tonic::{
@@ -36,7 +36,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// How many channels are kept; hints to more members than this are ignored.
 const CHANNELS_MAX: usize = 32;
 /// Entries per page that are asked for.
-const PAGE_SIZE: u32 = 500;
+pub(crate) const PAGE_SIZE: u32 = 500;
 
 /// How to reach a cluster.
 #[derive(Debug, Clone)]
@@ -85,7 +85,7 @@ impl Mutation {
         }
     }
 
-    fn encode(&self) -> Option<api::MutationContext> {
+    pub(crate) fn encode(&self) -> Option<api::MutationContext> {
         let owner_uid = self.owner.as_ref().map(ToString::to_string).unwrap_or_default();
         Some(api::MutationContext { request_id: self.request.to_string(), owner_uid })
     }
@@ -99,17 +99,6 @@ pub struct CreateVolume {
     /// What is asked.
     pub spec: VolumeSpec,
     /// The released volume to adopt instead of creating one.
-    pub adopt: Option<VolumeId>,
-}
-
-/// A snapshot to take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CreateSnapshot {
-    /// Its name.
-    pub name: SnapshotName,
-    /// The volume that it is of.
-    pub volume: VolumeName,
-    /// The released snapshot to adopt instead of taking one.
     pub adopt: Option<VolumeId>,
 }
 
@@ -368,89 +357,6 @@ impl Client {
         Ok(Revision(answer.revision))
     }
 
-    /// Takes a snapshot of a volume, or adopts a released one.
-    pub async fn create_snapshot(
-        &self,
-        mutation: &Mutation,
-        snapshot: &CreateSnapshot,
-    ) -> Result<Committed<Snapshot>, ClientError> {
-        let request = api::CreateSnapshotRequest {
-            context: mutation.encode(),
-            name: snapshot.name.to_string(),
-            volume: snapshot.volume.to_string(),
-            adopt_snapshot_id: snapshot.adopt.map(|id| id.to_string()).unwrap_or_default(),
-        };
-        let answer = self
-            .call(request, |channel, request| async move { control(channel).create_snapshot(request).await })
-            .await?;
-        committed(answer.snapshot, answer.revision, wire::snapshot::decode)
-    }
-
-    /// A snapshot by name; `None` if there is none.
-    pub async fn get_snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ClientError> {
-        self.get_snapshot_by(get_snapshot_request::Key::Name(name.to_string())).await
-    }
-
-    /// A snapshot by id; `None` if there is none.
-    pub async fn get_snapshot_by_id(&self, id: VolumeId) -> Result<Option<Snapshot>, ClientError> {
-        self.get_snapshot_by(get_snapshot_request::Key::SnapshotId(id.to_string())).await
-    }
-
-    async fn get_snapshot_by(&self, key: get_snapshot_request::Key) -> Result<Option<Snapshot>, ClientError> {
-        let request = api::GetSnapshotRequest { key: Some(key) };
-        let answer = self
-            .call(request, |channel, request| async move { control(channel).get_snapshot(request).await })
-            .await;
-        let snapshot = found(answer)?.and_then(|answer| answer.snapshot);
-        snapshot.map(wire::snapshot::decode).transpose().map_err(Into::into)
-    }
-
-    /// All snapshots, page by page; released and going ones included.
-    pub fn snapshots(&self) -> Pages<Snapshot> {
-        let client = self.clone();
-        Pages::new(move |page_token| {
-            let client = client.clone();
-            async move {
-                let request = api::ListSnapshotsRequest { page_size: PAGE_SIZE, page_token };
-                let answer = client
-                    .call(request, |channel, request| async move {
-                        control(channel).list_snapshots(request).await
-                    })
-                    .await?;
-                let items = answer.snapshots.into_iter().map(wire::snapshot::decode);
-                let items = items.collect::<Result<_, _>>()?;
-                let revision = Revision(answer.revision);
-                Ok(Page { items, next_token: answer.next_page_token, revision })
-            }
-        })
-    }
-
-    /// Starts the deletion of a snapshot.
-    pub async fn delete_snapshot(
-        &self,
-        mutation: &Mutation,
-        name: &SnapshotName,
-    ) -> Result<Revision, ClientError> {
-        let request = api::DeleteSnapshotRequest { context: mutation.encode(), name: name.to_string() };
-        let answer = self
-            .call(request, |channel, request| async move { control(channel).delete_snapshot(request).await })
-            .await?;
-        Ok(Revision(answer.revision))
-    }
-
-    /// Puts a snapshot aside: its name is free, the data stays.
-    pub async fn release_snapshot(
-        &self,
-        mutation: &Mutation,
-        name: &SnapshotName,
-    ) -> Result<Revision, ClientError> {
-        let request = api::ReleaseSnapshotRequest { context: mutation.encode(), name: name.to_string() };
-        let answer = self
-            .call(request, |channel, request| async move { control(channel).release_snapshot(request).await })
-            .await?;
-        Ok(Revision(answer.revision))
-    }
-
     /// The cluster in figures.
     pub async fn cluster_status(&self) -> Result<ClusterStatus, ClientError> {
         let request = api::GetClusterStatusRequest {};
@@ -648,7 +554,7 @@ pub(crate) fn membership(channel: Channel) -> MembershipClient<Channel> {
     MembershipClient::new(channel)
 }
 
-fn committed<W, T>(
+pub(crate) fn committed<W, T>(
     value: Option<W>,
     revision: u64,
     decode: impl Fn(W) -> Result<T, WireError>,
@@ -658,7 +564,7 @@ fn committed<W, T>(
 }
 
 /// Turns "not found" into `None`.
-fn found<A>(answer: Result<A, ClientError>) -> Result<Option<A>, ClientError> {
+pub(crate) fn found<A>(answer: Result<A, ClientError>) -> Result<Option<A>, ClientError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.is_not_found() => Ok(None),

@@ -12,12 +12,14 @@ mod error;
 mod members;
 mod pages;
 mod retry;
+mod snapshots;
 mod watch;
 pub mod wire;
 
 pub use basalt_proto::api::Reason;
-pub use client::{Client, ClientConfig, ClusterStatus, Committed, CreateSnapshot, CreateVolume, Mutation};
+pub use client::{Client, ClientConfig, ClusterStatus, Committed, CreateVolume, Mutation};
 pub use error::{ClientError, root_cause, status_words};
 pub use members::{MemberInfo, MemberRole, MembersInfo, NewMember};
 pub use pages::{Listing, Pages};
+pub use snapshots::CreateSnapshot;
 pub use watch::{Event, Watch};

@@ -6,6 +6,8 @@
 
 #[path = "cluster/disks.rs"]
 mod disks;
+#[path = "cluster/snapshots.rs"]
+mod snapshots;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +34,7 @@ const TESTS: &[Test] = &[
     ("a_volume_is_created_used_and_deleted", a_volume_is_created_used_and_deleted),
     ("every_query_of_dashboards_and_rules_is_answered", every_query_of_dashboards_and_rules_is_answered),
     ("linux_keeps_its_volume_when_the_daemon_is_killed", linux_keeps_its_volume_when_the_daemon_is_killed),
+    ("trim_gives_space_back_and_a_snapshot_under_load_mounts_clean", snapshots::trim_and_snapshots),
     ("every_process_survives_sigkill", every_process_survives_sigkill),
     ("a_daemon_that_hangs_shows_within_ten_seconds", a_daemon_that_hangs_shows_within_ten_seconds),
     ("an_apiserver_that_hangs_does_no_harm", an_apiserver_that_hangs_does_no_harm),
