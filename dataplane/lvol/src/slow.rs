@@ -440,8 +440,8 @@ impl Slow {
                 Found::Load { extent } => {
                     self.ask(Ask::Load { extent }).await?;
                 }
-                Found::Nowhere { blocks } if self.skipped(&part, blocks) > at => {
-                    at = self.skipped(&part, blocks)
+                Found::Nowhere { blocks } if self.volume.skipped(&part, blocks) > at => {
+                    at = self.volume.skipped(&part, blocks)
                 }
                 Found::Nowhere { .. } | Found::At { .. } | Found::Owner { .. } => {
                     self.clear_part(&part, fua).await?;
@@ -453,15 +453,6 @@ impl Slow {
             self.ask(Ask::Sync).await?;
         }
         Ok(())
-    }
-
-    /// How far a discard of `part` has nothing to do if its first blocks lie nowhere: whole pieces, as a piece with holes is given
-    /// back as a whole.
-    fn skipped(&self, part: &Range<u64>, nowhere: u64) -> u64 {
-        match part.start + nowhere {
-            end if end >= part.end => part.end,
-            end => end - end % self.volume.piece_blocks(),
-        }
     }
 
     /// The same for blocks of one extent: whole pieces are given back, the rest is written with zeroes.

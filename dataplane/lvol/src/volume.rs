@@ -167,6 +167,15 @@ impl VolumeCore {
         units.fold(0, |bits, unit| bits | 1 << unit)
     }
 
+    /// How far a discard of `part` has nothing to do if its first blocks lie nowhere: whole pieces, as a piece with holes is given
+    /// back as a whole.
+    pub(crate) fn skipped(&self, part: &std::ops::Range<u64>, nowhere: u64) -> u64 {
+        match part.start + nowhere {
+            end if end >= part.end => part.end,
+            end => end - end % self.piece_blocks(),
+        }
+    }
+
     /// How many blocks of a piece from `within` on are holes, or are not, as that one is; and which.
     fn alike_in_piece(&self, within: u64, holes: u16) -> (bool, u64) {
         let within = within & (self.piece_blocks() - 1);

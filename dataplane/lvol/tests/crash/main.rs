@@ -147,6 +147,26 @@ fn survivors(run: &Run, contents: &BTreeMap<VolumeId, Vec<u8>>) -> Histories {
         .collect()
 }
 
+/// What life goes on with in a state.
+fn second_life(
+    recorded: &Run,
+    (tear, cut, life): (u64, Cut, Option<u64>),
+    images: Vec<Vec<u8>>,
+    contents: &BTreeMap<VolumeId, Vec<u8>>,
+) -> Start {
+    Start {
+        seed: tear >> 24,
+        images,
+        volatile: recorded.start.volatile,
+        life,
+        extent: recorded.start.extent,
+        in_caches: life.is_some() && cut == Cut::Process,
+        users: 2,
+        existing: survivors(recorded, contents),
+        steps: 8,
+    }
+}
+
 /// Judges crash states of a workload, as many as wanted, and lives on in some of them. The number of distinct states, or the first
 /// that is wrong.
 fn try_workload(recorded: Run, states: usize, again: bool) -> Result<usize, String> {
@@ -205,17 +225,7 @@ fn try_workload(recorded: Run, states: usize, again: bool) -> Result<usize, Stri
             let shown = format!("seed {seed}, point {point:?}, {cut:?}, tear {tear:#x}");
             let contents = judged.map_err(|wrong| format!("{shown}: {wrong}"))?;
             if let Some(contents) = contents.filter(|contents| !images.is_empty() && !contents.is_empty()) {
-                lives.push(Start {
-                    seed: tear >> 24,
-                    images,
-                    volatile: recorded.start.volatile,
-                    life,
-                    extent: recorded.start.extent,
-                    in_caches: life.is_some() && cut == Cut::Process,
-                    users: 2,
-                    existing: survivors(&recorded, &contents),
-                    steps: 8,
-                });
+                lives.push(second_life(&recorded, (tear, cut, life), images, &contents));
             }
         }
     }

@@ -43,7 +43,7 @@ impl Start {
         let images = disks.iter().map(|bytes| vec![0; usize::try_from(*bytes).unwrap()]).collect();
         let volatile = !seed.is_multiple_of(4);
         let life = (seed % 5 < 3).then_some(1);
-        let extent = if seed / 2 % 2 == 0 { 64 << 10 } else { 256 << 10 };
+        let extent = if (seed / 2).is_multiple_of(2) { 64 << 10 } else { 256 << 10 };
         Self {
             seed,
             images,
