@@ -228,7 +228,7 @@ impl Draft<'_> {
         let allocated = present.observed.as_ref().and_then(|observed| observed.allocated);
         self.status.used = allocated.map(|allocated| format_bytes(allocated.0));
         self.status.epoch = Some(present.epoch.to_string());
-        self.state(&present.state);
+        self.state(&present.state, present.spec.allowed_hosts.0.is_empty());
         let reachable =
             !matches!(present.state, VolumeState::Unavailable { .. } | VolumeState::Faulted { .. });
         self.status.paths = paths(present, reachable);
@@ -240,10 +240,14 @@ impl Draft<'_> {
         self.access(present);
     }
 
-    fn state(&mut self, state: &VolumeState) {
+    fn state(&mut self, state: &VolumeState, nobody: bool) {
         let (phase, ready, reason, message) = match state {
             VolumeState::Creating => {
                 (VolumePhase::Creating, false, "Creating", "its node is creating it".to_owned())
+            }
+            VolumeState::Online if nobody => {
+                let message = "it is served, and no host may connect until spec.allowedHosts names one";
+                (VolumePhase::Online, true, "Online", message.to_owned())
             }
             VolumeState::Online => {
                 (VolumePhase::Online, true, "Online", "hosts can read and write".to_owned())
