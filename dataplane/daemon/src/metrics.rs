@@ -66,6 +66,10 @@ pub(crate) fn describe() {
         "basalt_target_connections_refused_total",
         "Connections closed at once because of a limit"
     );
+    describe_counter!(
+        "basalt_target_violations_total",
+        "Connections that ended because their hosts violated the protocol"
+    );
     describe_gauge!("basalt_target_subsystems", "Subsystems that are served");
 }
 
@@ -88,6 +92,8 @@ fn target_metrics(stats: &[TcpTargetStats]) {
     gauge!("basalt_target_requests_running").set(sum(|stats| stats.running));
     let refused = stats.iter().map(|stats| stats.refused).sum();
     counter!("basalt_target_connections_refused_total").absolute(refused);
+    let violations = stats.iter().map(|stats| stats.violations).sum();
+    counter!("basalt_target_violations_total").absolute(violations);
 }
 
 pub(crate) fn count(value: usize) -> f64 {

@@ -13,6 +13,7 @@ use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
 
+use super::complaints::{Complaint, Complaints};
 use super::devices::{DeviceIndex, Devices};
 use super::options::TcpTargetOptions;
 use super::share::Share;
@@ -29,6 +30,7 @@ pub(crate) struct Context<'a> {
     pub(crate) devices: &'a mut Devices,
     pub(crate) staging: &'a mut Staging,
     pub(crate) options: &'a TcpTargetOptions,
+    pub(crate) complaints: &'a mut Complaints,
 }
 
 /// Where a connection is in its life.
@@ -175,8 +177,8 @@ impl<W: Wire> Connection<W> {
     }
 
     /// Ends the connection with a termination request that names the violation.
-    pub(super) fn terminate(&mut self, context: &Context<'_>, violation: Violation, offending: &[u8]) {
-        tracing::info!(%violation, "a host violated the protocol");
+    pub(super) fn terminate(&mut self, context: &mut Context<'_>, violation: Violation, offending: &[u8]) {
+        context.complaints.note(context.now, &Complaint::Violation(violation));
         self.outlet.push_with(|bytes| {
             Termination::emit(Kind::ControllerTermination, violation, offending, bytes);
         });
@@ -193,7 +195,7 @@ impl<W: Wire> Connection<W> {
             Phase::Initializing | Phase::Running => {
                 let late = context.now.since(self.opened) >= context.options.connect_timeout;
                 if late && !self.queue.is_connected() {
-                    tracing::info!("a connection that did not connect in time is closed");
+                    context.complaints.note(context.now, &Complaint::Late);
                     self.phase = Phase::Over;
                 }
             }

@@ -3,6 +3,7 @@
 mod abort;
 mod answer;
 mod buffers;
+pub(crate) mod complaints;
 pub(crate) mod connection;
 pub(crate) mod devices;
 mod fused;

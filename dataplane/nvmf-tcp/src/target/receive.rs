@@ -9,6 +9,7 @@ use basalt_reactor::Progress;
 use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
+use super::complaints::Complaint;
 use super::connection::{Connection, Context, InCapsule, Phase};
 use super::slot::State;
 use crate::inlet::{Body, Filled, Scanned};
@@ -172,7 +173,7 @@ impl<W: Wire> Connection<W> {
             (Kind::HostTermination, _) => {
                 if let Some(header) = pdu.first_chunk::<SHORT_LEN>() {
                     let termination = Termination::parse(header);
-                    tracing::info!(?termination, "a host ended its connection with a complaint");
+                    context.complaints.note(context.now, &Complaint::Terminated(&termination));
                 }
                 self.phase = Phase::Over;
                 Ok(())

@@ -41,6 +41,8 @@ pub struct TcpTargetStats {
     pub running: usize,
     /// Connections closed at once because of a limit, since the start.
     pub refused: u64,
+    /// Connections that ended because their hosts violated the protocol, since the start.
+    pub violations: u64,
 }
 
 /// A target on one reactor. Connections that its listeners accept live on that reactor. Dropping it closes everything.

@@ -11,6 +11,7 @@ use basalt_clock::Instant;
 use basalt_nvmf_target::{ListenerAddress, Queue, Target};
 use basalt_reactor::{Handle, Listener, Progress, ReadyList, SharedListener, Socket, SocketError};
 
+use super::complaints::{Complaint, Complaints};
 use super::connection::{Connection, Context, Phase};
 use super::devices::Devices;
 use super::options::TcpTargetOptions;
@@ -40,6 +41,7 @@ pub(super) struct Worker {
     tokens: Vec<u64>,
     peers: BTreeMap<IpAddr, Peer>,
     budget: Rc<Budget>,
+    complaints: Complaints,
     live: usize,
     devices: Devices,
     staging: Staging,
@@ -85,6 +87,7 @@ impl Worker {
             ready: ReadyList::new(),
             tokens: Vec::new(),
             peers: BTreeMap::new(),
+            complaints: Complaints::default(),
             live: 0,
             completions: Vec::new(),
             refused: 0,
@@ -128,7 +131,12 @@ impl Worker {
     }
 
     pub(super) fn stats(&self) -> TcpTargetStats {
-        TcpTargetStats { connections: self.live, running: self.devices.running(), refused: self.refused }
+        TcpTargetStats {
+            connections: self.live,
+            running: self.devices.running(),
+            refused: self.refused,
+            violations: self.complaints.violations(),
+        }
     }
 
     /// One turn.
@@ -221,6 +229,7 @@ impl Worker {
             devices: &mut self.devices,
             staging: &mut self.staging,
             options: &self.options,
+            complaints: &mut self.complaints,
         }
     }
 
@@ -264,8 +273,9 @@ impl Worker {
         self.connections = connections;
         if due {
             self.next_tick = now + TICK;
+            self.complaints.look(now);
         }
-        if self.live > 0 {
+        if self.live > 0 || self.complaints.is_pending() {
             self.handle.wake_at(self.next_tick);
         }
     }
@@ -282,7 +292,8 @@ impl Worker {
                     }
                     Ok(None) => break,
                     Err(error) => {
-                        tracing::warn!(%address, %error, "accepting a connection failed");
+                        let complaint = Complaint::NotAccepted(address, error);
+                        self.complaints.note(self.handle.now(), &complaint);
                         break;
                     }
                 }
@@ -296,7 +307,7 @@ impl Worker {
         let of_peer = peer.and_then(|peer| self.peers.get(&peer)).map_or(0, |peer| peer.connections);
         if self.live >= self.options.connections_max || of_peer >= self.options.connections_per_address_max {
             self.refused += 1;
-            tracing::warn!(?peer, "a connection beyond the limit is closed");
+            self.complaints.note(self.handle.now(), &Complaint::Refused(peer));
             return;
         }
         let place = self.connections.iter().position(Option::is_none).unwrap_or_else(|| {

@@ -6,6 +6,7 @@ mod raw;
 mod rig;
 
 mod chunks;
+mod complaints;
 mod fused;
 mod garbage;
 mod heads;

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::pipe::End;
 use crate::TcpTargetOptions;
 use crate::host::connection::Connection as HostConnection;
+use crate::target::complaints::Complaints;
 use crate::target::connection::{Connection, Context, Phase};
 use crate::target::devices::Devices;
 use crate::target::share::{Budget, PeerShare, Share};
@@ -38,6 +39,7 @@ pub(super) struct Rig {
     pub(super) budget: Rc<Budget>,
     devices: Devices,
     staging: Staging,
+    pub(super) complaints: Complaints,
     pub(super) now: Instant,
 }
 
@@ -80,6 +82,7 @@ impl Rig {
             pool: handle.buffers().clone(),
             devices: Devices::new(handle.clone()),
             staging: Staging::new(handle.buffers().clone()),
+            complaints: Complaints::default(),
             now: Instant::ORIGIN + Duration::from_secs(1),
             _reactor: reactor,
         }
@@ -103,6 +106,7 @@ impl Rig {
             devices: &mut self.devices,
             staging: &mut self.staging,
             options: &self.options,
+            complaints: &mut self.complaints,
         }
     }
 
