@@ -134,7 +134,8 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     }
     progress.say("every volume is online, and hosts reach it");
     explain(&state, &programs, &cluster, &kubectl);
-    announce(&kubectl, &volumes);
+    // All that are served, those that users made among them.
+    announce(&kubectl, &kubectl.objects(VOLUMES)?);
     match supervisor.filter(|_| !arguments.detach) {
         Some(supervisor) => {
             drop(lock);
@@ -362,7 +363,9 @@ fn explain(state: &State, programs: &Programs, cluster: &Cluster<'_>, kubectl: &
     for target in cluster.metrics() {
         eprintln!("  curl http://{}/metrics   # {}", target.address, target.process);
     }
-    eprintln!("  logs are in {}; `cargo xtask down` stops everything\n", state.logs().display());
+    let down =
+        if state.is_default() { String::new() } else { format!(" --state-dir {}", state.dir().display()) };
+    eprintln!("  logs are in {}; `cargo xtask down{down}` stops everything\n", state.logs().display());
 }
 
 /// Stays in the foreground until Ctrl-C, which ends this process; the supervisor notices and stops the rest.

@@ -67,6 +67,11 @@ impl State {
         }
     }
 
+    /// Whether it is the folder that commands take which are given none.
+    pub(crate) fn is_default(&self) -> bool {
+        Self::place(None).and_then(|dir| Ok(dir.canonicalize()?)).is_ok_and(|dir| dir == self.dir)
+    }
+
     fn is_marked(&self) -> bool {
         self.dir.join(MARKER).is_file()
     }
