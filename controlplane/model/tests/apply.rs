@@ -228,41 +228,7 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
         assert!(rightly, "{body:?}");
     }
     assert!(after.nodes().values().all(|node| !(node.abandoned && node.binding.is_some())));
-    // So does a snapshot, whatever becomes of its volume; and what one is of never changes.
-    for (id, old) in before.snapshots() {
-        let Some(new) = after.snapshots().get(id) else {
-            let node = &before.nodes()[&old.placement.node];
-            let deleted = matches!(old.lifecycle, Lifecycle::Deleting(_));
-            let rightly = match body {
-                Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
-                Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
-                Body::DeleteSnapshot { name, .. } => *name == old.name && node.abandoned,
-                _ => false,
-            };
-            assert!(rightly, "{body:?}");
-            continue;
-        };
-        assert!(new.epoch >= old.epoch && new.generation >= old.generation);
-        assert_eq!((&new.identity, &new.placement, new.source), (&old.identity, &old.placement, old.source));
-        assert!(old.taken_at.is_none() || (new.taken_at, new.size) == (old.taken_at, old.size));
-    }
-    for snapshot in after.snapshots().values().filter(|s| s.lifecycle != Lifecycle::Released) {
-        assert_eq!(after.snapshot_named(&snapshot.name).map(|s| s.id), Some(snapshot.id));
-    }
-    for snapshot in after.snapshots().values() {
-        assert!(after.nodes().contains_key(&snapshot.placement.node), "a snapshot without its node");
-        assert!(!after.volumes().contains_key(&snapshot.id), "one id for two things");
-        // What is to be taken can be taken, what is to be restored can be restored.
-        let waits = snapshot.taken_at.is_none() && !matches!(snapshot.lifecycle, Lifecycle::Deleting(_));
-        let source = after.volumes().get(&snapshot.source);
-        assert!(!waits || source.is_some_and(|v| !matches!(v.lifecycle, Lifecycle::Deleting(_))));
-    }
-    for volume in after.volumes().values() {
-        let waits = volume.lifecycle == Lifecycle::Active && !volume.provisioned;
-        let source = volume.restored_from.and_then(|id| after.snapshots().get(&id));
-        let there = source.is_some_and(|s| !matches!(s.lifecycle, Lifecycle::Deleting(_)));
-        assert!(!waits || volume.restored_from.is_none() || there, "nothing to restore from");
-    }
+    check_snapshots(before, after, body);
     // Nothing is put where there is no room.
     let larger =
         |id: &VolumeId, volume: &Volume| before.volumes().get(id).is_none_or(|old| volume.size > old.size);
@@ -296,6 +262,44 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
         let mut unchanged = before.clone();
         unchanged.advance(after.revision());
         assert_eq!(&unchanged, after, "a refused command changed something");
+    }
+}
+
+/// A snapshot goes as a volume does, whatever becomes of its volume; and what one is of never changes.
+fn check_snapshots(before: &State, after: &State, body: &Body) {
+    for (id, old) in before.snapshots() {
+        let Some(new) = after.snapshots().get(id) else {
+            let node = &before.nodes()[&old.placement.node];
+            let deleted = matches!(old.lifecycle, Lifecycle::Deleting(_));
+            let rightly = match body {
+                Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
+                Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
+                Body::DeleteSnapshot { name, .. } => *name == old.name && node.abandoned,
+                _ => false,
+            };
+            assert!(rightly, "{body:?}");
+            continue;
+        };
+        assert!(new.epoch >= old.epoch && new.generation >= old.generation);
+        assert_eq!((&new.identity, &new.placement, new.source), (&old.identity, &old.placement, old.source));
+        assert!(old.taken_at.is_none() || (new.taken_at, new.size) == (old.taken_at, old.size));
+    }
+    for snapshot in after.snapshots().values().filter(|s| s.lifecycle != Lifecycle::Released) {
+        assert_eq!(after.snapshot_named(&snapshot.name).map(|s| s.id), Some(snapshot.id));
+    }
+    for snapshot in after.snapshots().values() {
+        assert!(after.nodes().contains_key(&snapshot.placement.node), "a snapshot without its node");
+        assert!(!after.volumes().contains_key(&snapshot.id), "one id for two things");
+        // What is to be taken can be taken, what is to be restored can be restored.
+        let waits = snapshot.taken_at.is_none() && !matches!(snapshot.lifecycle, Lifecycle::Deleting(_));
+        let source = after.volumes().get(&snapshot.source);
+        assert!(!waits || source.is_some_and(|v| !matches!(v.lifecycle, Lifecycle::Deleting(_))));
+    }
+    for volume in after.volumes().values() {
+        let waits = volume.lifecycle == Lifecycle::Active && !volume.provisioned;
+        let source = volume.restored_from.and_then(|id| after.snapshots().get(&id));
+        let there = source.is_some_and(|s| !matches!(s.lifecycle, Lifecycle::Deleting(_)));
+        assert!(!waits || volume.restored_from.is_none() || there, "nothing to restore from");
     }
 }
 
