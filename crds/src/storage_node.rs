@@ -59,6 +59,8 @@ pub struct StorageNodeSpec {
             "spec.address must be an IP address without a port, for example 192.0.2.7"),
         validation = Rule::new("!self.matches('^(22[4-9]|23[0-9])[.]|^[fF][fF]')").message(
             "spec.address must be the machine's own address, not a multicast one"),
+        validation = Rule::new("self != '255.255.255.255'").message(
+            "spec.address must be the machine's own address, not the broadcast one"),
         validation = Rule::new("!self.matches('^(0[.]0[.]0[.]0|[0:.]+)$')").message(
             "spec.address must be an address that hosts can reach, not a wildcard: give the machine's own, for \
             example 192.0.2.7")
@@ -162,7 +164,9 @@ pub struct Listener {
             (isIP(self.replace('[', '').replace(']', '').substring(0, \
             self.replace('[', '').replace(']', '').lastIndexOf(':'))) && \
             int(self.substring(self.lastIndexOf(':') + 1)) <= 65535)").message(
-            "spec.listeners[].bind must have a valid IP address and a port from 1 to 65535")
+            "spec.listeners[].bind must have a valid IP address and a port from 1 to 65535"),
+        validation = Rule::new(r"!self.matches('^(22[4-9]|23[0-9])[.]|^255[.]255[.]255[.]255:|^\\[[fF][fF]')").message(
+            "spec.listeners[].bind must be an address of the machine or a wildcard, not a multicast or broadcast one")
     )]
     pub bind: String,
 
@@ -179,7 +183,9 @@ pub struct Listener {
             int(self.substring(self.lastIndexOf(':') + 1)) <= 65535)").message(
             "spec.listeners[].advertise must have a valid IP address and a port from 1 to 65535"),
         validation = Rule::new("!self.matches(r'^(0[.]0[.]0[.]0|\\[[0:.]+\\]):')").message(
-            "spec.listeners[].advertise must be an address that hosts can reach, not a wildcard")
+            "spec.listeners[].advertise must be an address that hosts can reach, not a wildcard"),
+        validation = Rule::new(r"!self.matches('^(22[4-9]|23[0-9])[.]|^255[.]255[.]255[.]255:|^\\[[fF][fF]')").message(
+            "spec.listeners[].advertise must be the address of one machine, not a multicast or broadcast one")
     )]
     pub advertise: Option<String>,
 }
@@ -218,7 +224,7 @@ pub struct Pool {
 
     /// Words to choose pools by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))").message(
         "spec.pools[].labels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
     pub labels: BTreeMap<String, String>,
@@ -228,6 +234,11 @@ pub struct Pool {
     #[x_kube(validation = Rule::new("self >= 100 && self <= 10000").message(
         "spec.pools[].overProvisioningPercent must be from 100 (thin volumes are promised what there is) to 10000"))]
     pub over_provisioning_percent: Option<i32>,
+}
+
+/// The schema of a label's value: Kubernetes' own limit.
+fn label_value() -> serde_json::Value {
+    serde_json::json!({ "type": "string", "maxLength": 63 })
 }
 
 /// What was observed of a node. Written by the operator alone.

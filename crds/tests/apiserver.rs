@@ -117,6 +117,14 @@ fn wrong_nodes(fixture: &Fixture) {
         ("192.0.2.7:4420", "192.0.2.7", ["spec.listeners[0].bind", "must be an IP address and a port"]),
         ("192.0.2.7:4420", "192.0.2.7:70000", ["spec.listeners[0].bind", "from 1 to 65535"]),
         ("192.0.2.7:4420", "0.0.0.0:4420", ["spec.listeners[0]", "advertise is required"]),
+        ("192.0.2.7:4420", "224.0.0.1:4420", ["spec.listeners[0].bind", "not a multicast"]),
+        ("192.0.2.7:4420", "[ff02::1]:4420", ["spec.listeners[0].bind", "not a multicast"]),
+        (
+            "'192.0.2.7:4420'",
+            "'[::]:1', advertise: '239.0.0.1:1'",
+            ["spec.listeners[0].advertise", "multicast"],
+        ),
+        ("address: 192.0.2.7", "address: 255.255.255.255", ["spec.address", "not the broadcast one"]),
         ("192.0.2.7:4420", "[::0]:4420", ["spec.listeners[0]", "advertise is required"]),
         ("address: 192.0.2.7", "address: 0.0.0.0", ["spec.address", "not a wildcard"]),
         (
