@@ -66,13 +66,13 @@ impl<W: Wire> Connection<W> {
         true
     }
 
-    /// Whether a command that is ready needs memory before its device can have it: a read does unless the device lends its own. What is
-    /// lent and a digest covers is copied when the whole batch has been asked for, and so is in the cache by then.
+    /// Whether a command that is ready needs memory before its device can have it: a read does unless the device lends its own, and then
+    /// as well if a digest covers the data, which is copied to stand still.
     pub(super) fn wants_memory(&self, slot: usize, devices: &Devices) -> bool {
         let held = &self.slots[slot];
         match held.work {
             Work::Block(block, device) if block.operation == Operation::Read => {
-                held.charged == 0 && !devices.lends(device)
+                held.charged == 0 && (self.digests.data || !devices.lends(device))
             }
             _ => false,
         }

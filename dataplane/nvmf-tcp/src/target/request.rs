@@ -83,11 +83,12 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// Memory for a read: our own where a digest covers the data, otherwise the device takes it.
+    /// Memory for a read: our own where a digest covers the data, otherwise the device takes it. What is lent is copied when the whole
+    /// batch has been asked for, and so is in the cache by then: until then its memory is only counted.
     fn take_read_memory(&mut self, slot: usize, context: &Context<'_>) -> bool {
-        let Work::Block(block, _) = self.slots[slot].work else { return true };
+        let Work::Block(block, device) = self.slots[slot].work else { return true };
         let bytes = block.bytes as usize;
-        if !self.digests.data {
+        if !self.digests.data || context.devices.lends(device) {
             return self.slots.charge(slot, charge_of(bytes));
         }
         let Some(buffer) = self.take_buffer(slot, bytes, context.pool) else { return false };
