@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use basalt_clock::mark;
 use basalt_lvol::layout::Role;
 use basalt_lvol::{DiskContent, GrowError, NewPoolDisk, Pool, PoolDisk, PoolHealth, examine};
 
@@ -76,7 +75,6 @@ impl Inner {
         let watch = DiskWatch::new(wanted.path.clone(), Arc::clone(&device.device));
         match self.add_opened(pool, device, wanted.overwrite_foreign_data).await {
             Ok(()) => {
-                mark!("agent-pool-grown");
                 tracing::info!(disk = wanted.path, pool = pool.name(), "the pool has another disk");
                 Ok((Some(watch), report))
             }

@@ -309,7 +309,7 @@ impl World {
 
     fn on_peer(&mut self, message: Box<PeerMessage>) {
         let mut message = message;
-        if self.faulty && self.random.chance(1, 5_000) && strangers::damage(&mut message) {
+        if self.faulty && self.random.chance(1, 1_000) && strangers::damage(&mut message) {
             event!("a part of a snapshot for member {} is damaged", message.to);
             self.tally.fault("damaged message", 1);
         }
