@@ -4,15 +4,20 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use basalt_e2e::cluster::{Cluster, XTASK_ENV};
 use basalt_kube::Fixture;
 use rustix::process::{Pid, Signal, kill_process};
 
+/// The examples' nodes listen on fixed ports: one cluster at a time.
+static PORTS: Mutex<()> = Mutex::new(());
+
 #[test]
 #[ignore = "needs the built programs; `cargo xtask test` runs it"]
 fn up_uses_a_kubernetes_that_runs_already() {
+    let _ports = PORTS.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let kubernetes = Fixture::start(&dir.path().join("kubernetes")).unwrap();
     let cluster = Cluster::up_on(&dir.path().join("cluster"), &kubernetes.kubeconfig()).unwrap();
@@ -64,6 +69,7 @@ fn xtask(args: &[&str], state: &Path) -> Command {
 #[test]
 #[ignore = "needs the built programs; `cargo xtask test` runs it"]
 fn up_in_the_foreground_stays_until_it_is_interrupted() {
+    let _ports = PORTS.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("cluster");
     let _down = Down(&state);
