@@ -10,6 +10,7 @@
 //! Begin with [`plan_volume`], [`plan_snapshot`] and [`plan_storage_node`].
 
 mod events;
+mod held;
 mod intent;
 mod object;
 mod snapshot;
@@ -48,23 +49,20 @@ pub enum Seen<T> {
     },
 }
 
-/// What the control plane holds that concerns one `Volume` object. Linearizable reads.
-#[derive(Debug, Clone, Default)]
-pub struct VolumeSight {
-    /// The volume of the object's name.
-    pub by_name: Option<Volume>,
-    /// The volume of the id in the object's status, whatever its name; may be the same one.
-    pub by_id: Option<Volume>,
+/// What the control plane holds that concerns one `Volume` or `Snapshot` object. Linearizable reads.
+#[derive(Debug, Clone)]
+pub struct DataSight<T> {
+    /// What has the object's name.
+    pub by_name: Option<T>,
+    /// What has the id in the object's status, whatever its name; may be the same one.
+    pub by_id: Option<T>,
 }
 
-/// What the control plane holds that concerns one `Snapshot` object. Linearizable reads.
-#[derive(Debug, Clone, Default)]
-pub struct SnapshotSight {
-    /// The snapshot of the object's name.
-    pub by_name: Option<Snapshot>,
-    /// The snapshot of the id in the object's status, whatever its name; may be the same one.
-    pub by_id: Option<Snapshot>,
-}
+/// What concerns one `Volume` object.
+pub type VolumeSight = DataSight<Volume>;
+
+/// What concerns one `Snapshot` object.
+pub type SnapshotSight = DataSight<Snapshot>;
 
 /// What the control plane holds that concerns one `StorageNode` object.
 #[derive(Debug, Clone, Default)]

@@ -6,8 +6,9 @@ use basalt_crds::{Conditions, SnapshotStatus, Status, format_bytes};
 use basalt_model::{ClusterId, Snapshot, VolumeState};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::held::{Departure, Obstacle};
 use crate::intent::Rejection;
-use crate::snapshot::{Departure, Obstacle, Situation};
+use crate::snapshot::Situation;
 use crate::word::{Word, elsewhere, one_word, refused};
 
 const READY: &str = "Ready";
@@ -58,7 +59,11 @@ impl<'a> Context<'a> {
     }
 
     /// The status of an object that is to go.
-    pub(crate) fn leaving(self, departure: &Departure<'_>, rejection: Option<&Rejection>) -> SnapshotStatus {
+    pub(crate) fn leaving(
+        self,
+        departure: &Departure<'_, Snapshot>,
+        rejection: Option<&Rejection>,
+    ) -> SnapshotStatus {
         let mut draft = self.draft();
         match departure {
             Departure::Unreachable(message) => draft.unreachable(message),
@@ -120,7 +125,7 @@ impl Draft<'_> {
     }
 
     fn set(&mut self, type_: &str, status: Status, word: &Word) {
-        self.conditions.set(type_, status, word.reason, word.message.clone());
+        self.conditions.set(type_, status, &word.reason, word.message.clone());
     }
 
     /// Writes down what the control plane says of our snapshot.
@@ -169,7 +174,7 @@ impl Draft<'_> {
 }
 
 /// The control plane answers, but what it holds is not this object's snapshot.
-fn of_obstacle(obstacle: &Obstacle<'_>) -> Word {
+fn of_obstacle(obstacle: &Obstacle<'_, Snapshot>) -> Word {
     match obstacle {
         Obstacle::Elsewhere { recorded, answering } => elsewhere(recorded, *answering),
         Obstacle::Missing { id } => Word::new(

@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::NodeSight;
 use crate::intent::Rejection;
 use crate::storage_node::{Departure, Situation};
+use crate::word::{Word, elsewhere, one_word, refused};
 
 const CONNECTED: &str = "Connected";
 const DELETABLE: &str = "Deletable";
@@ -34,19 +35,6 @@ pub(crate) struct Context<'a> {
     /// The cluster that answered; `None` when none did.
     pub(crate) cluster: Option<ClusterId>,
     pub(crate) now: Timestamp,
-}
-
-/// One reason with its sentence, for conditions.
-#[derive(Debug, Clone)]
-struct Word {
-    reason: String,
-    message: String,
-}
-
-impl Word {
-    fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { reason: reason.into(), message: message.into() }
-    }
 }
 
 impl<'a> Context<'a> {
@@ -393,9 +381,7 @@ fn disks(node: &Node) -> Vec<DiskStatus> {
 }
 
 fn of_problem(problem: &Problem) -> Word {
-    let word = !problem.reason.is_empty() && problem.reason.chars().all(|c| c.is_ascii_alphanumeric());
-    let reason = if word { problem.reason.as_str() } else { "Problem" };
-    Word::new(reason, problem.message.clone())
+    Word::new(one_word(&problem.reason).unwrap_or("Problem"), problem.message.clone())
 }
 
 fn occupied(sight: &NodeSight) -> Word {
@@ -427,21 +413,6 @@ fn occupied(sight: &NodeSight) -> Word {
             "{count} {} are on it ({}{more}): the node stays until they are deleted{remedy}",
             if sight.snapshots.is_empty() { "volumes" } else { "volumes and snapshots" },
             names.join("; ")
-        ),
-    )
-}
-
-fn refused(rejection: &Rejection) -> Word {
-    Word::new(rejection.kind.reason(), rejection.message.clone())
-}
-
-fn elsewhere(recorded: &str, answering: ClusterId) -> Word {
-    Word::new(
-        "OtherCluster",
-        format!(
-            "this object belongs to cluster {recorded}, but the control plane that answers is cluster {answering}: point \
-             the operator at the right one; if the other cluster is gone for good, remove the finalizer {} by hand",
-            crds::FINALIZER
         ),
     )
 }

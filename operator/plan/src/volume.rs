@@ -2,9 +2,10 @@
 
 use basalt_crds as crds;
 use basalt_crds::VolumeStatus;
-use basalt_model::{ClusterId, Lifecycle, ReclaimPolicy, Volume, VolumeChange, VolumeName, VolumeSpec};
+use basalt_model::{Lifecycle, Volume, VolumeChange, VolumeName, VolumeSpec};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::held::{self, Obstacle};
 use crate::intent::{Intent, IntentBody, Rejection};
 use crate::object::{Facts, Recorded};
 use crate::spec::{adopted_id, named, volume_spec};
@@ -16,7 +17,7 @@ pub(crate) enum Situation<'a> {
     /// The control plane cannot be asked.
     Unreachable(&'a str),
     /// It can, but the object's volume is not there to be worked with. Nothing is done.
-    CutOff(Obstacle<'a>),
+    CutOff(Obstacle<'a, Volume>),
     /// The volume is being deleted, which this object did not ask for.
     DeletedByOther(&'a Volume),
     /// The specification means nothing.
@@ -27,36 +28,6 @@ pub(crate) enum Situation<'a> {
     Drifted { present: &'a Volume, intent: Intent },
     /// It exists and is what is asked.
     Settled(&'a Volume),
-}
-
-/// Why an object and its volume do not come together.
-#[derive(Debug)]
-pub(crate) enum Obstacle<'a> {
-    /// The volume belongs to another cluster than the one that answers.
-    Elsewhere { recorded: &'a str, answering: ClusterId },
-    /// The status says that the volume existed, and the control plane has no record of it.
-    Missing { id: &'a str },
-    /// The volume was put aside by somebody else.
-    PutAside(&'a Volume),
-    /// Another object, or none, owns the volume of this name.
-    Taken(&'a Volume),
-    /// The volume of this name is ours, but is another one than the status recorded.
-    Replaced { recorded: &'a str, present: &'a Volume },
-}
-
-/// What an object that is to go and the control plane are to each other.
-#[derive(Debug)]
-pub(crate) enum Departure<'a> {
-    /// The control plane cannot be asked.
-    Unreachable(&'a str),
-    /// Its volume is in another cluster: letting go now would lose the only handle on it.
-    Elsewhere { recorded: &'a str, answering: ClusterId },
-    /// The volume is there and has to go or to be put aside.
-    Held { present: &'a Volume, intent: Box<Intent> },
-    /// The volume is going.
-    Going(&'a Volume),
-    /// Nothing of ours is there (any more).
-    Gone,
 }
 
 /// What to do next for a `Volume`. `progress` is what became of the plans before.
@@ -78,7 +49,12 @@ pub fn plan_volume(
         (true, false) => Plan::idle(),
         (false, false) => Plan::add_finalizer(),
         (false, true) => stay(context, &assess(object, &facts, seen), rejection),
-        (true, true) => go(context, &depart(object, &facts, seen), rejection),
+        (true, true) => {
+            let departure =
+                held::depart(&facts, &recorded(object), seen, |present| farewell(object, present));
+            let status = context.leaving(&departure, rejection);
+            departure.plan(object.status.as_ref(), status, rejection)
+        }
     }
 }
 
@@ -96,55 +72,26 @@ fn stay(
     finish(context.object.status.as_ref(), status, intent, rejection, settled, Finalizer::Keep)
 }
 
-fn go(
-    context: volume_status::Context<'_>,
-    departure: &Departure<'_>,
-    rejection: Option<&Rejection>,
-) -> Plan<VolumeStatus> {
-    let status = context.leaving(departure, rejection);
-    let (intent, finalizer) = match departure {
-        Departure::Held { intent, .. } => (Some(Intent::clone(intent)), Finalizer::Keep),
-        Departure::Gone => (None, Finalizer::Remove),
-        Departure::Unreachable(_) | Departure::Elsewhere { .. } | Departure::Going(_) => {
-            (None, Finalizer::Keep)
-        }
-    };
-    let settled = matches!(departure, Departure::Going(_) | Departure::Gone);
-    finish(context.object.status.as_ref(), status, intent, rejection, settled, finalizer)
-}
-
 fn assess<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<VolumeSight>) -> Situation<'a> {
     let (cluster, sight) = match seen {
         Seen::Unreachable { message } => return Situation::Unreachable(message),
         Seen::Answered { cluster, found } => (*cluster, found),
     };
-    let recorded = recorded(object);
-    if let Some(other) = recorded.other_cluster(cluster) {
-        return Situation::CutOff(Obstacle::Elsewhere { recorded: other, answering: cluster });
-    }
+    let found = match held::find(facts, &recorded(object), cluster, sight) {
+        Err(obstacle) => return Situation::CutOff(obstacle),
+        Ok(found) => found,
+    };
     let asked = named("metadata.name", VolumeName::new(facts.name))
         .and_then(|name| Ok((name, volume_spec(&object.spec)?, adopted_id(&object.spec)?)));
-    let Some(present) = &sight.by_name else {
-        return match (recorded.id, asked) {
-            (Some(id), _) => match &sight.by_id {
-                Some(aside) if aside.lifecycle == Lifecycle::Released => {
-                    Situation::CutOff(Obstacle::PutAside(aside))
-                }
-                _ => Situation::CutOff(Obstacle::Missing { id }),
-            },
-            (None, Err(error)) => Situation::Invalid { error, present: None },
-            (None, Ok((name, spec, adopt))) => {
+    let Some(present) = found else {
+        return match asked {
+            Err(error) => Situation::Invalid { error, present: None },
+            Ok((name, spec, adopt)) => {
                 let body = IntentBody::CreateVolume { name, spec, adopt };
                 Situation::Wanted(Intent::new(facts, 0, body))
             }
         };
     };
-    if present.uid.as_ref() != Some(&facts.owner) {
-        return Situation::CutOff(Obstacle::Taken(present));
-    }
-    if let Some(id) = recorded.id.filter(|id| *id != present.id.to_string()) {
-        return Situation::CutOff(Obstacle::Replaced { recorded: id, present });
-    }
     if matches!(present.lifecycle, Lifecycle::Deleting(_)) {
         return Situation::DeletedByOther(present);
     }
@@ -161,39 +108,12 @@ fn assess<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<Volume
     }
 }
 
-fn depart<'a>(object: &'a crds::Volume, facts: &Facts<'_>, seen: &'a Seen<VolumeSight>) -> Departure<'a> {
-    let (cluster, sight) = match seen {
-        Seen::Unreachable { message } => return Departure::Unreachable(message),
-        Seen::Answered { cluster, found } => (*cluster, found),
-    };
-    let recorded = recorded(object);
-    if let Some(other) = recorded.other_cluster(cluster) {
-        return Departure::Elsewhere { recorded: other, answering: cluster };
-    }
-    let ours = |volume: &&Volume| {
-        volume.uid.as_ref() == Some(&facts.owner) && recorded.id.is_none_or(|id| id == volume.id.to_string())
-    };
-    let Some(present) = sight.by_name.as_ref().filter(ours) else { return Departure::Gone };
-    match &present.lifecycle {
-        Lifecycle::Released => Departure::Gone,
-        Lifecycle::Deleting(_) => Departure::Going(present),
-        Lifecycle::Active => {
-            let name = present.name.clone();
-            let body = match reclaim(object) {
-                ReclaimPolicy::Delete => IntentBody::DeleteVolume { name },
-                ReclaimPolicy::Retain => IntentBody::ReleaseVolume { name },
-            };
-            let intent = Box::new(Intent::new(facts, present.created.0, body));
-            Departure::Held { present, intent }
-        }
-    }
-}
-
-/// The object's policy is asked at the moment of deletion, whatever the control plane heard last.
-const fn reclaim(object: &crds::Volume) -> ReclaimPolicy {
+/// What is asked for what an object that goes leaves. Its policy is asked at the moment of deletion, whatever the control plane heard last.
+fn farewell(object: &crds::Volume, present: &Volume) -> IntentBody {
+    let name = present.name.clone();
     match object.spec.reclaim_policy {
-        crds::volume::ReclaimPolicy::Delete => ReclaimPolicy::Delete,
-        crds::volume::ReclaimPolicy::Retain => ReclaimPolicy::Retain,
+        crds::volume::ReclaimPolicy::Delete => IntentBody::DeleteVolume { name },
+        crds::volume::ReclaimPolicy::Retain => IntentBody::ReleaseVolume { name },
     }
 }
 

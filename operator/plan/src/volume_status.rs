@@ -7,8 +7,9 @@ use basalt_model as model;
 use basalt_model::{ClusterId, Problem, Volume, VolumeState};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::held::{Departure, Obstacle};
 use crate::intent::Rejection;
-use crate::volume::{Departure, Obstacle, Situation};
+use crate::volume::Situation;
 use crate::word::{Word, elsewhere, one_word, refused};
 
 const READY: &str = "Ready";
@@ -32,13 +33,11 @@ impl<'a> Context<'a> {
         match situation {
             Situation::Unreachable(message) => draft.unreachable(message),
             Situation::Wanted(_) => {
-                let word = rejection.map_or_else(
-                    || Word { reason: "Pending", message: "asking the control plane".to_owned() },
-                    refused,
-                );
+                let word =
+                    rejection.map_or_else(|| Word::new("Pending", "asking the control plane"), refused);
                 draft.status.phase = Some(VolumePhase::Pending);
                 draft.not_synced(&word);
-                draft.conditions.set(READY, Status::False, word.reason, word.message);
+                draft.conditions.set(READY, Status::False, &word.reason, word.message);
             }
             Situation::Settled(present) => {
                 draft.observe(present);
@@ -52,7 +51,7 @@ impl<'a> Context<'a> {
                 }
             }
             Situation::Invalid { error, present } => {
-                let word = Word { reason: "Invalid", message: error.to_string() };
+                let word = Word::new("Invalid", error.to_string());
                 draft.not_synced(&word);
                 match present {
                     Some(present) => draft.observe(present),
@@ -61,14 +60,11 @@ impl<'a> Context<'a> {
             }
             Situation::DeletedByOther(present) => {
                 draft.observe(present);
-                draft.not_synced(&Word {
-                    reason: "DeletedByOther",
-                    message: format!(
+                draft.not_synced(&Word::new("DeletedByOther", format!(
                         "volume {} is being deleted, which this object did not ask for: delete this object, and \
                          create it again for a new volume",
                         present.id
-                    ),
-                });
+                    )));
             }
             Situation::CutOff(obstacle) => draft.cut_off(obstacle),
         }
@@ -76,7 +72,11 @@ impl<'a> Context<'a> {
     }
 
     /// The status of an object that is to go.
-    pub(crate) fn leaving(self, departure: &Departure<'_>, rejection: Option<&Rejection>) -> VolumeStatus {
+    pub(crate) fn leaving(
+        self,
+        departure: &Departure<'_, Volume>,
+        rejection: Option<&Rejection>,
+    ) -> VolumeStatus {
         let mut draft = self.draft();
         draft.status.phase = Some(VolumePhase::Deleting);
         match departure {
@@ -87,15 +87,15 @@ impl<'a> Context<'a> {
             Departure::Elsewhere { recorded, answering } => {
                 let word = elsewhere(recorded, *answering);
                 draft.not_synced(&word);
-                draft.conditions.set(READY, Status::False, word.reason, word.message);
+                draft.conditions.set(READY, Status::False, &word.reason, word.message);
             }
             Departure::Held { present, .. } => {
                 let word = rejection.map_or_else(
-                    || Word { reason: "Deleting", message: format!("volume {} is to go", present.id) },
+                    || Word::new("Deleting", format!("volume {} is to go", present.id)),
                     refused,
                 );
                 draft.not_synced(&word);
-                draft.conditions.set(READY, Status::False, word.reason, word.message);
+                draft.conditions.set(READY, Status::False, &word.reason, word.message);
             }
             Departure::Going(present) => {
                 let message = format!(
@@ -151,32 +151,32 @@ impl Draft<'_> {
     }
 
     /// The control plane answers, but what it holds is not this object's volume.
-    fn cut_off(&mut self, obstacle: &Obstacle<'_>) {
+    fn cut_off(&mut self, obstacle: &Obstacle<'_, Volume>) {
         let word = match obstacle {
             Obstacle::Elsewhere { recorded, answering } => elsewhere(recorded, *answering),
-            Obstacle::Missing { id } => Word {
-                reason: "NoRecord",
-                message: format!(
+            Obstacle::Missing { id } => Word::new(
+                "NoRecord",
+                format!(
                     "the control plane has no record of volume {id}, which existed: restore the control plane; or, \
                      if the data is given up, delete this object and create it again"
                 ),
-            },
-            Obstacle::PutAside(volume) => Word {
-                reason: "Released",
-                message: format!(
+            ),
+            Obstacle::PutAside(volume) => Word::new(
+                "Released",
+                format!(
                     "volume {0} was put aside with its data: to serve it again, delete this object and create one \
                      with spec.volumeId: {0}",
                     volume.id
                 ),
-            },
-            Obstacle::Replaced { recorded, present } => Word {
-                reason: "Replaced",
-                message: format!(
+            ),
+            Obstacle::Replaced { recorded, present } => Word::new(
+                "Replaced",
+                format!(
                     "the control plane holds volume {} under this name, but this object stood for volume {recorded}: \
                      nothing is done until one of them is deleted",
                     present.id
                 ),
-            },
+            ),
             Obstacle::Taken(present) => taken(present),
         };
         let existed = self.status.volume_id.is_some();
@@ -189,11 +189,11 @@ impl Draft<'_> {
         for path in &mut self.status.paths {
             path.ana_state = AnaState::Inaccessible;
         }
-        self.conditions.set(READY, Status::False, word.reason, word.message.clone());
+        self.conditions.set(READY, Status::False, &word.reason, word.message.clone());
     }
 
     fn not_synced(&mut self, word: &Word) {
-        self.conditions.set(SYNCED, Status::False, word.reason, word.message.clone());
+        self.conditions.set(SYNCED, Status::False, &word.reason, word.message.clone());
     }
 
     /// The control plane has what was asked; whether the node has put it into effect is another question.
@@ -309,7 +309,7 @@ fn taken(present: &Volume) -> Word {
             present.id
         ),
     };
-    Word { reason: "NameTaken", message }
+    Word::new("NameTaken", message)
 }
 
 fn paths(present: &Volume, reachable: bool) -> Vec<PathStatus> {
