@@ -36,13 +36,8 @@ impl Inner {
         };
         let mut obstacle = None;
         for disk in disks {
-            let (watch, report) = match self.add_disk(pool, &disk).await {
-                Ok(added) => added,
-                Err((report, problem)) => {
-                    obstacle = obstacle.or(Some(problem));
-                    (None, report)
-                }
-            };
+            let (watch, report) = self.add_disk(pool, &disk).await;
+            obstacle = obstacle.or_else(|| report.problem.clone());
             let mut items = self.items.borrow_mut();
             let item = items.pools.entry(wanted.name.clone()).or_default();
             item.watches.extend(watch);
@@ -58,29 +53,18 @@ impl Inner {
         }
     }
 
-    /// Opens a disk and makes it one of the pool's.
-    async fn add_disk(
-        &self,
-        pool: &Pool,
-        wanted: &DesiredDisk,
-    ) -> Result<(Option<DiskWatch>, DiskReport), (DiskReport, Problem)> {
+    /// Opens a disk and makes it one of the pool's: how it is watched from then on, unless its report has a problem.
+    async fn add_disk(&self, pool: &Pool, wanted: &DesiredDisk) -> (Option<DiskWatch>, DiskReport) {
         let (device, report) = opened(&wanted.path, self.ports.disks.open(&wanted.path).await);
-        let Some(device) = device else {
-            let problem = report.problem.clone();
-            return Err((
-                report,
-                problem.unwrap_or_else(|| Problem::new(Reason::DiskFailed, "it cannot be opened")),
-            ));
-        };
+        let Some(device) = device else { return (None, report) };
         let watch = DiskWatch::new(wanted.path.clone(), Arc::clone(&device.device));
         match self.add_opened(pool, device, wanted.overwrite_foreign_data).await {
             Ok(()) => {
                 tracing::info!(disk = wanted.path, pool = pool.name(), "the pool has another disk");
-                Ok((Some(watch), report))
+                (Some(watch), report)
             }
             Err(problem) => {
-                let health = DiskHealth::Faulted;
-                Err((DiskReport { health, problem: Some(problem.clone()), ..report }, problem))
+                (None, DiskReport { health: DiskHealth::Faulted, problem: Some(problem), ..report })
             }
         }
     }

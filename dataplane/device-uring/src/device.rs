@@ -59,7 +59,6 @@ pub struct UringOptions {
 /// A file or kernel block device. Its compare-and-writes are one step to everything else that changes it through this device.
 #[derive(Debug)]
 pub struct UringDevice {
-    path: PathBuf,
     options: DiskOptions,
     info: Arc<DeviceInfo>,
     gate: Arc<SwapGate>,
@@ -102,14 +101,14 @@ impl UringDevice {
             .with_capabilities(
                 unmap | Capabilities::WRITE_ZEROES | Capabilities::COMPARE | Capabilities::COMPARE_AND_WRITE,
             );
-        let (path, info, disk) = (path.to_owned(), Arc::new(info), found.clone());
-        Ok(Self { path, options: options_again, info, gate: Arc::default(), disk, lock })
+        let (info, disk) = (Arc::new(info), found.clone());
+        Ok(Self { options: options_again, info, gate: Arc::default(), disk, lock })
     }
 
     /// The disk's path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.lock.path()
     }
 
     /// How the disk was found when it was opened.

@@ -105,10 +105,8 @@ pub(super) fn first_writes(effort: &Effort) -> Result<Vec<Line>> {
                 let device: &dyn BlockDevice = if side == 0 { &*fresh } else { &*allocated };
                 let load = random(device, 0, depth, u64::from(pair));
                 let run = rig.load(device, load, End::Requests(FIRST_WRITES));
-                if run.is_err() {
-                    eprintln!("pair {pair} side {side} {:?} {:?}", pool.health(), pool.usage());
-                }
-                sides[side] = run?.per_second;
+                let found = || format!("the pool is {:?} with {:?}", pool.health(), pool.usage());
+                sides[side] = run.with_context(found)?.per_second;
                 rig.delete(&pool, 2)?;
             }
             pairs.push((sides[0], sides[1]));
