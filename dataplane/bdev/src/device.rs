@@ -66,7 +66,7 @@ pub enum DeviceState {
     Removed,
 }
 
-/// A device's properties, and what failed on it. All but size, state and faults stay the same for its whole life.
+/// A device's properties, and what failed on it. All but size, state, whether it refuses writes, and faults stay the same for its whole life.
 #[derive(Debug)]
 pub struct DeviceInfo {
     name: String,
@@ -77,7 +77,7 @@ pub struct DeviceInfo {
     generation: AtomicU64,
     volatile_write_cache: bool,
     cache_lifetime: Option<u64>,
-    read_only: bool,
+    read_only: AtomicBool,
     atomic_write: BlockCount,
     optimal_io: BlockCount,
     max_transfer: BlockCount,
@@ -102,7 +102,7 @@ impl DeviceInfo {
             generation: AtomicU64::new(0),
             volatile_write_cache: false,
             cache_lifetime: None,
-            read_only: false,
+            read_only: AtomicBool::new(false),
             atomic_write: BlockCount(1),
             optimal_io: BlockCount(1),
             max_transfer: block_size.blocks_in(DEFAULT_MAX_TRANSFER_BYTES),
@@ -128,7 +128,7 @@ impl DeviceInfo {
     /// Sets whether writes are refused.
     #[must_use]
     pub fn with_read_only(mut self, read_only: bool) -> Self {
-        self.read_only = read_only;
+        self.read_only = AtomicBool::new(read_only);
         self
     }
 
@@ -203,10 +203,10 @@ impl DeviceInfo {
         self.cache_lifetime
     }
 
-    /// True if writes are refused.
+    /// True if writes are refused now.
     #[must_use]
     pub fn read_only(&self) -> bool {
-        self.read_only
+        self.read_only.load(Ordering::Acquire)
     }
 
     /// Blocks, suitably aligned, that a power failure never tears.
@@ -239,7 +239,7 @@ impl DeviceInfo {
         if self.removed.load(Ordering::Acquire) { DeviceState::Removed } else { DeviceState::Present }
     }
 
-    /// Grows with every change of size or state: whoever remembers it notices changes by one load.
+    /// Grows with every change of size, state or [`Self::read_only`]: whoever remembers it notices changes by one load.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -259,7 +259,14 @@ impl DeviceInfo {
     /// For providers of disks: a request that was accepted has ended.
     #[inline]
     pub fn note(&self, operation: Operation, result: Result<(), IoError>) {
-        self.faults.note(operation, result, self.read_only);
+        self.faults.note(operation, result, self.read_only());
+    }
+
+    /// For providers: writes are refused from now on, or taken again.
+    pub fn set_read_only(&self, read_only: bool) {
+        if self.read_only.swap(read_only, Ordering::AcqRel) != read_only {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// For providers: the device has another size from now on.

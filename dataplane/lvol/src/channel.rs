@@ -236,10 +236,6 @@ impl Channel for VolumeChannel {
         if let Err(error) = check(&self.volume.info, &request) {
             return self.end(request, Err(error));
         }
-        let write = request.operation.modifies();
-        if write && self.volume.read_only.load(Ordering::Acquire) {
-            return self.end(request, Err(IoError::ReadOnly));
-        }
         match request.operation {
             Operation::Flush => self.submit_flush(request),
             Operation::Write { .. } if planted!("lvol-early-acknowledgement") => {

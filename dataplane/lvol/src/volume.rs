@@ -1,7 +1,7 @@
 //! A logical volume as a block device.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use basalt_bdev::provider::{BlockDevice, Capabilities, Channel, DeviceInfo, DeviceState, OpenError};
@@ -77,6 +77,10 @@ impl PoolShared {
         Some(self.lifetime.load(Ordering::Acquire)).filter(|lifetime| *lifetime != 0)
     }
 
+    pub(crate) fn disks_are_read_only(&self) -> bool {
+        self.devices().iter().any(|disk| disk.info().read_only())
+    }
+
     /// Lets groups be written without a flush before them, where that is safe, or no more.
     pub(crate) fn trust_caches(&self, trusted: bool) {
         let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
@@ -139,8 +143,6 @@ pub(crate) struct VolumeCore {
     pub(crate) used: AtomicU64,
     /// Grows when the volume gets a higher epoch: channels that were opened before are refused.
     pub(crate) fence: AtomicU64,
-    /// Writes are refused, beyond what the device's properties say.
-    pub(crate) read_only: AtomicBool,
     pub(crate) thick: bool,
     extent_shift: u32,
     piece_shift: u32,
@@ -278,7 +280,6 @@ impl LogicalVolume {
             changed: AtomicU64::new(0),
             used: AtomicU64::new(used),
             fence: AtomicU64::new(0),
-            read_only: AtomicBool::new(record.flags.read_only || record.flags.snapshot),
             thick: record.flags.thick,
             extent_shift: log(shared.extent_bytes),
             piece_shift: log(shared.extent_bytes / PIECES as u64),
@@ -347,11 +348,7 @@ fn info_of(record: &VolumeRecord, shared: &PoolShared) -> DeviceInfo {
     let uuid = uuid::Uuid::from_bytes(record.identity.uuid);
     DeviceInfo::new(record.name.as_str(), uuid, block, block.blocks_in(record.size))
         .with_volatile_write_cache(shared.volatile)
-        .with_read_only(
-            record.flags.read_only
-                || record.flags.snapshot
-                || disks.iter().any(|disk| disk.info().read_only()),
-        )
+        .with_read_only(record.flags.read_only || record.flags.snapshot || shared.disks_are_read_only())
         .with_atomic_write(smallest(DeviceInfo::atomic_write).min(piece))
         .with_optimal_io(optimal)
         .with_max_transfer(smallest(DeviceInfo::max_transfer))

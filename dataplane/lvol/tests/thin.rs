@@ -293,6 +293,10 @@ fn names_marks_and_hiding_are_kept() {
         let Some(VolumeStatus::Ready(record, device)) = pool.volume(volume_id(1)) else { panic!("there") };
         assert_eq!(record.name, "renamed");
         assert!(record.flags.read_only && device.info().read_only());
+        let (bytes, generation) = (Bytes::open(&handle, &*device), device.info().generation());
+        pool.set_read_only(volume_id(1), false).await.unwrap();
+        assert_eq!(bytes.write(0, &[1; 512]).await, Ok(()), "without another import");
+        assert!(device.info().generation() > generation, "hosts are told");
     });
 }
 

@@ -210,7 +210,7 @@ impl VolumeData {
         if core.fence.load(Ordering::Acquire) != message.fence {
             return Err(IoError::Fenced);
         }
-        match core.read_only.load(Ordering::Acquire) {
+        match core.info.read_only() {
             true => Err(IoError::ReadOnly),
             false => Ok(()),
         }

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
@@ -397,7 +396,7 @@ impl Inner {
                 None => {
                     let device = self.device_of(&data);
                     if read_only {
-                        device.core().read_only.store(true, Ordering::Release);
+                        device.core().info.set_read_only(true);
                     }
                     data.device = Some(device);
                     Volume::Ready(Box::new(data))

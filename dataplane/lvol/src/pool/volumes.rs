@@ -237,7 +237,7 @@ impl Pool {
         self.inner.change(id, |data| data.record.name = name.to_owned()).await
     }
 
-    /// Lets a volume refuse writes, or take them again. Channels obey at once; hosts are told when the volume is next imported.
+    /// Lets a volume refuse writes, or take them again. Channels obey at once, and whoever watches the device's generation is told.
     ///
     /// # Errors
     /// [`VolumeError::WrongKind`] for a snapshot, which always refuses them.
@@ -249,7 +249,7 @@ impl Pool {
                 return Err(VolumeError::WrongKind(id, "a snapshot"));
             }
             if let Some(device) = &data.device {
-                device.core().read_only.store(read_only, Ordering::SeqCst);
+                device.info().set_read_only(read_only || self.inner.shared.disks_are_read_only());
             }
         }
         self.inner.change(id, |data| data.record.flags.read_only = read_only).await
