@@ -46,14 +46,6 @@ impl CoreList {
     pub(crate) fn cores(&self) -> &[usize] {
         &self.0
     }
-
-    /// The first `count` cores.
-    ///
-    /// # Errors
-    /// [`CoreListError::Count`].
-    pub(crate) fn first(count: usize) -> Result<Self, CoreListError> {
-        Self::try_from((0..count.min(CORES_MAX + 1)).collect::<Vec<_>>())
-    }
 }
 
 impl TryFrom<Vec<usize>> for CoreList {
@@ -132,10 +124,12 @@ impl WantedCores {
     }
 
     /// Of the cores that can be had, those that come nearest to this, and whether they are it.
-    fn of(&self, usable: &[usize]) -> (Vec<usize>, bool) {
-        match self {
-            Self::Count(count) => (usable.iter().copied().take(*count).collect(), *count <= usable.len()),
-            Self::List(list) => {
+    fn of(&self, usable: &Usable) -> (Vec<usize>, bool) {
+        match (self, usable) {
+            (Self::Count(count), Usable::These(usable)) => {
+                (usable.iter().copied().take(*count).collect(), *count <= usable.len())
+            }
+            (Self::List(list), Usable::These(usable)) => {
                 let mut cores: Vec<usize> =
                     list.cores().iter().copied().filter(|core| usable.contains(core)).collect();
                 let all = cores.len() == list.cores().len();
@@ -143,6 +137,12 @@ impl WantedCores {
                     cores.extend(usable.first());
                 }
                 (cores, all)
+            }
+            (Self::Count(count), Usable::AnyOf(usable)) => {
+                ((0..*count.min(usable)).collect(), count <= usable)
+            }
+            (Self::List(list), Usable::AnyOf(usable)) => {
+                (list.cores().iter().copied().take(*usable).collect(), list.cores().len() <= *usable)
             }
         }
     }
@@ -159,13 +159,31 @@ impl fmt::Display for WantedCores {
     }
 }
 
+/// What a machine gives to reactors.
+#[derive(Debug, Clone)]
+enum Usable {
+    /// Reactors are pinned, each to one of these.
+    These(Vec<usize>),
+    /// Reactors run wherever the system lets them, as many as there are cores; their numbers are names only.
+    AnyOf(usize),
+}
+
+/// For people.
+impl fmt::Display for Usable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::These(cores) => WantedCores::List(CoreList(cores.clone())).fmt(f),
+            Self::AnyOf(count) => WantedCores::Count(*count).fmt(f),
+        }
+    }
+}
+
 /// The cores that reactors run on until the daemon ends, and how they were chosen.
 #[derive(Debug, Clone)]
 pub(crate) struct CoresInUse {
     cores: CoreList,
-    /// What could be had when the daemon started; `None` if that does not matter, because a person at the machine named the cores or
-    /// reactors are not pinned.
-    usable: Option<Vec<usize>>,
+    /// What could be had when the daemon started; `None` if that does not matter, because a person at the machine named the cores.
+    usable: Option<Usable>,
     /// They are not what was wanted.
     stand_in: bool,
 }
@@ -184,16 +202,11 @@ impl CoresInUse {
     pub(crate) fn wanted(wanted: Option<&WantedCores>, pin: bool) -> io::Result<Self> {
         let one = WantedCores::Count(1);
         let wanted = wanted.unwrap_or(&one);
-        match (pin, wanted) {
-            (true, _) => Ok(Self::of(wanted, usable_cores()?)),
-            (false, WantedCores::List(list)) => Ok(Self::named(list.clone())),
-            (false, WantedCores::Count(count)) => {
-                CoreList::first(*count).map(Self::named).map_err(io::Error::other)
-            }
-        }
+        let usable = usable_cores()?;
+        Ok(Self::of(wanted, if pin { Usable::These(usable) } else { Usable::AnyOf(usable.len()) }))
     }
 
-    fn of(wanted: &WantedCores, usable: Vec<usize>) -> Self {
+    fn of(wanted: &WantedCores, usable: Usable) -> Self {
         let (cores, as_wanted) = wanted.of(&usable);
         // No core at all cannot be, as this runs on one; should it be all the same, pinning says so.
         let cores = CoreList::try_from(cores).unwrap_or_else(|_| CoreList(vec![0]));
@@ -212,7 +225,6 @@ impl CoresInUse {
         let (cores, all) = wanted.of(usable);
         let now = if self.cores.cores().len() == 1 { "core" } else { "cores" };
         let message = if !all {
-            let usable = spelled(usable);
             format!(
                 "{wanted} wanted, but the daemon can use only {usable} of its machine: reactors run on {now} {}; set spec.cores of \
                  the StorageNode to what the machine has and restart basaltd, or give basaltd those cores",
@@ -231,12 +243,6 @@ impl CoresInUse {
     }
 }
 
-/// Some cores for people.
-fn spelled(cores: &[usize]) -> String {
-    let list = CoreList(cores.to_vec());
-    if cores.len() == 1 { format!("core {list}") } else { format!("cores {list}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,7 +254,7 @@ mod tests {
     #[test]
     fn cores_that_the_machine_lacks_are_made_do_without_and_told() {
         let chosen = |wanted: &WantedCores, usable: &[usize]| {
-            let in_use = CoresInUse::of(wanted, usable.to_vec());
+            let in_use = CoresInUse::of(wanted, Usable::These(usable.to_vec()));
             (in_use.cores().to_string(), in_use.problem(Some(wanted)).map(|problem| problem.message))
         };
         assert_eq!(chosen(&list("0-1"), &[0, 1]), ("0,1".into(), None));
@@ -266,11 +272,11 @@ mod tests {
 
     #[test]
     fn a_corrected_wish_is_no_problem_once_it_is_in_effect() {
-        let in_use = CoresInUse::of(&list("2-5"), vec![0, 1]);
+        let in_use = CoresInUse::of(&list("2-5"), Usable::These(vec![0, 1]));
         let told = in_use.problem(Some(&list("0-1"))).unwrap();
         assert!(told.message.contains("restart basaltd to use cores 0,1"), "{}", told.message);
         assert_eq!(in_use.problem(Some(&list("0"))), None, "that is what is in use");
-        let corrected = CoresInUse::of(&list("0-1"), vec![0, 1]);
+        let corrected = CoresInUse::of(&list("0-1"), Usable::These(vec![0, 1]));
         assert_eq!(corrected.problem(Some(&list("0-1"))), None);
         assert_eq!(corrected.problem(Some(&list("1"))), None, "it takes effect at the next start");
         assert!(corrected.problem(Some(&list("7"))).is_some(), "it is told before the next start");
@@ -281,11 +287,24 @@ mod tests {
     fn cores_that_were_named_here_are_not_judged() {
         let named = CoresInUse::named("7".parse().unwrap());
         assert_eq!(named.problem(Some(&list("900"))), None);
-        let unpinned = CoresInUse::wanted(Some(&list("700-701")), false).unwrap();
-        assert_eq!((unpinned.cores().cores().len(), unpinned.problem(Some(&list("700-701")))), (2, None));
         let impossible = CoresInUse::wanted(Some(&list("1000")), true).unwrap();
         assert_eq!(impossible.cores().cores().len(), 1);
         assert!(impossible.problem(Some(&list("1000"))).is_some());
+    }
+
+    #[test]
+    fn reactors_that_are_not_pinned_are_counted_only() {
+        let unpinned = |wanted: &WantedCores, usable: usize| CoresInUse::of(wanted, Usable::AnyOf(usable));
+        let two = unpinned(&list("700-701"), 2);
+        assert_eq!((two.cores().to_string(), two.problem(Some(&list("700-701")))), ("700,701".into(), None));
+        let many = WantedCores::count(1000).unwrap();
+        let few = unpinned(&many, 2);
+        assert_eq!(few.cores().to_string(), "0,1", "no more threads than cores");
+        let told = few.problem(Some(&many)).unwrap().message;
+        assert!(told.starts_with("1000 cores wanted, but the daemon can use only 2 cores of its"), "{told}");
+        let impossible = CoresInUse::wanted(Some(&WantedCores::count(CORES_MAX).unwrap()), false).unwrap();
+        assert!(impossible.cores().cores().len() < CORES_MAX);
+        assert!(two.problem(Some(&list("1-3"))).is_some(), "it is told before the next start");
     }
 
     #[test]
@@ -309,7 +328,5 @@ mod tests {
         assert_eq!(cores("1,"), Err(CoreListError::Part { part: String::new() }));
         assert_eq!(cores("-1"), Err(CoreListError::Part { part: "-1".into() }));
         assert!(matches!(cores("0-99999999999"), Err(CoreListError::Count(_))));
-        assert_eq!(CoreList::first(0), Err(CoreListError::Count(0)));
-        assert_eq!(CoreList::first(3).unwrap().to_string(), "0,1,2");
     }
 }
