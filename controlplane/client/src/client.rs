@@ -540,8 +540,8 @@ fn channel(endpoint: &str, security: &Security) -> Result<Channel, ClientError> 
     let uri = uri.map_err(|source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source })?;
     let endpoint = Endpoint::from(uri)
         .connect_timeout(Duration::from_secs(2))
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(3))
         .tcp_nodelay(true);
     Ok(endpoint.connect_with_connector_lazy(Connector::new(security.clone())))
 }

@@ -106,15 +106,58 @@ pub fn root_cause(error: &dyn Error) -> String {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    cause.to_string()
+    for_people(cause.to_string())
+}
+
+/// How the HTTP/2 libraries begin what they say of bytes that are not their protocol.
+const NOT_HTTP2: [&str; 3] = ["http2 error", "h2 protocol error", "connection error detected"];
+
+fn for_people(words: String) -> String {
+    if NOT_HTTP2.iter().any(|beginning| words.starts_with(beginning)) {
+        return format!(
+            "what answered does not speak gRPC as this program does ({words}): if one side uses TLS and the other does not, give \
+             both the same"
+        );
+    }
+    words
 }
 
 /// What a status says to people: a member's own words, or why it was not reached.
 pub fn status_words(status: &Status) -> String {
-    status.source().map_or_else(|| status.message().to_owned(), root_cause)
+    status.source().map_or_else(|| for_people(status.message().to_owned()), root_cause)
 }
 
 /// The details of an error status; empty when it has none that this version understands.
 pub(crate) fn detail(status: &Status) -> ErrorDetail {
     ErrorDetail::decode(status.details()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use basalt_identity::{Identity, Role, Security};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use crate::{Client, ClientConfig};
+
+    /// What a TLS server says to somebody who does not speak TLS: a fatal alert, unexpected message.
+    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 10];
+
+    #[tokio::test]
+    async fn a_server_that_speaks_tls_is_told_from_one_that_is_not_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 64]).await;
+                let _ = stream.write_all(&ALERT).await;
+            }
+        });
+        let security = Security::Plaintext(Identity::new("cluster", Role::Cli, "cli").unwrap());
+        let mut config = ClientConfig::new(vec![endpoint], security);
+        config.deadline = std::time::Duration::from_millis(500);
+        let error = Client::new(config).unwrap().cluster_status().await.unwrap_err().to_string();
+        assert!(error.contains("if one side uses TLS"), "{error}");
+        server.abort();
+    }
 }

@@ -1,5 +1,6 @@
 //! When to try again, and how long to wait before.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use basalt_proto::api::Reason;
@@ -34,6 +35,8 @@ pub(crate) fn advice(status: &Status) -> Advice {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Aborted,
             Reason::Unspecified,
         ) => Advice::Retry,
+        // Only what this side's transport says has a cause.
+        (Code::Internal, Reason::Unspecified) if status.source().is_some() => Advice::Retry,
         _ => Advice::GiveUp,
     }
 }
