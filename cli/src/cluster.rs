@@ -9,13 +9,16 @@ use basalt_model::{
 use serde_json::json;
 
 use crate::document;
-use crate::output::{Format, bytes, print_json, print_line, print_table, table};
+use crate::output::{Format, bytes, counted, print_json, print_line, print_table, table};
 
 /// The cluster in figures, and what is not in order.
 pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()> {
     let status = client.cluster_status().await?;
     let nodes = client.nodes().all().await?.items;
-    let volumes = client.volumes().all().await?.items;
+    let mut volumes = client.volumes().all().await?.items;
+    let all = volumes.len();
+    volumes.retain(|volume| volume.state != VolumeState::Released);
+    let put_aside = all - volumes.len();
     let live = nodes.iter().filter(|node| node.liveness.is_live()).count();
     let online = volumes.iter().filter(|volume| volume.state == VolumeState::Online).count();
     let members = client.list_members().await?.members;
@@ -32,7 +35,7 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
             "leader": status.leader, "term": status.term, "revision": status.revision,
             "members": status.members,
             "nodes": { "total": nodes.len(), "online": live },
-            "volumes": { "total": volumes.len(), "online": online },
+            "volumes": { "total": volumes.len(), "online": online, "putAside": put_aside },
             "snapshots": { "total": status.snapshots },
             "problems": problems,
         }));
@@ -43,7 +46,10 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
         status.leader.map_or("none".to_owned(), |leader| format!("member {leader}")),
         status.members.to_string(),
         format!("{live}/{} online", nodes.len()),
-        format!("{online}/{} online", volumes.len()),
+        match put_aside {
+            0 => format!("{online}/{} online", volumes.len()),
+            aside => format!("{online}/{} online, {aside} put aside", volumes.len()),
+        },
         status.revision.to_string(),
         status.version,
     ]);
@@ -113,7 +119,7 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
             let observed = node.observed.pools.get(pool);
             shown.add_row([
                 node.name.to_string(),
-                liveness(node).to_owned(),
+                node_phase(node).to_owned(),
                 pool.to_string(),
                 observed.map_or("Unknown", |pool| pool_health(pool.health)).to_owned(),
                 observed.map_or_else(String::new, |pool| bytes(pool.capacity.0)),
@@ -258,9 +264,9 @@ pub(crate) async fn abandon_node(
         .partition(|volume| volume.state == VolumeState::Deleting);
     if !disks_are_lost {
         bail!(
-            "node {name} holds {} volumes, {} of which are being deleted; those would be forgotten, and so would every one that is deleted \
-             later: use --disks-are-lost if its disks are gone for good",
-            going.len() + others.len(),
+            "node {name} holds {}, of which {} being deleted would be forgotten, and so would every one that is deleted later: use \
+             --disks-are-lost if its disks are gone for good",
+            counted(going.len() + others.len(), "volume"),
             going.len()
         );
     }
@@ -273,8 +279,8 @@ pub(crate) async fn abandon_node(
         }
         Format::Table => {
             print_line(&format!(
-                "deletions do not wait for node {name} any more; {} volumes are left on it, delete them and then its StorageNode",
-                others.len()
+                "deletions do not wait for node {name} any more; left on it: {}; delete what is left and then its StorageNode",
+                counted(others.len(), "volume")
             ));
             Ok(())
         }
@@ -305,10 +311,12 @@ pub(crate) fn phase(state: &VolumeState) -> &'static str {
     }
 }
 
-pub(crate) fn liveness(node: &Node) -> &'static str {
+/// The phase of a node as its custom resource names it.
+pub(crate) fn node_phase(node: &Node) -> &'static str {
     match node.liveness {
         Liveness::Never => "Pending",
-        Liveness::Live { .. } => "Online",
+        Liveness::Live { .. } if node_problems(node).is_empty() => "Online",
+        Liveness::Live { .. } => "Degraded",
         Liveness::Lost { .. } => "Offline",
     }
 }

@@ -6,7 +6,7 @@ use basalt_model::{
 };
 use serde_json::{Value, json};
 
-use crate::cluster::{address, liveness, phase, pool_health, snapshot_phase, snapshot_used, used};
+use crate::cluster::{address, node_phase, phase, pool_health, snapshot_phase, snapshot_used, used};
 
 /// A volume.
 pub(crate) fn volume(volume: &Volume) -> Value {
@@ -128,7 +128,7 @@ pub(crate) fn node(node: &Node, volumes: &[Volume], snapshots: &[Snapshot]) -> V
     json!({
         "name": node.name,
         "ownerUid": node.uid,
-        "status": liveness(node),
+        "status": node_phase(node),
         "address": node.spec.address,
         "cores": match &node.spec.cores {
             Cores::Count(count) => json!(count),
@@ -292,6 +292,8 @@ mod tests {
         assert_eq!(shown["usedBytes"], 1 << 20);
         let shown = node(&a_node(), &[a_volume()], &[]);
         assert_eq!(shown["status"], "Pending");
+        let live = Node { liveness: Liveness::Live { since: Timestamp(1) }, ..a_node() };
+        assert_eq!(node(&live, &[], &[])["status"], "Degraded", "its pool is read-only");
         assert_eq!(shown["pools"][0]["health"], "ReadOnly");
         assert_eq!(shown["pools"][0]["committedBytes"], 1 << 20);
         assert_eq!(shown["pools"][0]["provisionedBytes"], 1 << 20);

@@ -66,6 +66,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
     format!("{}.{} {}", whole / 1024, whole % 1024 * 10 / 1024, UNITS[unit])
 }
 
+/// A number of things that are named with one more letter when they are many.
+pub(crate) fn counted(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
 /// A size as people write it: `4096`, `4k`, `64KiB`, `1GiB`.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
@@ -92,6 +97,14 @@ mod tests {
         assert_eq!(bytes(1536 << 20), "1.5 GiB");
         assert_eq!(bytes(1 << 60), "1.0 EiB");
         assert_eq!(bytes(u64::MAX), "15.9 EiB");
+    }
+
+    #[test]
+    fn one_thing_is_named_as_one() {
+        assert_eq!(
+            ["0 volumes", "1 volume", "2 volumes"],
+            [0, 1, 2].map(|count| counted(count, "volume")).as_slice()
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use basalt_client::{Client, ClientConfig};
 use basalt_identity::{CertificateFiles, Credentials, Identity, Role, Security};
+use basalt_model::ClusterId;
 use serde::Deserialize;
 
 /// Where the file is when nothing else is said, below the home directory.
@@ -38,6 +39,9 @@ pub(crate) struct Settings {
     /// The name of the cluster, for --insecure-plaintext
     #[arg(long, global = true, env = "BASALT_CLUSTER_NAME")]
     cluster_name: Option<String>,
+    /// The only cluster to speak to, by its id [default: the one that answers]
+    #[arg(long, global = true, env = "BASALT_CLUSTER_ID", value_name = "UUID")]
+    cluster_id: Option<ClusterId>,
     /// How long to try before giving up, in seconds
     #[arg(long, global = true, env = "BASALT_DEADLINE_S", default_value_t = 15)]
     deadline_s: u64,
@@ -55,6 +59,7 @@ struct SettingsFile {
     #[serde(default)]
     insecure_plaintext: bool,
     cluster_name: Option<String>,
+    cluster_id: Option<ClusterId>,
 }
 
 impl Settings {
@@ -84,6 +89,7 @@ impl Settings {
             _ => bail!("give --tls-ca, --tls-cert and --tls-key, or --insecure-plaintext without them"),
         };
         let mut config = ClientConfig::new(control, security);
+        config.cluster = self.cluster_id.or(file.cluster_id);
         config.deadline = Duration::from_secs(self.deadline_s);
         Ok(Client::new(config)?)
     }
@@ -130,6 +136,7 @@ mod tests {
         assert!(
             error_of("control = [\"127.0.0.1:1\"]\ninsecure-plaintext = true").contains("--cluster-name")
         );
+        assert!(error_of("control = [\"127.0.0.1:1\"]\ncluster-id = \"mine\"").contains("cluster-id"));
         assert!(error_of("controll = []").contains("controll"));
         assert!(
             error_of("control = [\"a:1\"]\ntls-ca = \"/no\"\ntls-cert = \"/no\"\ntls-key = \"/no\"")

@@ -12,7 +12,7 @@ mod state;
 mod supervisor;
 mod wait;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -70,10 +70,7 @@ pub(crate) struct SuperviseArguments {
 pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     let progress = Progress::start();
     let state = State::create(arguments.state_dir.as_deref())?;
-    if let Some(file) = &arguments.kubeconfig {
-        std::fs::File::open(file)
-            .with_context(|| format!("cannot read the kubeconfig {}", file.display()))?;
-    }
+    arguments.kubeconfig.as_deref().map_or(Ok(()), check_readable)?;
     let lock = state.lock()?;
     let running = supervisor::ask(&state, "status")?.is_some();
     if running && !arguments.detach {
@@ -128,6 +125,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
         }
         None => None,
     };
+    pin_client(&state, &programs, &cluster)?;
     let volumes = online(VOLUMES, &examples.volumes)?;
     for volume in &volumes {
         verify(&state, &programs, volume, progress)?;
@@ -145,6 +143,11 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     }
 }
 
+fn check_readable(kubeconfig: &Path) -> Result<()> {
+    let opened = std::fs::File::open(kubeconfig);
+    opened.map(drop).with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))
+}
+
 /// Refuses a Kubernetes whose objects of these names stand for another cluster: to apply ours would move the disks and paths of theirs.
 fn check_owner(state: &State, programs: &Programs, kubectl: &Kubectl, examples: &Examples) -> Result<()> {
     for (kind, names) in [(NODES, &examples.nodes), (VOLUMES, &examples.volumes)] {
@@ -159,13 +162,26 @@ fn check_owner(state: &State, programs: &Programs, kubectl: &Kubectl, examples: 
         }
         let ours = cluster_id(state, programs)?;
         if let Some((name, cluster)) = theirs.iter().find(|(_, cluster)| *cluster != ours) {
+            let remedy = if kubectl.kubeconfig().starts_with(state.dir()) {
+                "the control plane's data in this state folder were lost or replaced: put them back, or remove the folder with its disks \
+                 by `cargo xtask down --wipe` and begin anew"
+            } else {
+                "use another Kubernetes, or the state folder of that cluster; if that cluster is gone for good, remove its finalizers \
+                 from its objects and delete them"
+            };
             bail!(
                 "{name} of {kind} in this Kubernetes stands for a node or volume of Basalt cluster {cluster}, and this one is \
-                 {ours}: use another Kubernetes, or the state folder of that cluster; if that cluster is gone, delete its objects"
+                 {ours}: {remedy}"
             );
         }
     }
     Ok(())
+}
+
+/// Lets kubectl-basalt speak to no other cluster from here on.
+fn pin_client(state: &State, programs: &Programs, cluster: &Cluster<'_>) -> Result<()> {
+    let id = cluster_id(state, programs)?;
+    write(&state.client_config(), &cluster.client_config(Some(&id)))
 }
 
 /// The identity of the cluster that this state folder holds.
@@ -275,13 +291,14 @@ fn write_files(state: &State, cluster: &Cluster<'_>) -> Result<()> {
     let targets: Vec<String> = cluster.metrics().into_iter().map(|target| target.address).collect();
     let targets = serde_json::json!([{"targets": targets}]);
     let files = [
-        (state.client_config(), cluster.client_config()),
+        (state.client_config(), cluster.client_config(None)),
         (state.metrics_targets(), serde_json::to_string_pretty(&targets)?),
     ];
-    for (path, text) in files {
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    files.iter().try_for_each(|(path, text)| write(path, text))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn start_supervisor(state: &State, detach: bool) -> Result<Child> {

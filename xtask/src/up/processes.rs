@@ -148,12 +148,13 @@ impl<'a> Cluster<'a> {
         self.process("operator", "basalt-operator", args)
     }
 
-    /// What kubectl-basalt reads.
-    pub(super) fn client_config(&self) -> String {
+    /// What kubectl-basalt reads; the cluster's id once it is known.
+    pub(super) fn client_config(&self, cluster_id: Option<&str>) -> String {
         let [ca, certificate, key] = self.tls_files("cli-admin").map(|path| text(&path));
         let control: Vec<String> = self.members.iter().map(|member| format!("{:?}", member.api)).collect();
+        let id = cluster_id.map(|id| format!("cluster-id = {id:?}\n")).unwrap_or_default();
         format!(
-            "control = [{}]\ntls-ca = {ca:?}\ntls-cert = {certificate:?}\ntls-key = {key:?}\n",
+            "control = [{}]\n{id}tls-ca = {ca:?}\ntls-cert = {certificate:?}\ntls-key = {key:?}\n",
             control.join(", ")
         )
     }
