@@ -45,7 +45,7 @@ pub enum ClientError {
     /// The members that answered are of another cluster than the one that this client knows. Nothing was done.
     #[error(
         "the control plane at {endpoint} is not that of cluster {cluster}: {found}; if the cluster was created anew on purpose, \
-         start this program again"
+         start this program again, with its new id where one is configured"
     )]
     OtherCluster {
         /// The cluster that this client is of.
