@@ -4,6 +4,9 @@
 //! same version for a whole lease duration on its own clock: clocks are compared with nothing but themselves. The holder
 //! renews at a quarter of the duration and stops acting at three quarters, counted from before the renewal was sent; so it
 //! has stopped when a candidate may begin, as long as clock rates differ by less than a quarter.
+//!
+//! The lease also tells when the apiserver has lost what it knew, because it was emptied or an older state was put back: the holder
+//! finds it gone, or older than it has written it. A watch does not tell: it goes on from where it was, behind all there is to come.
 
 use std::time::Duration;
 
@@ -35,6 +38,19 @@ pub struct Election {
     api: Api<Lease>,
     fence: Fence,
     watched: Watched,
+    /// The version of the lease that was written last. Only the holder writes, so it grows.
+    newest: u64,
+}
+
+/// Why a process does not hold the lease any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// Another process has it.
+    Taken,
+    /// It could not be renewed in time.
+    Expired,
+    /// It is gone, or as it was some time ago: nothing that was seen of the apiserver before is to be believed.
+    Forgotten,
 }
 
 /// What a candidate may do.
@@ -76,7 +92,7 @@ impl Election {
     #[must_use]
     pub fn new(client: Client, config: ElectionConfig, fence: Fence) -> Self {
         let api = Api::namespaced(client, &config.namespace);
-        Self { config, api, fence, watched: Watched::default() }
+        Self { config, api, fence, watched: Watched::default(), newest: 0 }
     }
 
     /// Tries once to get the lease. True: it is ours, and the fence is open.
@@ -85,6 +101,7 @@ impl Election {
     /// When the apiserver does not answer.
     pub async fn try_acquire(&mut self) -> Result<bool, kube::Error> {
         let started = Instant::now();
+        self.newest = 0;
         let written = match self.api.get_opt(&self.config.name).await? {
             None => self.api.create(&PostParams::default(), &self.mine(None)).await,
             Some(lease) => match self.watched.turn(&lease, &self.config.identity, started) {
@@ -92,23 +109,24 @@ impl Election {
                 Turn::Take => self.replace(&self.mine(Some(&lease))).await,
             },
         };
-        self.written(started, written.map(|_| ()))
+        self.written(started, written)
     }
 
     /// Renews the lease until it is lost; then the fence is closed.
-    pub async fn keep(&mut self) {
+    pub async fn keep(&mut self) -> Lost {
         let mut ticks = tokio::time::interval(self.config.duration / 4);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         ticks.tick().await;
+        let mut lost = Lost::Expired;
         while let Some(end) = self.fence.end() {
             tokio::select! {
                 _ = ticks.tick() => (),
                 () = tokio::time::sleep_until(end) => break,
             }
             match tokio::time::timeout_at(end, self.renew()).await {
-                Ok(Ok(true)) => (),
-                Ok(Ok(false)) => {
-                    tracing::warn!("another process has taken the lease");
+                Ok(Ok(None)) => (),
+                Ok(Ok(Some(why))) => {
+                    lost = why;
                     break;
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "the lease was not renewed; will try again"),
@@ -116,6 +134,7 @@ impl Election {
             }
         }
         self.fence.close();
+        lost
     }
 
     /// Gives the lease up, so that the next candidate need not wait.
@@ -135,29 +154,34 @@ impl Election {
         self.replace(&free).await.map(|_| ())
     }
 
-    async fn renew(&mut self) -> Result<bool, kube::Error> {
+    async fn renew(&mut self) -> Result<Option<Lost>, kube::Error> {
         let started = Instant::now();
-        match self.api.get_opt(&self.config.name).await? {
-            // Somebody removed it (or the apiserver was emptied): whoever creates it first has it.
-            None => {
-                let created = self.api.create(&PostParams::default(), &self.mine(None)).await;
-                self.written(started, created.map(|_| ()))
-            }
-            Some(lease) if holder(&lease) == Some(&self.config.identity) => {
-                let replaced = self.replace(&self.mine(Some(&lease))).await;
-                self.written(started, replaced.map(|_| ()))
-            }
-            Some(_) => Ok(false),
+        let Some(lease) = self.api.get_opt(&self.config.name).await? else {
+            return Ok(Some(Lost::Forgotten));
+        };
+        if version(&lease) < self.newest {
+            return Ok(Some(Lost::Forgotten));
         }
+        if holder(&lease) != Some(&self.config.identity) {
+            return Ok(Some(Lost::Taken));
+        }
+        let replaced = self.replace(&self.mine(Some(&lease))).await;
+        let held = self.written(started, replaced)?;
+        Ok((!held).then_some(Lost::Taken))
     }
 
     async fn replace(&self, lease: &Lease) -> Result<Lease, kube::Error> {
         self.api.replace(&self.config.name, &PostParams::default(), lease).await
     }
 
-    fn written(&self, started: Instant, written: Result<(), kube::Error>) -> Result<bool, kube::Error> {
+    fn written(
+        &mut self,
+        started: Instant,
+        written: Result<Lease, kube::Error>,
+    ) -> Result<bool, kube::Error> {
         match written {
-            Ok(()) => {
+            Ok(lease) => {
+                self.newest = version(&lease);
                 self.fence.extend(started + self.config.duration * 3 / 4);
                 Ok(true)
             }
@@ -196,6 +220,11 @@ impl Election {
             }),
         }
     }
+}
+
+/// Versions of one object are numbers that grow (KEP-5504); of another form they tell nothing.
+fn version(lease: &Lease) -> u64 {
+    lease.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn holder(lease: &Lease) -> Option<&String> {

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 
 use crate::backoff::{Backoff, random_fraction};
 use crate::control_plane::ControlPlane;
-use crate::election::{Election, ElectionConfig};
+use crate::election::{Election, ElectionConfig, Lost};
 use crate::fence::Fence;
 use crate::grpc::Members;
 use crate::managed::Managed;
@@ -64,13 +64,21 @@ pub async fn run(operator: Operator, shutdown: impl Future<Output = ()>) {
             stand(&mut election, operator.election.duration, &gates).await;
             tracing::info!(identity = operator.election.identity, "leading");
             meters::leader(true);
-            tokio::select! {
-                () = election.keep() => (),
-                () = lead(&operator, &fence, &gates, &reached) => (),
-            }
+            let lost = tokio::select! {
+                lost = election.keep() => Some(lost),
+                () = lead(&operator, &fence, &gates, &reached) => None,
+            };
             meters::leader(false);
             fence.close();
-            tracing::warn!("not leading any more");
+            match lost {
+                Some(Lost::Forgotten) => tracing::warn!(
+                    "the apiserver was emptied or restored: its lease is gone, or older than it was; everything is listed anew"
+                ),
+                Some(Lost::Taken) => {
+                    tracing::warn!("another process has taken the lease; not leading any more")
+                }
+                Some(Lost::Expired) | None => tracing::warn!("not leading any more"),
+            }
         }
     };
     tokio::select! {

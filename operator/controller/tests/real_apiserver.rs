@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use basalt_controller::backoff::Backoff;
-use basalt_controller::election::{Election, ElectionConfig};
+use basalt_controller::election::{Election, ElectionConfig, Lost};
 use basalt_controller::fence::Fence;
 use basalt_controller::managed::Managed;
 use basalt_controller::reconcile::{Context, reconcile};
@@ -174,7 +174,7 @@ async fn one_leads_at_a_time() {
 
     // While the first one renews, the second never gets it.
     tokio::select! {
-        () = first.keep() => panic!("the lease was lost"),
+        lost = first.keep() => panic!("the lease was lost: {lost:?}"),
         () = tokio::time::sleep(Duration::from_secs(6)) => (),
     }
     assert!(!second.try_acquire().await.unwrap());
@@ -184,7 +184,7 @@ async fn one_leads_at_a_time() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(first_fence.end().is_none(), "both may act");
-    first.keep().await;
+    assert_eq!(first.keep().await, Lost::Expired);
     assert!(!first.try_acquire().await.unwrap());
 
     second.release().await.unwrap();
@@ -194,4 +194,38 @@ async fn one_leads_at_a_time() {
     let lease =
         kubectl(&fixture, &["-n", "kube-system", "get", "lease", "basalt-operator", "-o", transitions]);
     assert_eq!(lease, "2");
+}
+
+#[tokio::test]
+async fn an_apiserver_that_was_emptied_or_restored_ends_the_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fixture = Fixture::start(&dir.path().join("kube")).unwrap();
+    let client = client(&fixture.kubeconfig()).await;
+    let config = ElectionConfig {
+        namespace: "kube-system".to_owned(),
+        name: "basalt-operator".to_owned(),
+        identity: "only".to_owned(),
+        // Longer than the apiserver takes to come back.
+        duration: Duration::from_secs(40),
+    };
+    let fence = Fence::new();
+    let mut election = Election::new(client, config, fence.clone());
+    let renews = Duration::from_secs(10);
+    let copy = dir.path().join("copy");
+
+    assert!(election.try_acquire().await.unwrap());
+    fixture.back_up(&copy).unwrap();
+    tokio::select! {
+        lost = election.keep() => panic!("the lease was lost with nothing else: {lost:?}"),
+        () = tokio::time::sleep(renews + Duration::from_secs(3)) => (),
+    }
+    // It has renewed once, so what is put back is older.
+    fixture.restore(&copy).unwrap();
+    assert_eq!(election.keep().await, Lost::Forgotten);
+    assert!(fence.end().is_none());
+
+    assert!(election.try_acquire().await.unwrap(), "it is free for everybody, or ours");
+    fixture.wipe().unwrap();
+    assert_eq!(election.keep().await, Lost::Forgotten);
+    assert!(election.try_acquire().await.unwrap());
 }

@@ -91,6 +91,32 @@ impl Fixture {
         self.kill();
         let data = self.layout.data();
         fs::remove_dir_all(&data).map_err(Error::file("removing", &data))?;
+        self.start_again()
+    }
+
+    /// Copies everything that is stored to `copy`, which must not exist.
+    ///
+    /// # Errors
+    /// As [`Fixture::start`], or [`Error::File`] when the data cannot be copied.
+    pub fn back_up(&mut self, copy: &Path) -> Result<(), Error> {
+        self.kill();
+        copy_all(&self.layout.data(), copy)?;
+        self.start_again()
+    }
+
+    /// Puts back what [`Fixture::back_up`] has copied: whatever was written since then never was.
+    ///
+    /// # Errors
+    /// As [`Fixture::back_up`].
+    pub fn restore(&mut self, copy: &Path) -> Result<(), Error> {
+        self.kill();
+        let data = self.layout.data();
+        fs::remove_dir_all(&data).map_err(Error::file("removing", &data))?;
+        copy_all(copy, &data)?;
+        self.start_again()
+    }
+
+    fn start_again(&mut self) -> Result<(), Error> {
         self.etcd = Some(self.spawn(&self.layout.etcd())?);
         self.start_apiserver()
     }
@@ -156,6 +182,21 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn copy_all(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::create_dir(to).map_err(Error::file("creating", to))?;
+    for entry in fs::read_dir(from).map_err(Error::file("reading", from))? {
+        let path = entry.map_err(Error::file("reading", from))?.path();
+        let Some(name) = path.file_name() else { continue };
+        let target = to.join(name);
+        if path.is_dir() {
+            copy_all(&path, &target)?;
+        } else {
+            fs::copy(&path, &target).map_err(Error::file("copying", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The last lines of a log, for an error message; empty when it cannot be read.
