@@ -237,7 +237,7 @@ pub struct Pool {
 }
 
 /// The schema of a label's value: Kubernetes' own limit.
-fn label_value() -> serde_json::Value {
+pub(crate) fn label_value() -> serde_json::Value {
     serde_json::json!({ "type": "string", "maxLength": 63 })
 }
 

@@ -11,6 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::storage_node::label_value;
 use crate::{Condition, Size};
 
 /// What a user asks for: a block device of a size, served under one NQN and one namespace UUID for its whole life.
@@ -110,7 +111,7 @@ pub struct VolumeSpec {
     #[x_kube(
         merge_strategy = ListMerge::Set,
         validation = Rule::new("self.all(host, host == '*' || \
-            host.matches('^nqn[.][0-9]{4}-[0-9]{2}[.][^ ]+$'))").message(
+            host.matches('^nqn[.][0-9]{4}-[0-9]{2}[.][!-~]+$'))").message(
             "spec.allowedHosts entries must be host NQNs such as nqn.2014-08.org.nvmexpress:uuid:... \
             (a host prints its own with `cat /etc/nvme/hostnqn`), or \"*\" alone for any host"),
         validation = Rule::new("!('*' in self) || self.size() == 1").message(
@@ -179,7 +180,9 @@ pub struct Topology {
     pub pool: Option<String>,
     /// Only in pools that have all of these labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
+    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))").message(
+        "spec.topology.poolLabels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
     pub pool_labels: BTreeMap<String, String>,
 }
 

@@ -156,7 +156,13 @@ fn hosts() {
     ] {
         accepted::<Volume>(&volume(json!({ "size": "1Gi", "allowedHosts": hosts })), None);
     }
-    for hosts in [json!(["host-1"]), json!(["nqn.2014-8.org:x"]), json!(["iqn.1994-05.com.redhat:x"])] {
+    for hosts in [
+        json!(["host-1"]),
+        json!(["nqn.2014-8.org:x"]),
+        json!(["iqn.1994-05.com.redhat:x"]),
+        json!(["nqn.2014-99.x\ty"]),
+        json!(["nqn.2014-08.ü"]),
+    ] {
         refused::<Volume>(
             &volume(json!({ "size": "1Gi", "allowedHosts": hosts })),
             None,
@@ -165,6 +171,17 @@ fn hosts() {
     }
     let both = volume(json!({ "size": "1Gi", "allowedHosts": ["*", "nqn.2024-01.com.example:h"] }));
     refused::<Volume>(&both, None, "remove the other entries");
+}
+
+#[test]
+fn labels_that_no_pool_has_are_refused() {
+    let labelled = |key: &str, value: &str| {
+        volume(json!({ "size": "1Gi", "topology": { "poolLabels": { key: value } } }))
+    };
+    accepted::<Volume>(&labelled("example.com/tier", "fast"), None);
+    for key in ["", "b c", "-x"] {
+        refused::<Volume>(&labelled(key, "fast"), None, "topology.poolLabels");
+    }
 }
 
 #[test]

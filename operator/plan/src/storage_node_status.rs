@@ -403,7 +403,7 @@ fn occupied(sight: &NodeSight) -> Word {
     let lost = sight.node.as_ref().filter(|node| !node.liveness.is_live() && !node.abandoned);
     let remedy = lost.map_or_else(String::new, |node| {
         format!(
-            ". Its daemon is not connected; if its disks are gone for good: kubectl basalt abandon-node {}",
+            ". Its daemon is not connected; if its disks are gone for good: kubectl basalt abandon-node {} --disks-are-lost",
             node.name
         )
     });

@@ -304,8 +304,8 @@ fn taken(present: &Volume) -> Word {
             crds::OWNER_UID_ANNOTATION
         ),
         None => format!(
-            "volume {0} of this name was created without an object: use another name; or release it with \
-             kubectl basalt and create this object with spec.volumeId: {0}",
+            "volume {0} of this name was created without an object: use another name; or let whoever created it delete it by the \
+             control plane's API with the reclaim policy Retain, and create this object with spec.volumeId: {0}",
             present.id
         ),
     };
