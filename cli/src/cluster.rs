@@ -342,7 +342,9 @@ fn node_problems(node: &Node) -> Vec<String> {
     for problem in &node.observed.problems {
         problems.push(format!("node {name}: {}: {}", problem.reason, problem.message));
     }
-    for (pool, observed) in &node.observed.pools {
+    // What an absent daemon said of its pools was so once.
+    let pools = node.observed.pools.iter().filter(|_| node.liveness.is_live());
+    for (pool, observed) in pools {
         if let Some(problem) = &observed.problem {
             problems.push(format!("node {name}, pool {pool}: {}: {}", problem.reason, problem.message));
         }
