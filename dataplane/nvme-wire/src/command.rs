@@ -57,7 +57,9 @@ pub enum Fuse {
     Reserved,
 }
 
-/// PSDT value "SGL, metadata pointer is an address" (Base figure 86): what fabrics commands carry (oF 2.1).
+const FUSE_BITS: u8 = 0b11;
+const PSDT_BITS: u8 = 0b11 << 6;
+/// PSDT value "SGL, metadata pointer is an address": what every command over fabrics carries (Base figure 86).
 const PSDT_SGL: u8 = 0b01 << 6;
 
 impl Sqe {
@@ -68,7 +70,7 @@ impl Sqe {
 
     /// The fused operation bits.
     pub const fn fuse(&self) -> Fuse {
-        match self.flags & 3 {
+        match self.flags & FUSE_BITS {
             0 => Fuse::Normal,
             1 => Fuse::First,
             2 => Fuse::Second,
@@ -84,12 +86,19 @@ impl Sqe {
             Fuse::Second => 2,
             Fuse::Reserved => 3,
         };
-        self.flags = self.flags & !3 | bits;
+        self.flags = self.flags & !FUSE_BITS | bits;
     }
 
-    /// Whether the data pointer is said to be an SGL.
-    pub const fn uses_sgl(&self) -> bool {
-        matches!(self.flags >> 6, 1 | 2)
+    /// Whether the data pointer is an SGL and the metadata pointer an address (PSDT 01b), as they are in every command over fabrics:
+    /// any other value is an invalid field (Base figure 86).
+    pub const fn addresses_by_sgl(&self) -> bool {
+        self.flags & PSDT_BITS == PSDT_SGL
+    }
+
+    /// Whether it is no half of a fused pair and addresses as fabrics commands do. Other bits of the flags are reserved, and not looked
+    /// at.
+    pub const fn is_plain(&self) -> bool {
+        self.flags & (PSDT_BITS | FUSE_BITS) == PSDT_SGL
     }
 
     /// Starting LBA of the commands that have one: dwords 10 and 11 (NVM 3.2).
@@ -197,6 +206,15 @@ mod tests {
         {
             sqe.set_fuse(fuse);
             assert_eq!((sqe.flags, sqe.fuse()), (flags, fuse));
+        }
+    }
+
+    #[test]
+    fn plain_commands_are_no_half_of_a_pair_and_address_by_sgl() {
+        for flags in 0..=u8::MAX {
+            let sqe = Sqe { flags, ..Sqe::default() };
+            assert_eq!(sqe.addresses_by_sgl(), flags >> 6 == 1, "{flags:#x}");
+            assert_eq!(sqe.is_plain(), flags >> 6 == 1 && sqe.fuse() == Fuse::Normal, "{flags:#x}");
         }
     }
 

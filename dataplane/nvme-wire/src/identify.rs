@@ -210,7 +210,7 @@ pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
 pub const ONCS_FEATURE_SELECT: u16 = 1 << 4;
 /// ONCS: Reservations.
 pub const ONCS_RESERVATIONS: u16 = 1 << 5;
-/// SGLS: SGLs without alignment, offset in capsule, transport data block.
+/// SGLS: SGLs without alignment, offsets into the capsule's data, transport data block.
 pub const SGLS_FABRICS: u32 = 1 | 1 << 20 | 1 << 21;
 /// VWC: present (bit 0); Flush with NSID FFFFFFFFh is not taken (bits 2:1 = 10b).
 pub const VWC_PRESENT: u8 = 0b101;

@@ -29,8 +29,8 @@ const TRANSPORT: u8 = 0x5a;
 /// Why a descriptor is refused; maps to a completion status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SglError {
-    /// A type or sub type that NVMe/TCP does not have.
-    #[error("SGL descriptor type {0:#04x} is not one that NVMe/TCP uses")]
+    /// A type or sub type that NVMe/TCP does not have, or not for data in this direction.
+    #[error("SGL descriptor type {0:#04x} is not one that NVMe/TCP uses there")]
     Type(u8),
 }
 
@@ -71,6 +71,17 @@ impl Sgl {
         }
     }
 
+    /// Bytes that the controller may give. A capsule of the host's has no room for them, so only the transport's descriptor says so.
+    ///
+    /// # Errors
+    /// [`SglError::Type`] for all other descriptors.
+    pub const fn parse_room(raw: &SglDescriptor) -> Result<u32, SglError> {
+        match raw.identifier {
+            TRANSPORT => Ok(raw.length.get()),
+            other => Err(SglError::Type(other)),
+        }
+    }
+
     /// The descriptor's bytes.
     pub const fn emit(self) -> SglDescriptor {
         let (address, length, identifier) = match self {
@@ -101,6 +112,7 @@ mod tests {
                 Ok(sgl) => assert_eq!(sgl.emit().identifier, identifier),
                 Err(SglError::Type(refused)) => assert_eq!(refused, identifier),
             }
+            assert_eq!(Sgl::parse_room(&raw).is_ok(), identifier == TRANSPORT);
         }
     }
 }

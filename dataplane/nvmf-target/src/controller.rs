@@ -15,7 +15,7 @@ use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::register::{
     Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, ShutdownStatus, VERSION_2_0,
 };
-use basalt_nvme_wire::{Fuse, Sqe, Status, fabrics};
+use basalt_nvme_wire::{Sqe, Status, fabrics};
 use basalt_nvmf_transport::{CommandId, QueueId, TransportLimits};
 use zerocopy::IntoBytes;
 
@@ -241,7 +241,7 @@ impl Controller {
 
     fn dispatch(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {
         let opcode = Admin::from_code(sqe.opcode).ok_or(Status::INVALID_OPCODE.dnr())?;
-        if sqe.fuse() != Fuse::Normal {
+        if !sqe.is_plain() {
             return Err(Status::INVALID_FIELD.dnr());
         }
         if opcode != Admin::Fabrics && self.lifecycle != Lifecycle::Ready {

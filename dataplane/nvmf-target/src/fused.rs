@@ -75,8 +75,13 @@ impl Pairing {
         }
     }
 
-    /// What to do with a command that is a half of a pair, or comes where one is expected.
+    /// What to do with a command that is a half of a pair, comes where one is expected, or addresses its data in a way of its own.
     pub(crate) fn command(&mut self, context: &IoContext<'_>, sqe: &Sqe) -> Step {
+        if !sqe.addresses_by_sgl() {
+            let status = Status::INVALID_FIELD.dnr();
+            self.skip(sqe, status);
+            return Step::complete(status);
+        }
         match sqe.fuse() {
             Fuse::Normal => {
                 self.interrupt();
@@ -273,6 +278,24 @@ mod tests {
         let reserved = half(Fuse::Reserved, Io::Write, 1, 0, 1);
         assert_eq!(ends(&[compare(1, 0), reserved]), [Some(MISSING), Some(INVALID)]);
         assert_eq!(ends(&[compare(3, 0), write(3, 0)]), [Some(INVALID); 2], "the device cannot");
+    }
+
+    #[test]
+    fn data_is_addressed_by_sgl_alone() {
+        let with = |mut sqe: Sqe, psdt: u8| {
+            sqe.flags = sqe.flags & 0b11 | psdt << 6;
+            sqe
+        };
+        for psdt in [0b00, 0b10, 0b11] {
+            let read = with(half(Fuse::Normal, Io::Read, 1, 0, 1), psdt);
+            assert_eq!(ends(&[read]), [Some(INVALID)]);
+            assert_eq!(
+                ends(&[compare(1, 0), read, write(1, 0)]),
+                [Some(MISSING), Some(INVALID), Some(MISSING)]
+            );
+            assert_eq!(ends(&[with(compare(1, 0), psdt), write(1, 0)]), [Some(INVALID), Some(FAILED)]);
+            assert_eq!(ends(&[compare(1, 0), with(write(1, 0), psdt)]), [Some(FAILED), Some(INVALID)]);
+        }
     }
 
     #[test]

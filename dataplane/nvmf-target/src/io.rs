@@ -186,8 +186,11 @@ impl IoContext<'_> {
         let Some(bytes) = u32::try_from(bytes).ok().filter(|bytes| *bytes <= self.transfer_bytes_max) else {
             return Err(Status::INVALID_FIELD.dnr());
         };
-        let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
-        if sgl.length() != bytes {
+        let length = match operation {
+            Operation::Read => Sgl::parse_room(&sqe.sgl),
+            _ => Sgl::parse(&sqe.sgl).map(Sgl::length),
+        };
+        if length.map_err(|_| Status::SGL_TYPE_INVALID.dnr())? != bytes {
             return Err(Status::SGL_LENGTH_INVALID.dnr());
         }
         let lba = Lba(fields.first_block);

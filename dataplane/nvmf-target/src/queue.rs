@@ -7,7 +7,7 @@ use basalt_bdev::Operation;
 use basalt_clock::Instant;
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, ConnectData, DISCOVERY_NQN};
 use basalt_nvme_wire::opcode::{Admin, Io};
-use basalt_nvme_wire::{Fuse, Sgl, Sqe, Status, identify};
+use basalt_nvme_wire::{Sgl, Sqe, Status, identify};
 use basalt_nvmf_transport::{
     Association, Authentication, CommandId, ControllerId, Epoch, HostId, HostIdentity, Nqn, QueueId,
     TransportLimits,
@@ -164,7 +164,7 @@ impl Queue {
                     rights: &queue.rights,
                     transfer_bytes_max: self.limits.transfer_bytes_max,
                 };
-                if sqe.fuse() == Fuse::Normal && queue.pairing.is_idle() {
+                if sqe.is_plain() && queue.pairing.is_idle() {
                     context.command(sqe)
                 } else {
                     queue.pairing.command(&context, sqe)
@@ -311,7 +311,7 @@ impl Queue {
         if let Role::Io(queue) = &mut self.role {
             queue.pairing.interrupt();
         }
-        if sqe.fuse() != Fuse::Normal {
+        if !sqe.is_plain() {
             return Step::refuse(Status::INVALID_FIELD);
         }
         match fabrics::Command::parse(sqe) {
@@ -345,6 +345,9 @@ impl Queue {
             && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_));
         if !is_connect {
             return Step::refuse(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        if !sqe.is_plain() {
+            return Step::refuse(Status::INVALID_FIELD);
         }
         let length = size_of::<ConnectData>();
         match Sgl::parse(&sqe.sgl) {

@@ -93,8 +93,8 @@ impl Step {
 
 /// Gives `data` if the command's data pointer has room for it (Base 4.1.2.1: else Data SGL Length Invalid).
 pub(crate) fn give(sqe: &Sqe, data: Vec<u8>, reply: Reply) -> Result<Step, Status> {
-    let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
-    if (sgl.length() as usize) < data.len() {
+    let room = Sgl::parse_room(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
+    if (room as usize) < data.len() {
         return Err(Status::SGL_LENGTH_INVALID.dnr());
     }
     Ok(Step::Give { data, reply })

@@ -284,6 +284,8 @@ impl<W: Wire> Connection<W> {
         self.note_adjacent();
         let in_capsule = match self.in_capsule(&sqe, data) {
             Ok(data) => data,
+            // It has its answer.
+            Err(_) if matches!(step, Step::Complete(_)) => None,
             Err(status) => {
                 self.refuse(slot, &step, status);
                 return None;
@@ -345,12 +347,11 @@ impl<W: Wire> Connection<W> {
         match Sgl::parse(&sqe.sgl) {
             Ok(Sgl::InCapsule { offset, length }) => {
                 let (at, data) = data.unwrap_or((0, &[]));
-                // ICDOFF is zero here, so offsets are too.
-                if offset != 0 {
-                    return Err(Status::SGL_OFFSET_INVALID.dnr());
-                }
-                match data.get(..length as usize) {
-                    Some(data) => Ok(Some((at, data))),
+                // ICDOFF is zero here, so offsets count from the start of the capsule's data.
+                let offset = usize::try_from(offset).ok().filter(|offset| *offset <= data.len());
+                let offset = offset.ok_or(Status::SGL_OFFSET_INVALID.dnr())?;
+                match data[offset..].get(..length as usize) {
+                    Some(data) => Ok(Some((at + offset, data))),
                     None => Err(Status::SGL_LENGTH_INVALID.dnr()),
                 }
             }

@@ -7,6 +7,7 @@ mod rig;
 
 mod chunks;
 mod complaints;
+mod entries;
 mod fused;
 mod garbage;
 mod heads;
