@@ -2,9 +2,9 @@
 
 use basalt_dma::{Buffer, BufferPool, Lent, Payload};
 use basalt_nvme_wire::digest::crc32c;
-use basalt_nvme_wire::fabrics;
 use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::pdu::{DataTransfer, FLAG_LAST, FLAG_SUCCESS, Frame, Kind};
+use basalt_nvme_wire::{Sqe, Status, fabrics};
 use basalt_nvmf_target::Reply;
 use zerocopy::IntoBytes;
 
@@ -71,24 +71,35 @@ impl<W: Wire> Connection<W> {
 
     /// Queues a completion and ends the command.
     pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
-        let sq_head = match self.queue.has_flow_control() {
+        let sqe = &self.slots[slot].sqe;
+        let (command_id, sq_head) = (sqe.command_id.get(), self.head_told(sqe));
+        self.push_entry(command_id, sq_head, reply);
+        self.release(slot);
+    }
+
+    /// Answers a command that is not looked at: it has its place in the queue, but none here.
+    pub(super) fn refuse_entry(&mut self, sqe: &Sqe, status: Status) {
+        self.queue.skip(sqe, status);
+        self.note_adjacent();
+        self.push_entry(sqe.command_id.get(), self.head_told(sqe), &Reply::status(status));
+    }
+
+    /// The submission queue head in the completion of `sqe`.
+    fn head_told(&self, sqe: &Sqe) -> u16 {
+        match self.queue.has_flow_control() {
             true => u16::try_from(self.sq_head).unwrap_or(0),
-            false if self.is_connect(slot) => HEAD_NO_FLOW_CONTROL,
+            false if is_connect(sqe) => HEAD_NO_FLOW_CONTROL,
             false => 0,
-        };
-        let entry = reply.entry(self.slots[slot].command_id(), sq_head);
+        }
+    }
+
+    fn push_entry(&mut self, command_id: u16, sq_head: u16, reply: &Reply) {
+        let entry = reply.entry(command_id, sq_head);
         let frame = Frame::new(Kind::Response, 0, self.digests, 0, 1);
         let mut header = [0; 24];
         header[..8].copy_from_slice(&frame.emit());
         header[8..].copy_from_slice(entry.as_bytes());
         self.outlet.push_header(&frame, &header);
-        self.release(slot);
-    }
-
-    fn is_connect(&self, slot: usize) -> bool {
-        let sqe = &self.slots[slot].sqe;
-        sqe.opcode == Admin::Fabrics.code()
-            && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_))
     }
 
     /// Completes event requests whose events happened.
@@ -99,6 +110,11 @@ impl<W: Wire> Connection<W> {
             }
         }
     }
+}
+
+fn is_connect(sqe: &Sqe) -> bool {
+    sqe.opcode == Admin::Fabrics.code()
+        && matches!(fabrics::Command::parse(sqe), fabrics::Command::Connect(_))
 }
 
 /// Memory of our own with what a view shows: of a pool, or of the heap where that has none now. Those are at most as many as the queue has

@@ -7,6 +7,7 @@ pub(crate) mod complaints;
 pub(crate) mod connection;
 pub(crate) mod devices;
 mod fused;
+mod ids;
 mod options;
 mod receive;
 mod request;

@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 
 use super::complaints::Complaint;
 use super::connection::{Connection, Context, InCapsule, Phase};
-use super::slot::State;
+use super::slot::{NoPlace, State};
 use crate::inlet::{Body, Filled, Scanned};
 use crate::wire::Wire;
 
@@ -205,13 +205,20 @@ impl<W: Wire> Connection<W> {
         let Ok(sqe) = Sqe::read_from_bytes(&pdu[8..frame.header_len()]) else {
             return Err(Violation::plain(FatalStatus::Sequence));
         };
-        // More commands than the queue has entries.
-        let Some(slot) = self.slots.take(&sqe) else { return Err(Violation::plain(FatalStatus::Sequence)) };
+        let slot = match self.slots.take(&sqe) {
+            Ok(slot) => slot,
+            Err(NoPlace::IdInUse) => {
+                self.advance_head();
+                self.refuse_entry(&sqe, Status::COMMAND_ID_CONFLICT);
+                return Ok(None);
+            }
+            // More commands than the queue has entries.
+            Err(NoPlace::Full) => return Err(Violation::plain(FatalStatus::Sequence)),
+        };
         self.advance_head();
         if !scanned.data_intact {
-            self.queue.skip(&sqe, Status::TRANSIENT_TRANSPORT);
-            self.note_adjacent();
-            self.reply(slot, &basalt_nvmf_target::Reply::status(Status::TRANSIENT_TRANSPORT));
+            self.slots.release(slot);
+            self.refuse_entry(&sqe, Status::TRANSIENT_TRANSPORT);
             return Ok(None);
         }
         let start = frame.prefix_len();

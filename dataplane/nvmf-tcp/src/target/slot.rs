@@ -5,6 +5,7 @@ use basalt_nvme_wire::{Sqe, Status};
 use basalt_nvmf_target::{BlockCommand, UnmapRanges};
 
 use super::devices::DeviceIndex;
+use super::ids::CommandIds;
 use super::share::Share;
 
 /// What a command does once its data, if it has any, is there.
@@ -84,11 +85,22 @@ pub(crate) struct Slots {
     slots: Vec<Slot>,
     free: Vec<usize>,
     limit: usize,
+    ids: CommandIds,
+}
+
+/// Why a command gets no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// The host sent more commands than its queue has entries.
+    Full,
+    /// Another command has its identifier.
+    IdInUse,
 }
 
 impl Slots {
     pub(crate) fn new(share: Share) -> Self {
-        Self { share, slots: Vec::new(), free: Vec::new(), limit: 0 }
+        let ids = CommandIds::default();
+        Self { share, slots: Vec::new(), free: Vec::new(), limit: 0, ids }
     }
 
     /// Counts memory that a command is to have; false if others need it more.
@@ -111,18 +123,23 @@ impl Slots {
         self.limit = limit.max(self.slots.len());
     }
 
-    /// A place for a command; `None` if the host sent more than its queue has entries.
-    pub(crate) fn take(&mut self, sqe: &Sqe) -> Option<usize> {
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None if self.slots.len() < self.limit => {
-                self.slots.push(Slot::free());
-                self.slots.len() - 1
-            }
-            None => return None,
-        };
+    /// A place for a command.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn take(&mut self, sqe: &Sqe) -> Result<usize, NoPlace> {
+        if self.slots.len() - self.free.len() >= self.limit {
+            return Err(NoPlace::Full);
+        }
+        if !self.ids.insert(sqe.command_id.get()) {
+            return Err(NoPlace::IdInUse);
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::free());
+            self.slots.len() - 1
+        });
         self.slots[index].sqe = *sqe;
-        Some(index)
+        Ok(index)
     }
 
     /// Ends a command; what it held is dropped.
@@ -130,6 +147,7 @@ impl Slots {
         self.discharge(index);
         let slot = &mut self.slots[index];
         debug_assert!(slot.state != State::Free || matches!(slot.payload, Payload::None));
+        self.ids.remove(slot.sqe.command_id.get());
         slot.state = State::Free;
         slot.work = Work::Interpret;
         slot.payload = Payload::None;

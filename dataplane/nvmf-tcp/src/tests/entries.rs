@@ -1,8 +1,8 @@
-//! What submission entries say that cannot be: how data is addressed, and where it lies.
+//! What submission entries say that cannot be: how data is addressed, where it lies, identifiers that are in use.
 
 use basalt_nvme_wire::fabrics::{Command as Fabrics, Connect};
 use basalt_nvme_wire::opcode::{Admin, Io};
-use basalt_nvme_wire::pdu::Kind;
+use basalt_nvme_wire::pdu::{DataTransfer, FLAG_LAST, Frame, Kind, ReadyToTransfer};
 use basalt_nvme_wire::{Cqe, Fuse, ReadWrite, Sgl, Sqe, Status};
 use rstest::rstest;
 use zerocopy::FromBytes;
@@ -184,4 +184,87 @@ fn data_lies_anywhere_in_its_capsule() {
     assert_eq!(ends(&mut host, u64::from(BLOCK) + 1), Status::SGL_OFFSET_INVALID.dnr());
     assert_eq!(ends(&mut host, u64::MAX), Status::SGL_OFFSET_INVALID.dnr());
     assert_eq!(host.block(), vec![4; BLOCK as usize]);
+}
+
+#[test]
+fn an_identifier_that_is_in_use_is_a_conflict_and_the_command_that_has_it_goes_on() {
+    let mut host = Host::new();
+    // Linux has a counter in the upper bits.
+    for id in [7, 0x1007, 0xffff] {
+        host.send(&write_of(LARGE, id), &[]);
+        let asked = host.io_wire.drain();
+        let ready = ReadyToTransfer::parse(asked[..].try_into().unwrap()).unwrap();
+        assert_eq!(host.io(&write_of(LARGE, id), &[]), (id, Status::COMMAND_ID_CONFLICT));
+        assert_eq!(host.io(&in_capsule(Io::Write, id, 0), &[1; 512]), (id, Status::COMMAND_ID_CONFLICT));
+        assert_eq!(
+            host.io(&command(Io::Flush, id ^ 1, Sgl::Transport { length: 0 }), &[]).1,
+            Status::SUCCESS
+        );
+        let frame = Frame::new(Kind::HostData, FLAG_LAST, NONE, LARGE, 4);
+        let transfer =
+            DataTransfer { command_id: id, transfer_tag: ready.transfer_tag, offset: 0, length: LARGE };
+        host.io_wire.inject(&transfer.emit(&frame));
+        host.io_wire.inject(&vec![id.to_le_bytes()[1]; LARGE as usize]);
+        host.turns();
+        assert_eq!(one(&host.io_wire.drain()), (id, Status::SUCCESS));
+        assert_eq!(host.block(), vec![id.to_le_bytes()[1]; BLOCK as usize]);
+        // Free again.
+        assert_eq!(host.io(&in_capsule(Io::Write, id, 0), &[1; 512]), (id, Status::SUCCESS));
+    }
+}
+
+#[test]
+fn an_identifier_is_free_with_its_completion_in_the_same_bytes() {
+    let mut host = Host::new();
+    let write = capsule(NONE, &in_capsule(Io::Write, 7, 0), &[1; 512]);
+    for _ in 0..20 {
+        host.io_wire.inject(&write);
+        host.turns();
+        assert_eq!(one(&host.io_wire.drain()), (7, Status::SUCCESS));
+    }
+    // Two at once are one too many.
+    host.io_wire.inject(&[&write[..], &write[..]].concat());
+    host.turns();
+    let sent = host.io_wire.drain();
+    let mut ends: Vec<Status> = sent.chunks(24).map(|pdu| completion(pdu).1).collect();
+    ends.sort_unstable_by_key(|status| status.code());
+    assert_eq!(ends, [Status::SUCCESS, Status::COMMAND_ID_CONFLICT]);
+}
+
+#[test]
+fn an_event_request_has_its_identifier_until_it_is_answered() {
+    let mut host = Host::new();
+    let request = Sqe::new(Admin::AsyncEventRequest.code(), 5);
+    host.admin_wire.inject(&capsule(NONE, &request, &[]));
+    host.turns();
+    assert_eq!(host.admin_wire.drain(), Vec::<u8>::new());
+    assert_eq!(host.admin(&request), (5, Status::COMMAND_ID_CONFLICT));
+    let mut abort = Sqe::new(Admin::Abort.code(), 6);
+    abort.cdw10 = U32::new(5 << 16);
+    host.admin_wire.inject(&capsule(NONE, &abort, &[]));
+    host.turns();
+    let sent = host.admin_wire.drain();
+    let ends: Vec<(u16, Status)> = sent.chunks(24).map(completion).collect();
+    assert_eq!(ends, [(5, Status::ABORT_REQUESTED), (6, Status::SUCCESS)]);
+    host.admin_wire.inject(&capsule(NONE, &request, &[]));
+    host.turns();
+    assert_eq!(host.admin_wire.drain(), Vec::<u8>::new(), "taken again");
+}
+
+#[test]
+fn a_second_half_whose_identifier_is_in_use_breaks_its_pair() {
+    let mut host = Host::new();
+    let half = |fuse, opcode, id| {
+        let mut sqe = in_capsule(opcode, id, 0);
+        sqe.set_fuse(fuse);
+        sqe
+    };
+    host.io_wire.inject(&capsule(NONE, &half(Fuse::First, Io::Compare, 7), &[0; 512]));
+    host.turns();
+    host.io_wire.inject(&capsule(NONE, &half(Fuse::Second, Io::Write, 7), &[1; 512]));
+    host.turns();
+    let sent = host.io_wire.drain();
+    let ends: Vec<(u16, Status)> = sent.chunks(24).map(completion).collect();
+    assert_eq!(ends, [(7, Status::ABORTED_FAILED_FUSED), (7, Status::COMMAND_ID_CONFLICT)]);
+    assert_eq!(host.block(), vec![0; BLOCK as usize]);
 }

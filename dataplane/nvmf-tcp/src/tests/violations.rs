@@ -104,7 +104,7 @@ fn connected_to_data() -> Vec<u8> {
 #[case::capsule_too_large(&[initialize(NONE), oversized_capsule()], FatalStatus::LimitExceeded, 0)]
 #[case::data_without_command(&[initialize(NONE), connected_to_data()], FatalStatus::InvalidHeaderField, 10)]
 #[case::more_commands_than_entries(
-    &[initialize(NONE), capsule(NONE, &asks_for_data(), &[]), capsule(NONE, &asks_for_data(), &[]), capsule(NONE, &asks_for_data(), &[])],
+    &[initialize(NONE), capsule(NONE, &asks_for_data(1), &[]), capsule(NONE, &asks_for_data(2), &[]), capsule(NONE, &asks_for_data(3), &[])],
     FatalStatus::Sequence, 0
 )]
 fn a_violation_before_connect_is_named(
@@ -125,9 +125,9 @@ fn a_violation_before_connect_is_named(
 }
 
 /// A Connect whose data the target asks for, so that the command stays.
-fn asks_for_data() -> Sqe {
+fn asks_for_data(id: u16) -> Sqe {
     let fields = Connect { format: 0, queue_id: 0, queue_size: 8, attributes: 0, keep_alive_ms: 0 };
-    let mut sqe = Fabrics::Connect(fields).emit(1);
+    let mut sqe = Fabrics::Connect(fields).emit(id);
     sqe.sgl = Sgl::Transport { length: 1024 }.emit();
     sqe
 }
