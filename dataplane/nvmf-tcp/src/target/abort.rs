@@ -2,32 +2,48 @@
 //! down, before the command that wants it is answered.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use basalt_clock::Instant;
 use basalt_nvme_wire::Status;
-use basalt_nvmf_target::{AbortOrder, aborted_with};
+use basalt_nvme_wire::pdu::{FatalStatus, Violation};
+use basalt_nvmf_target::{AbortOrder, Reply, aborted_with};
 use basalt_nvmf_transport::CommandId;
+use smallvec::SmallVec;
 
-use super::connection::{Connection, Context};
+use super::connection::{Connection, Context, Phase};
 use super::devices::{DeviceIndex, Devices};
 use super::slot::{State, Work};
 use crate::wire::Wire;
 
+/// How long an aborted command waits for the data that was asked for, so that hosts that do send it have sent it when the command ends.
+const DATA_GRACE: Duration = Duration::from_secs(1);
+
+/// An order to end one command, settled when that has ended.
+#[derive(Debug)]
+pub(crate) struct AskedAbort {
+    slot: usize,
+    order: AbortOrder,
+    /// The command's data is not waited for any longer than that.
+    until: Option<Instant>,
+}
+
 impl<W: Wire> Connection<W> {
     /// Does what orders say that came with the last look at the queue.
-    pub(super) fn obey_abort_orders(&mut self, devices: &mut Devices) {
+    pub(super) fn obey_abort_orders(&mut self, context: &mut Context<'_>) {
         for order in self.queue.take_abort_orders() {
             if let Some(command) = order.command() {
-                self.abort_one(command, order, devices);
+                self.abort_one(command, order, context);
                 continue;
             }
-            self.abort_all(&order, devices);
+            self.abort_all(&order, context.devices);
             self.abort_orders.push(order);
         }
-        self.settle_abort_orders(devices);
+        self.settle_abort_orders(context.devices);
     }
 
     /// Ends one command if nothing of it is done; asks the device that has it.
-    fn abort_one(&mut self, command: CommandId, mut order: AbortOrder, devices: &mut Devices) {
+    fn abort_one(&mut self, command: CommandId, mut order: AbortOrder, context: &mut Context<'_>) {
         let Some(slot) = self.slots.find(command.0) else { return };
         let device = match self.slots[slot].work {
             Work::Block(_, device) | Work::Unmap { device, .. } => Some(device),
@@ -37,22 +53,52 @@ impl<W: Wire> Connection<W> {
         };
         match (self.slots[slot].state, device) {
             (State::Submitted, Some(device)) => {
-                self.asked_aborts.push((slot, order));
-                devices.abort(device, self.tag_base | slot as u64);
+                self.asked_aborts.push(AskedAbort { slot, order, until: None });
+                context.devices.abort(device, self.tag_base | slot as u64);
             }
             (State::NeedsBuffer | State::Receiving { .. } | State::Ready, _) => {
                 order.note_aborted();
-                self.asked_aborts.push((slot, order));
+                let until = Some(context.now + DATA_GRACE);
+                self.asked_aborts.push(AskedAbort { slot, order, until });
                 self.abandon(slot, Status::ABORT_REQUESTED);
             }
-            (State::Submitted | State::Failed { .. } | State::Free | State::Held | State::Waiting, _) => {}
+            (
+                State::Submitted
+                | State::Failed { .. }
+                | State::Draining { .. }
+                | State::Free
+                | State::Held
+                | State::Waiting,
+                _,
+            ) => {}
+        }
+    }
+
+    /// Ends aborted commands whose data does not come; what comes of it later is dropped.
+    pub(super) fn give_up_data(&mut self, context: &mut Context<'_>) {
+        if self.asked_aborts.is_empty() || self.phase != Phase::Running {
+            return;
+        }
+        let late = |asked: &&AskedAbort| asked.until.is_some_and(|until| until <= context.now);
+        let late: SmallVec<[usize; 4]> =
+            self.asked_aborts.iter().filter(late).map(|asked| asked.slot).collect();
+        for slot in late {
+            let State::Failed { received, status } = self.slots[slot].state else { continue };
+            if !self.slots.try_drain(slot, received) {
+                // Nobody who serves its commands gets here: it has given as many up as it may have, and still owes the data of all.
+                self.terminate(context, Violation::plain(FatalStatus::LimitExceeded), &[]);
+                return;
+            }
+            self.receiving -= 1;
+            self.push_completion(slot, &Reply::status(status));
+            self.asked_aborts.retain(|asked| asked.slot != slot);
         }
     }
 
     /// The device gave a command back early.
     pub(super) fn note_aborted(&mut self, slot: usize) {
-        for (_, order) in self.asked_aborts.iter_mut().filter(|(asked, _)| *asked == slot) {
-            order.note_aborted();
+        for asked in self.asked_aborts.iter_mut().filter(|asked| asked.slot == slot) {
+            asked.order.note_aborted();
         }
     }
 
@@ -60,7 +106,7 @@ impl<W: Wire> Connection<W> {
     pub(super) fn release(&mut self, slot: usize) {
         self.slots.release(slot);
         if !self.asked_aborts.is_empty() {
-            self.asked_aborts.retain(|(asked, _)| *asked != slot);
+            self.asked_aborts.retain(|asked| asked.slot != slot);
         }
     }
 
@@ -84,7 +130,7 @@ impl<W: Wire> Connection<W> {
                     self.slots[slot].aborted = Some(order.status());
                     submitted.push((device, self.tag_base | slot as u64));
                 }
-                State::Failed { .. } | State::Free | State::Held => {}
+                State::Failed { .. } | State::Draining { .. } | State::Free | State::Held => {}
                 State::NeedsBuffer | State::Receiving { .. } | State::Waiting | State::Ready => {
                     if let Work::FusedSecond { first, .. } = self.slots[slot].work {
                         self.abandon(first, aborted_with(order.status()));

@@ -71,10 +71,15 @@ impl<W: Wire> Connection<W> {
 
     /// Queues a completion and ends the command.
     pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
+        self.push_completion(slot, reply);
+        self.release(slot);
+    }
+
+    /// Queues a completion.
+    pub(super) fn push_completion(&mut self, slot: usize, reply: &Reply) {
         let sqe = &self.slots[slot].sqe;
         let (command_id, sq_head) = (sqe.command_id.get(), self.head_told(sqe));
         self.push_entry(command_id, sq_head, reply);
-        self.release(slot);
     }
 
     /// Answers a command that is not looked at: it has its place in the queue, but none here.

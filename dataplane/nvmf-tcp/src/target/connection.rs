@@ -13,6 +13,7 @@ use basalt_nvmf_target::{AbortOrder, Activity, Queue, Reply, Step};
 use basalt_reactor::Progress;
 use smallvec::SmallVec;
 
+use super::abort::AskedAbort;
 use super::complaints::{Complaint, Complaints};
 use super::devices::{DeviceIndex, Devices};
 use super::options::TcpTargetOptions;
@@ -77,8 +78,8 @@ pub(crate) struct Connection<W> {
     pub(super) sq_head: u32,
     /// Orders to end commands that devices still have.
     pub(super) abort_orders: Vec<AbortOrder>,
-    /// Orders to end one command, by its place; settled when that is free.
-    pub(super) asked_aborts: Vec<(usize, AbortOrder)>,
+    /// Orders to end one command.
+    pub(super) asked_aborts: Vec<AskedAbort>,
 }
 
 /// Bits of a tag that name the slot.
@@ -187,7 +188,8 @@ impl<W: Wire> Connection<W> {
 
     /// Looks at clock and configuration: deadlines, keep alive, namespaces that came or went.
     pub(crate) fn tick(&mut self, context: &mut Context<'_>) {
-        self.obey_abort_orders(context.devices);
+        self.obey_abort_orders(context);
+        self.give_up_data(context);
         match self.phase {
             Phase::Over => return,
             Phase::Terminating { deadline } if context.now >= deadline => self.phase = Phase::Over,
@@ -206,7 +208,7 @@ impl<W: Wire> Connection<W> {
 
     /// Looks at the configuration, which changed.
     pub(crate) fn refresh(&mut self, context: &mut Context<'_>) {
-        self.obey_abort_orders(context.devices);
+        self.obey_abort_orders(context);
         if matches!(self.phase, Phase::Initializing | Phase::Running) {
             let activity = self.queue.refresh();
             self.apply(activity, context);
@@ -452,6 +454,10 @@ impl<W: Wire> Connection<W> {
 
     /// All data of a command is there.
     pub(super) fn data_complete(&mut self, slot: usize, context: &mut Context<'_>) {
+        if let State::Draining { .. } = self.slots[slot].state {
+            self.slots.release(slot);
+            return;
+        }
         self.receiving -= 1;
         if let State::Failed { status, .. } = self.slots[slot].state {
             self.fail(slot, status);

@@ -108,7 +108,7 @@ impl<W: Wire> Connection<W> {
         held.work = Work::Interpret;
         match held.state {
             State::Receiving { received } => held.state = State::Failed { received, status },
-            State::Failed { .. } => {}
+            State::Failed { .. } | State::Draining { .. } => {}
             State::NeedsBuffer | State::Ready => {
                 self.backlog.retain(|waiting| *waiting != slot);
                 self.starved.retain(|waiting| *waiting != slot);

@@ -236,7 +236,9 @@ impl<W: Wire> Connection<W> {
         const TAG_AT: u32 = 10;
         let slot = usize::from(transfer.transfer_tag);
         let Some(held) = self.slots.get(slot) else { return Err(Violation::field(TAG_AT)) };
-        let (State::Receiving { received } | State::Failed { received, .. }) = held.state else {
+        let (State::Receiving { received } | State::Failed { received, .. } | State::Draining { received }) =
+            held.state
+        else {
             return Err(Violation::field(TAG_AT));
         };
         if held.command_id() != transfer.command_id {
@@ -265,6 +267,7 @@ impl<W: Wire> Connection<W> {
         let received = u32::try_from(body.end()).unwrap_or(u32::MAX);
         held.state = match held.state {
             State::Failed { status, .. } => State::Failed { received, status },
+            State::Draining { .. } => State::Draining { received },
             _ if !intact => State::Failed { received, status: Status::TRANSIENT_TRANSPORT },
             _ => State::Receiving { received },
         };

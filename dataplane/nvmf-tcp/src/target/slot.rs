@@ -42,6 +42,9 @@ pub(crate) enum State {
     Ready,
     /// With the device.
     Submitted,
+    /// It has ended, and its identifier may be that of another command; `received` bytes came of the data that it was asked for, and the
+    /// rest may come yet. Until then its place, which is the transfer's tag, is not another's.
+    Draining { received: u32 },
 }
 
 /// One command.
@@ -77,7 +80,7 @@ impl Slot {
     }
 }
 
-/// The commands of a connection: as many as its queue has entries.
+/// The commands of a connection: as many as its queue has entries, and at most as many that have ended while their data was on its way.
 #[derive(Debug)]
 pub(crate) struct Slots {
     /// What the connection may hold of the buffers, by its commands and by output that is not sent.
@@ -85,6 +88,8 @@ pub(crate) struct Slots {
     slots: Vec<Slot>,
     free: Vec<usize>,
     limit: usize,
+    /// Places of commands that have ended while their data was on its way.
+    draining: usize,
     ids: CommandIds,
 }
 
@@ -100,7 +105,7 @@ pub(crate) enum NoPlace {
 impl Slots {
     pub(crate) fn new(share: Share) -> Self {
         let ids = CommandIds::default();
-        Self { share, slots: Vec::new(), free: Vec::new(), limit: 0, ids }
+        Self { share, slots: Vec::new(), free: Vec::new(), limit: 0, draining: 0, ids }
     }
 
     /// Counts memory that a command is to have; false if others need it more.
@@ -128,7 +133,7 @@ impl Slots {
     /// # Errors
     /// Why there is none.
     pub(crate) fn take(&mut self, sqe: &Sqe) -> Result<usize, NoPlace> {
-        if self.slots.len() - self.free.len() >= self.limit {
+        if self.slots.len() - self.free.len() - self.draining >= self.limit {
             return Err(NoPlace::Full);
         }
         if !self.ids.insert(sqe.command_id.get()) {
@@ -142,12 +147,28 @@ impl Slots {
         Ok(index)
     }
 
+    /// Lets a command's place stay for data that may come yet, though the command has ended; false, and nothing is changed, if as many
+    /// stay as the queue has entries.
+    #[must_use]
+    pub(crate) fn try_drain(&mut self, index: usize, received: u32) -> bool {
+        if self.draining >= self.limit {
+            return false;
+        }
+        self.draining += 1;
+        self.slots[index].state = State::Draining { received };
+        self.ids.remove(self.slots[index].command_id());
+        true
+    }
+
     /// Ends a command; what it held is dropped.
     pub(crate) fn release(&mut self, index: usize) {
         self.discharge(index);
         let slot = &mut self.slots[index];
         debug_assert!(slot.state != State::Free || matches!(slot.payload, Payload::None));
-        self.ids.remove(slot.sqe.command_id.get());
+        match slot.state {
+            State::Draining { .. } => self.draining -= 1,
+            _ => self.ids.remove(slot.sqe.command_id.get()),
+        }
         slot.state = State::Free;
         slot.work = Work::Interpret;
         slot.payload = Payload::None;
@@ -168,9 +189,10 @@ impl Slots {
         self.slots.get(index)
     }
 
-    /// The command with this identifier.
+    /// The outstanding command with this identifier.
     pub(crate) fn find(&self, command_id: u16) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.state != State::Free && slot.command_id() == command_id)
+        let outstanding = |slot: &Slot| !matches!(slot.state, State::Free | State::Draining { .. });
+        self.slots.iter().position(|slot| outstanding(slot) && slot.command_id() == command_id)
     }
 
     /// The held command with this identifier.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use basalt_bdev::BlockSize;
 use basalt_device_mem::{DelayDevice, Delays, RamDevice};
 use basalt_nvme_wire::opcode::{Admin, Io};
-use basalt_nvme_wire::pdu::{DataTransfer, FLAG_LAST, Frame, Kind};
+use basalt_nvme_wire::pdu::{DataTransfer, FLAG_LAST, Frame, Kind, ReadyToTransfer};
 use basalt_nvme_wire::{Cqe, ReadWrite, Sgl, Sqe, Status};
 use uuid::Uuid;
 use zerocopy::FromBytes;
@@ -20,6 +20,8 @@ use crate::target::connection::Connection;
 /// More than travels in a capsule.
 const WRITE_BLOCKS: u32 = 32;
 const WRITE_LEN: u32 = WRITE_BLOCKS * 512;
+/// How long an aborted command waits for its data.
+const GRACE: Duration = Duration::from_secs(1);
 /// Dword 0 of an Abort whose command was not aborted.
 const NOT_ABORTED: u32 = 1;
 
@@ -70,6 +72,40 @@ impl Host {
         self.turns();
     }
 
+    /// Time passes, and deadlines are looked at.
+    fn pass(&mut self, time: Duration) {
+        self.rig.now += time;
+        self.connections.iter_mut().for_each(|connection| connection.tick(&mut self.rig.context()));
+        self.turns();
+    }
+
+    /// Begins a large write; the tag of the transfer that is asked for.
+    fn write(&mut self, id: u16) -> u16 {
+        self.io(Io::Write, id, WRITE_BLOCKS);
+        let ready = self.io.drain();
+        let ready = ReadyToTransfer::parse(ready[..].try_into().unwrap()).unwrap();
+        assert_eq!((ready.command_id, ready.length), (id, WRITE_LEN), "it is asked for its data");
+        ready.transfer_tag
+    }
+
+    /// Sends a part of a write's data, the last one if it reaches the end.
+    fn data(&mut self, command_id: u16, transfer_tag: u16, offset: u32, length: u32) {
+        let flags = if offset + length == WRITE_LEN { FLAG_LAST } else { 0 };
+        let frame = Frame::new(Kind::HostData, flags, NONE, length, 1);
+        let transfer = DataTransfer { command_id, transfer_tag, offset, length };
+        self.io.inject(&transfer.emit(&frame));
+        self.io.inject(&vec![0xee; length as usize]);
+        self.turns();
+    }
+
+    /// Whether the blocks that writes go to hold what they held before.
+    fn is_untouched(&mut self, id: u16) -> bool {
+        self.io(Io::Read, id, WRITE_BLOCKS);
+        let read = self.io.drain();
+        assert_eq!(read.len(), 24 + WRITE_LEN as usize + 24, "data and completion: {:?}", &read[..24]);
+        read[24..24 + WRITE_LEN as usize].iter().all(|byte| *byte == 0)
+    }
+
     fn abort(&mut self, id: u16, queue: u16, command: u16) {
         let mut sqe = Sqe::new(Admin::Abort.code(), id);
         sqe.cdw10 = U32::new(u32::from(command) << 16 | u32::from(queue));
@@ -106,22 +142,86 @@ fn a_command_that_a_slow_device_has_is_taken_back() {
 #[test]
 fn a_write_that_waits_for_its_data_ends_when_that_has_come_and_writes_nothing() {
     let mut host = Host::new(Rig::new());
-    host.io(Io::Write, 9, WRITE_BLOCKS);
-    let ready = host.io.drain();
-    assert_eq!((ready.len(), ready[0]), (24, 9), "it is asked for its data");
-    let transfer_tag = u16::from_le_bytes([ready[10], ready[11]]);
+    let tag = host.write(9);
     host.abort(3, 1, 9);
     assert_eq!(replies(&host.io), [], "its data is on the way");
     assert_eq!(replies(&host.admin), [], "the command ends before its Abort");
-    let frame = Frame::new(Kind::HostData, FLAG_LAST, NONE, WRITE_LEN, 1);
-    let transfer = DataTransfer { command_id: 9, transfer_tag, offset: 0, length: WRITE_LEN };
-    host.io.inject(&transfer.emit(&frame));
-    host.io.inject(&[0xee; WRITE_LEN as usize]);
-    host.turns();
+    host.data(9, tag, 0, WRITE_LEN);
     assert_eq!(replies(&host.io), [(9, Status::ABORT_REQUESTED, 0)]);
     assert_eq!(replies(&host.admin), [(3, Status::SUCCESS, 0)]);
-    host.io(Io::Read, 10, 1);
-    assert!(host.io.drain()[24..24 + 512].iter().all(|byte| *byte == 0));
+    assert!(host.is_untouched(10));
+    host.pass(GRACE);
+    assert_eq!(replies(&host.io), [], "it has ended once");
+}
+
+#[test]
+fn data_that_does_not_come_is_waited_for_a_second_and_dropped_when_it_comes_after_all() {
+    let mut host = Host::new(Rig::new());
+    let tag = host.write(9);
+    host.data(9, tag, 0, 1024);
+    host.abort(3, 1, 9);
+    host.pass(GRACE - Duration::from_millis(1));
+    assert_eq!((replies(&host.io), replies(&host.admin)), (vec![], vec![]));
+    host.pass(Duration::from_millis(1));
+    assert_eq!(replies(&host.io), [(9, Status::ABORT_REQUESTED, 0)]);
+    assert_eq!(replies(&host.admin), [(3, Status::SUCCESS, 0)]);
+    // Its identifier is free, the tag of its transfer is not.
+    let other = host.write(9);
+    assert_ne!(other, tag);
+    host.data(9, tag, 1024, 512);
+    assert_eq!(replies(&host.io), []);
+    host.data(9, other, 0, WRITE_LEN);
+    assert_eq!(replies(&host.io), [(9, Status::SUCCESS, 0)]);
+    host.data(9, tag, 1536, WRITE_LEN - 1536);
+    assert_eq!((replies(&host.io), replies(&host.admin)), (vec![], vec![]), "what comes late is dropped");
+    // Nothing is left of it.
+    assert_eq!(host.write(11), tag, "its place serves again");
+    host.data(11, tag, 0, WRITE_LEN);
+    assert_eq!(replies(&host.io), [(11, Status::SUCCESS, 0)]);
+    host.abort(4, 1, 9);
+    assert_eq!(replies(&host.admin), [(4, Status::SUCCESS, NOT_ABORTED)]);
+}
+
+#[test]
+fn an_aborted_write_whose_data_comes_late_writes_nothing() {
+    let mut host = Host::new(Rig::new());
+    let tag = host.write(9);
+    host.abort(3, 1, 9);
+    host.pass(GRACE);
+    assert_eq!(replies(&host.io), [(9, Status::ABORT_REQUESTED, 0)]);
+    host.data(9, tag, 0, WRITE_LEN);
+    assert!(host.is_untouched(10));
+    // Data of a transfer that is over is a violation as ever.
+    host.data(9, tag, 0, WRITE_LEN);
+    assert_eq!(host.io.drain()[0], Kind::ControllerTermination.code());
+}
+
+#[test]
+fn a_host_has_all_of_its_entries_though_data_of_aborted_commands_is_awaited_and_no_more() {
+    let mut host = Host::new(Rig::new());
+    let entries = u16::try_from(host.connections[1].queue.entries()).unwrap();
+    for id in 0..entries {
+        host.write(id);
+        host.abort(100, 1, id);
+        host.pass(GRACE);
+        assert_eq!(replies(&host.io), [(id, Status::ABORT_REQUESTED, 0)]);
+        assert_eq!(replies(&host.admin), [(100, Status::SUCCESS, 0)]);
+    }
+    for id in 0..entries {
+        host.write(id);
+    }
+    host.abort(100, 1, 0);
+    host.pass(GRACE);
+    assert_eq!(
+        host.io.drain()[0],
+        Kind::ControllerTermination.code(),
+        "it has given up as many as it may have"
+    );
+    host.pass(Duration::from_secs(5));
+    assert!(host.connections[1].is_done());
+    assert_eq!(replies(&host.admin), [(100, Status::SUCCESS, 0)]);
+    host.abort(101, 1, 7);
+    assert_eq!(replies(&host.admin).len(), 1, "the admin queue goes on");
 }
 
 #[test]
