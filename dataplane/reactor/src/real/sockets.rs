@@ -17,6 +17,15 @@ const EVENT_PERIOD: u64 = 8;
 const BULK_BYTES: usize = 32 << 10;
 /// Congestion control within one machine: of what every kernel has, the one that does least.
 const LOCAL_CONGESTION: &[u8] = b"reno";
+/// Silence after which a peer that connected is asked whether it is still there.
+const KEEP_ALIVE_IDLE_SECONDS: u32 = 60;
+/// Time between such questions.
+const KEEP_ALIVE_INTERVAL_SECONDS: u32 = 15;
+/// Questions without an answer after which the connection is over.
+const KEEP_ALIVE_PROBES: u32 = 8;
+/// Time after which it is over if the peer does not take what was sent: the same, as nothing is asked while something is on its way.
+const USER_TIMEOUT_MS: u32 =
+    (KEEP_ALIVE_IDLE_SECONDS + KEEP_ALIVE_INTERVAL_SECONDS * KEEP_ALIVE_PROBES) * 1000;
 /// Parts of one send; more are left for the next.
 const PARTS_MAX: usize = 1024;
 
@@ -195,6 +204,7 @@ impl Sockets {
         stream.set_nonblocking(true).map_err(|error| error_of(&error))?;
         stream.set_nodelay(true).map_err(|error| error_of(&error))?;
         ease_if_local(&stream);
+        notice_its_end(&stream);
         let (index, generation) = self.insert(epoll, End::Connected(stream))?;
         Ok(Some(SocketId { index, generation }))
     }
@@ -330,10 +340,28 @@ fn ease_if_local(stream: &TcpStream) {
     if local.ip() != peer.ip() {
         return;
     }
-    let length = libc::socklen_t::try_from(LOCAL_CONGESTION.len()).unwrap_or(0);
-    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
-    // SAFETY: the value is readable for its length. Where the system refuses, it is only slower.
-    unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, LOCAL_CONGESTION.as_ptr().cast(), length) };
+    set_option(stream, libc::IPPROTO_TCP, libc::TCP_CONGESTION, LOCAL_CONGESTION);
+}
+
+/// A peer that vanishes without a word, as by loss of power, ends its connection within minutes, and not never.
+fn notice_its_end(stream: &TcpStream) {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEP_ALIVE_IDLE_SECONDS),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_SECONDS),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEP_ALIVE_PROBES),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
+    ];
+    for (level, name, value) in options {
+        set_option(stream, level, name, &value.to_ne_bytes());
+    }
+}
+
+/// Sets an option without which a socket serves as well, only slower or for longer.
+fn set_option(stream: &TcpStream, level: libc::c_int, name: libc::c_int, value: &[u8]) {
+    let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
+    // SAFETY: the value is readable for its length. A refusal by the system is no reason to refuse the peer.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
 }
 
 /// A non-blocking socket on its way to `address`.
@@ -395,5 +423,37 @@ fn error_of(error: &io::Error) -> SocketError {
         libc::EMFILE | libc::ENFILE => SocketError::TooManyOpen,
         libc::EACCES | libc::EPERM => SocketError::PermissionDenied,
         errno => SocketError::System(Errno(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn option(stream: &TcpStream, level: libc::c_int, name: libc::c_int) -> u32 {
+        let mut value = 0u32;
+        let mut length = libc::socklen_t::try_from(size_of::<u32>()).unwrap();
+        let (fd, place) = (stream.as_raw_fd(), (&raw mut value).cast());
+        // SAFETY: the value is writable for the length that is told.
+        let result = unsafe { libc::getsockopt(fd, level, name, place, &raw mut length) };
+        assert_eq!((result, length), (0, 4));
+        value
+    }
+
+    #[test]
+    fn a_peer_that_connected_and_vanished_is_noticed() {
+        let epoll = Epoll::new().unwrap();
+        let mut sockets = Sockets::default();
+        let listener = sockets.listen("127.0.0.1:0".parse().unwrap(), &epoll).unwrap();
+        let _peer = TcpStream::connect(sockets.listener_address(listener).unwrap()).unwrap();
+        let accepted = sockets.accept(listener, &epoll).unwrap().unwrap();
+        let stream = sockets.stream(accepted).unwrap();
+        let tcp = |name| option(stream, libc::IPPROTO_TCP, name);
+        assert_eq!(option(stream, libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+        assert_eq!([tcp(libc::TCP_KEEPIDLE), tcp(libc::TCP_KEEPINTVL), tcp(libc::TCP_KEEPCNT)], [60, 15, 8]);
+        assert_eq!(tcp(libc::TCP_USER_TIMEOUT), 180_000);
+        // Who connects decides by itself how long it waits.
+        let other = sockets.connect("127.0.0.1:9".parse().unwrap(), &epoll).unwrap();
+        assert_eq!(option(sockets.stream(other).unwrap(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), 0);
     }
 }
