@@ -45,7 +45,8 @@ pub(crate) struct Options {
     /// Where to listen for hosts; port 0 takes a free one and prints it
     #[arg(long, env = "BASALT_LISTEN", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// What hosts are told to connect to by discovery, when that is not where this listens
+    /// What hosts are told to connect to by discovery, when that is not where this listens; without it, hosts of a daemon that
+    /// listens on all addresses are told the one that they have reached
     #[arg(long, env = "BASALT_ADVERTISE", value_name = "IP:PORT")]
     advertise: Option<SocketAddr>,
     /// NQN of the subsystem
@@ -95,15 +96,7 @@ impl Options {
 
     /// Where to listen, and what hosts are told.
     fn listener(&self) -> anyhow::Result<ListenerAddress> {
-        let Some(advertise) = self.advertise else {
-            if self.listen.ip().is_unspecified() {
-                tracing::warn!(
-                    "discovery tells hosts {}, which they cannot connect to: name the address that they reach with --advertise IP:PORT",
-                    self.listen
-                );
-            }
-            return Ok(ListenerAddress::new(self.listen));
-        };
+        let Some(advertise) = self.advertise else { return Ok(ListenerAddress::new(self.listen)) };
         anyhow::ensure!(
             !advertise.ip().is_unspecified(),
             "--advertise {advertise} is no address that hosts can reach: name one of this machine's"

@@ -4,6 +4,7 @@ mod notices;
 mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -75,6 +76,8 @@ pub(crate) struct Controller {
     subsystem: Arc<Subsystem>,
     link: Arc<ControllerLink>,
     limits: TransportLimits,
+    /// The address of this machine that the host has reached, where the transport has one.
+    here: Option<IpAddr>,
     lifecycle: Lifecycle,
     configuration: Configuration,
     features: Features,
@@ -105,6 +108,7 @@ impl Controller {
         subsystem: Arc<Subsystem>,
         link: Arc<ControllerLink>,
         limits: TransportLimits,
+        here: Option<IpAddr>,
         keep_alive_ms: u32,
         now: Instant,
     ) -> Self {
@@ -116,6 +120,7 @@ impl Controller {
             subsystem,
             link,
             limits,
+            here,
             lifecycle: Lifecycle::Disabled,
             configuration: Configuration(0),
             features: Features::new(kind),
@@ -410,7 +415,7 @@ impl Controller {
             // A host reads the page in pieces and compares the generation: the pieces are of one page.
             LogId::Discovery => match self.discovery_page.take() {
                 Some(page) if wanted.offset > 0 => page,
-                _ => self.target.discovery_page(&self.link.association.host.nqn),
+                _ => self.target.discovery_page(&self.link.association.host.nqn, self.here),
             },
             LogId::ReservationNotification => self.notices.page().as_bytes().to_vec(),
         }

@@ -1,7 +1,7 @@
 //! Discovery: where subsystems can be reached (oF 5).
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use basalt_nvme_wire::fabrics::{
     CONTROLLER_ANY, DiscoveryEntry, DiscoveryHeader, FAMILY_IPV4, FAMILY_IPV6, REQUIREMENTS_OPEN,
@@ -35,7 +35,8 @@ pub enum ListenerAddressError {
 }
 
 impl ListenerAddress {
-    /// A listener that hosts reach where it is bound.
+    /// A listener that hosts reach where it is bound; one that is bound to all addresses of its machine, at the address at which they reach
+    /// its discovery.
     pub fn new(bind: SocketAddr) -> Self {
         Self { bind, advertise_host: bind.ip().to_string(), advertise_port: bind.port() }
     }
@@ -79,43 +80,84 @@ impl ListenerAddress {
         self.advertise_port
     }
 
-    fn family(&self) -> u8 {
-        if self.bind.is_ipv6() { FAMILY_IPV6 } else { FAMILY_IPV4 }
+    /// Whether connections to `address` of this machine can reach it, as far as families go.
+    fn takes(&self, address: IpAddr) -> bool {
+        self.bind.is_ipv6() || address.is_ipv4()
+    }
+
+    /// Where a host that has reached `here` reaches this listener: family and address; `None` if no address is known to it.
+    fn told(&self, here: Option<IpAddr>) -> Option<(u8, String)> {
+        let advertised = self.advertise_host.parse::<IpAddr>();
+        let family = |address: IpAddr| if address.is_ipv6() { FAMILY_IPV6 } else { FAMILY_IPV4 };
+        match (advertised, here.map(|here| here.to_canonical())) {
+            (Err(_), _) => Some((family(self.bind.ip()), self.advertise_host.clone())),
+            (Ok(address), _) if !address.is_unspecified() => {
+                Some((family(address), self.advertise_host.clone()))
+            }
+            (Ok(_), Some(here)) if self.takes(here) => Some((family(here), here.to_string())),
+            (Ok(_), _) => None,
+        }
     }
 }
 
 impl fmt::Display for ListenerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (advertised as {} port {})", self.bind, self.advertise_host, self.advertise_port)
+        let Self { bind, advertise_host, advertise_port } = self;
+        match advertise_host.parse::<IpAddr>() {
+            Ok(address) if address.is_unspecified() => {
+                write!(f, "{bind} (advertised at the address that is reached, port {advertise_port})")
+            }
+            _ => write!(f, "{bind} (advertised as {advertise_host} port {advertise_port})"),
+        }
     }
 }
 
-/// The discovery log page: every subsystem at every listener.
-pub(crate) fn page(generation: u64, subsystems: &[Nqn], listeners: &[ListenerAddress]) -> Vec<u8> {
+/// The discovery log page for a host that has reached `here`: every subsystem at every listener that it can reach.
+pub(crate) fn page(
+    generation: u64,
+    subsystems: &[Nqn],
+    listeners: &[ListenerAddress],
+    here: Option<IpAddr>,
+) -> Vec<u8> {
+    let ports: Vec<Port<'_>> = (1..)
+        .zip(listeners)
+        .filter_map(|(id, listener)| {
+            let (family, host) = listener.told(here)?;
+            Some(Port { id, listener, family, host })
+        })
+        .collect();
     let mut header: DiscoveryHeader = zeroed();
     header.generation = U64::new(generation);
-    header.records = U64::new(subsystems.len() as u64 * listeners.len() as u64);
+    header.records = U64::new(subsystems.len() as u64 * ports.len() as u64);
     let mut page = header.as_bytes().to_vec();
     for nqn in subsystems {
-        for (port, listener) in (1..).zip(listeners) {
-            page.extend_from_slice(entry(nqn, listener, port).as_bytes());
+        for port in &ports {
+            page.extend_from_slice(entry(nqn, port).as_bytes());
         }
     }
     page
 }
 
-fn entry(nqn: &Nqn, listener: &ListenerAddress, port: u16) -> DiscoveryEntry {
+/// A listener as a host is told of it.
+struct Port<'a> {
+    id: u16,
+    listener: &'a ListenerAddress,
+    family: u8,
+    host: String,
+}
+
+fn entry(nqn: &Nqn, port: &Port<'_>) -> DiscoveryEntry {
     let mut entry: DiscoveryEntry = zeroed();
     entry.transport = TRANSPORT_TCP;
-    entry.family = listener.family();
+    entry.family = port.family;
     entry.subsystem_type = SUBSYSTEM_NVM;
     entry.requirements = REQUIREMENTS_OPEN;
-    entry.port_id = U16::new(port);
+    entry.port_id = U16::new(port.id);
     entry.controller_id = U16::new(CONTROLLER_ANY);
     entry.admin_queue_size = U16::new(ADMIN_QUEUE_ENTRIES);
-    entry.service = blank_padded(&listener.port().to_string());
+    entry.service = blank_padded(&port.listener.port().to_string());
     entry.subsystem_nqn = nqn_field(nqn.as_str()).unwrap_or([0; 256]);
-    entry.address = blank_padded(listener.host());
+    entry.address = blank_padded(&port.host);
     entry
 }
 
@@ -128,7 +170,7 @@ mod tests {
         let nqn = Nqn::new("nqn.2026-01.io.basalt:a").unwrap();
         let first = ListenerAddress::new("127.0.0.1:4420".parse().unwrap());
         let second = ListenerAddress::advertised("[::]:4421".parse().unwrap(), "node-1", 4500).unwrap();
-        let page = page(7, &[nqn], &[first, second]);
+        let page = page(7, &[nqn], &[first, second], None);
         assert_eq!(page.len(), 3 * 1024);
         assert_eq!((page[0], page[8]), (7, 2));
         let entry = &page[1024..2048];
@@ -139,6 +181,37 @@ mod tests {
         let entry = &page[2048..];
         assert_eq!((entry[1], entry[4]), (2, 2));
         assert_eq!(&entry[512..519], b"node-1 ");
+    }
+
+    /// Families, addresses and ports of the entries for a host that has reached `here`.
+    fn told(listeners: &[ListenerAddress], here: &str) -> Vec<(u8, String, String)> {
+        let nqn = Nqn::new("nqn.2026-01.io.basalt:a").unwrap();
+        let page = page(1, &[nqn], listeners, Some(here.parse().unwrap()));
+        let (header, entries) = page.split_at(1024);
+        assert_eq!(usize::from(header[8]), entries.len() / 1024);
+        let text = |field: &[u8]| String::from_utf8_lossy(field).trim_end().to_owned();
+        entries.chunks(1024).map(|e| (e[1], text(&e[512..768]), text(&e[32..64]))).collect()
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_told_at_the_one_that_the_host_has_reached() {
+        let listens = |bind: &str| ListenerAddress::new(bind.parse().unwrap());
+        let entry = |family, host: &str, port: &str| (family, host.to_owned(), port.to_owned());
+        let ipv4 = [listens("0.0.0.0:4420"), listens("192.0.2.9:4421")];
+        let other = entry(1, "192.0.2.9", "4421");
+        assert_eq!(
+            ipv4[0].to_string(),
+            "0.0.0.0:4420 (advertised at the address that is reached, port 4420)"
+        );
+        assert_eq!(told(&ipv4, "192.0.2.1"), [entry(1, "192.0.2.1", "4420"), other.clone()]);
+        assert_eq!(told(&ipv4, "2001:db8::1"), [other], "it does not listen there");
+        let both = [listens("[::]:4420")];
+        assert_eq!(told(&both, "2001:db8::1"), [entry(2, "2001:db8::1", "4420")]);
+        assert_eq!(told(&both, "::ffff:192.0.2.1"), [entry(1, "192.0.2.1", "4420")]);
+        let named = ListenerAddress::advertised("0.0.0.0:4420".parse().unwrap(), "198.51.100.7", 4500);
+        assert_eq!(told(&[named.unwrap()], "192.0.2.1"), [entry(1, "198.51.100.7", "4500")]);
+        let translated = ListenerAddress::advertised("[::]:4420".parse().unwrap(), "198.51.100.7", 4500);
+        assert_eq!(told(&[translated.unwrap()], "192.0.2.1"), [entry(1, "198.51.100.7", "4500")]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One connection's queue: what a transport hands commands to.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -91,6 +92,8 @@ impl Drop for IoQueue {
 pub struct Queue {
     target: Arc<Target>,
     limits: TransportLimits,
+    /// The address of this machine that the host has reached.
+    here: Option<IpAddr>,
     role: Role,
     shape: Shape,
     /// Of an I/O queue, also when it was disconnected: its commands may still be with devices.
@@ -104,10 +107,18 @@ impl Queue {
         Self {
             target,
             limits,
+            here: None,
             role: Role::Fresh,
             shape: Shape { entries: 2, flow_control: true },
             fence: None,
         }
+    }
+
+    /// The same for a host that has reached this machine at `here`: where discovery sends it for what listens on all addresses.
+    #[must_use]
+    pub fn reached_at(mut self, here: Option<IpAddr>) -> Self {
+        self.here = here;
+        self
     }
 
     /// Entries of the queue as Connect said; commands beyond are a violation by the host.
@@ -425,7 +436,8 @@ impl Queue {
         })?;
         let id = link.id;
         let target = Arc::clone(&self.target);
-        let controller = Controller::new(target, subsystem, link, self.limits, connect.keep_alive_ms, now);
+        let keep_alive_ms = connect.keep_alive_ms;
+        let controller = Controller::new(target, subsystem, link, self.limits, self.here, keep_alive_ms, now);
         self.role = Role::Admin(Box::new(controller));
         Ok(id)
     }

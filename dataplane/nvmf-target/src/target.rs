@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basalt_bdev::BlockDevice;
@@ -274,12 +275,12 @@ impl Target {
         self.state().discovery_generation
     }
 
-    /// The discovery log page that `host` sees.
-    pub(crate) fn discovery_page(&self, host: &Nqn) -> Vec<u8> {
+    /// The discovery log page that `host` sees, which has reached `here`.
+    pub(crate) fn discovery_page(&self, host: &Nqn, here: Option<IpAddr>) -> Vec<u8> {
         let state = self.state();
         let visible: Vec<Nqn> =
             state.subsystems.values().filter(|s| s.allows(host)).map(|s| s.config().nqn.clone()).collect();
-        crate::discovery::page(state.discovery_generation, &visible, &state.listeners)
+        crate::discovery::page(state.discovery_generation, &visible, &state.listeners, here)
     }
 }
 

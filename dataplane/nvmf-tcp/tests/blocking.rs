@@ -59,6 +59,25 @@ fn target() -> Arc<Target> {
 }
 
 #[test]
+fn discovery_of_a_listener_on_all_addresses_tells_the_one_that_was_reached() {
+    let reactor = start("target", None, ReactorOptions::default(), |_| {}).unwrap();
+    let control = TcpTarget::start_on(reactor.remote(), target(), TcpTargetOptions::default()).unwrap();
+    let bound = control.listen(ListenerAddress::new("0.0.0.0:0".parse().unwrap())).unwrap();
+    for reached in ["127.0.0.1", "127.0.0.7"] {
+        let nqn = |name| Nqn::new(name).unwrap();
+        let host = HostOptions::new(
+            nqn("nqn.2026-01.io.basalt:volume"),
+            nqn("nqn.2026-01.io.basalt:host"),
+            HostId([5; 16]),
+        );
+        let address = (reached.parse::<std::net::IpAddr>().unwrap(), bound.port()).into();
+        let options = TcpHostOptions { address, host, digests: Digests::default() };
+        let found = discover(&options).unwrap();
+        assert_eq!((found[0].address.as_str(), &found[0].service), (reached, &bound.port().to_string()));
+    }
+}
+
+#[test]
 fn a_session_reads_and_writes() {
     let (_target, options) = serve();
     assert_eq!(discover(&options).unwrap().len(), 1);

@@ -315,7 +315,8 @@ impl Worker {
             self.connections.len() - 1
         });
         socket.watch(&self.ready, place as u64);
-        let queue = Queue::new(Arc::clone(&self.target), self.options.limits);
+        let here = socket.local_address().ok().map(|address| address.ip());
+        let queue = Queue::new(Arc::clone(&self.target), self.options.limits).reached_at(here);
         let mut share = PeerShare::default();
         if let Some(peer) = peer {
             let peer = self.peers.entry(peer).or_default();
