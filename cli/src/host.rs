@@ -201,12 +201,12 @@ fn run(target: &Target, load: &Load, progress: impl FnMut(Progress)) -> anyhow::
         .map_err(|error| explained(error, target))
 }
 
-/// An error with the volume that it is about, and with what to do where the status alone does not tell.
+/// An error with the volume that it is about.
 fn explained(error: BlockingError, target: &Target) -> anyhow::Error {
     let whom = format!("volume {} at {}", target.name, target.options.address);
     match &error {
-        BlockingError::Bringup(BringupError::Refused { status, .. })
-            if status.bare() == Status::CONNECT_INVALID_HOST =>
+        BlockingError::Bringup(BringupError::Connect(refusal))
+            if refusal.status.bare() == Status::CONNECT_INVALID_HOST =>
         {
             anyhow::anyhow!(
                 "{whom} does not let host {} in: add it to spec.allowedHosts of the Volume, or name a host that is listed \

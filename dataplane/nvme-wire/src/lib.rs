@@ -11,6 +11,7 @@
 
 mod command;
 mod completion;
+mod connect_field;
 pub mod digest;
 pub mod dsm;
 pub mod fabrics;
@@ -26,6 +27,7 @@ mod status;
 
 pub use command::{Fuse, ReadWrite, Sqe};
 pub use completion::Cqe;
+pub use connect_field::ConnectField;
 pub use sgl::{Sgl, SglDescriptor, SglError};
 pub use status::Status;
 

@@ -22,11 +22,20 @@ const MEDIA: u8 = 2;
 const PATH: u8 = 3;
 
 macro_rules! statuses {
-    ($($(#[$doc:meta])* $name:ident = $sct:ident, $sc:literal;)*) => {
+    ($(#[doc = $doc:literal] $name:ident = $sct:ident, $sc:literal;)*) => {
         impl Status {
-            $($(#[$doc])* pub const $name: Status = Status::new($sct, $sc);)*
+            $(#[doc = $doc] pub const $name: Status = Status::new($sct, $sc);)*
 
-            /// The specification's name for the code, where this crate knows it.
+            /// What the specification calls it, in words, where this crate knows it.
+            pub fn words(self) -> Option<&'static str> {
+                match (self.code_type(), self.code()) {
+                    // The documentation of each is these words, and its number in brackets.
+                    $(($sct, $sc) => $doc.split(" (").next().map(str::trim),)*
+                    _ => None,
+                }
+            }
+
+            /// The name of the constant, where this crate knows the code.
             pub const fn name(self) -> Option<&'static str> {
                 match (self.code_type(), self.code()) {
                     $(($sct, $sc) => Some(stringify!($name)),)*
@@ -214,19 +223,25 @@ impl Status {
     }
 }
 
+/// The constant's name: what developers compare.
 impl fmt::Debug for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {
             Some(name) => f.write_str(name)?,
-            None => write!(f, "status {:x}h/{:02x}h", self.code_type(), self.code())?,
+            None => write!(f, "{:x}h/{:02x}h", self.code_type(), self.code())?,
         }
         if self.do_not_retry() { f.write_str("+DNR") } else { Ok(()) }
+    }
+}
+
+/// In words: what users read.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.words() {
+            Some(words) => f.write_str(words)?,
+            None => write!(f, "status {:02x}h of type {:x}h", self.code(), self.code_type())?,
+        }
+        if self.do_not_retry() { f.write_str(" (do not retry)") } else { Ok(()) }
     }
 }
 
@@ -254,8 +269,22 @@ mod tests {
     }
 
     #[test]
-    fn names() {
-        assert_eq!(Status::LBA_OUT_OF_RANGE.dnr().to_string(), "LBA_OUT_OF_RANGE+DNR");
-        assert_eq!(Status::new(7, 0xfe).to_string(), "status 7h/feh");
+    fn users_read_words_and_developers_names() {
+        let range = Status::LBA_OUT_OF_RANGE.dnr();
+        assert_eq!(
+            (range.to_string(), format!("{range:?}")),
+            ("LBA Out of Range (do not retry)".to_owned(), "LBA_OUT_OF_RANGE+DNR".to_owned())
+        );
+        assert_eq!(Status::COMMAND_ID_CONFLICT.to_string(), "Command ID Conflict");
+        let unknown = Status::new(7, 0xfe);
+        assert_eq!(
+            (unknown.to_string(), format!("{unknown:?}")),
+            ("status feh of type 7h".to_owned(), "7h/feh".to_owned())
+        );
+        let known = (0..8).flat_map(|kind| (0..=u8::MAX).map(move |code| Status::new(kind, code)));
+        for status in known.filter(|status| status.name().is_some()) {
+            let words = status.to_string();
+            assert!(words.len() > 4 && !words.contains(['_', '(', '.']), "{words}");
+        }
     }
 }

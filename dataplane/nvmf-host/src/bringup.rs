@@ -17,6 +17,7 @@ use zerocopy::little_endian::U32;
 use crate::command::{Command, Data};
 use crate::error::BringupError;
 use crate::options::{ADMIN_QUEUE_ENTRIES, HostOptions};
+use crate::refusal::ConnectRefusal;
 
 /// What a host learnt about a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,7 +209,12 @@ impl Bringup {
     /// Why the controller cannot be used.
     pub fn answer(&mut self, cqe: &Cqe, data: &[u8]) -> Result<(), BringupError> {
         if !cqe.status().is_success() {
-            return Err(BringupError::Refused { step: self.step.name(), status: cqe.status() });
+            return Err(match self.step {
+                Step::Connect => {
+                    BringupError::Connect(Box::new(ConnectRefusal::new(&self.options, QueueId::ADMIN, cqe)))
+                }
+                step => BringupError::Refused { step: step.name(), status: cqe.status() },
+            });
         }
         let nonsense = BringupError::Nonsense { step: self.step.name() };
         self.step = match self.step {

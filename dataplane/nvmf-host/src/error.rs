@@ -3,6 +3,8 @@
 use basalt_nvme_wire::Status;
 use basalt_nvme_wire::pdu::{Termination, Violation};
 
+use crate::refusal::ConnectRefusal;
+
 /// Why a queue is over; every command that was outstanding ends with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
@@ -35,7 +37,10 @@ pub enum BringupError {
     /// The queue ended.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The controller refused a command.
+    /// The controller refused a Connect.
+    #[error("the controller refused the connection: {0}")]
+    Connect(Box<ConnectRefusal>),
+    /// The controller refused another command.
     #[error("the controller refused {step}: {status}")]
     Refused {
         /// What was asked.

@@ -10,6 +10,7 @@ mod discover;
 mod error;
 mod fused;
 mod options;
+mod refusal;
 mod reservation;
 
 pub use bringup::{Bringup, ControllerFacts, NamespaceFacts, Next};
@@ -18,3 +19,4 @@ pub use discover::{Discover, DiscoveredSubsystem};
 pub use error::{BringupError, QueueError};
 pub use fused::{FusedPair, Swap};
 pub use options::HostOptions;
+pub use refusal::ConnectRefusal;

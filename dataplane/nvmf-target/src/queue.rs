@@ -8,7 +8,7 @@ use basalt_bdev::Operation;
 use basalt_clock::Instant;
 use basalt_nvme_wire::fabrics::{self, CONTROLLER_ANY, ConnectData, DISCOVERY_NQN};
 use basalt_nvme_wire::opcode::{Admin, Io};
-use basalt_nvme_wire::{Sgl, Sqe, Status, identify};
+use basalt_nvme_wire::{ConnectField, Sgl, Sqe, Status, identify};
 use basalt_nvmf_transport::{
     Association, Authentication, CommandId, ControllerId, Epoch, HostId, HostIdentity, Nqn, QueueId,
     TransportLimits,
@@ -396,7 +396,7 @@ impl Queue {
         }
         // A queue has at least two entries: one is always free (Base 3.3.1.1).
         if connect.queue_size < 2 || connect.queue_size > u32::from(self.limits.queue_entries_max) {
-            return Err(invalid_command(SQSIZE_AT));
+            return Err(invalid(ConnectField::QueueSize));
         }
         let association = association(data)?;
         let subsystem = self.subsystem(data)?;
@@ -409,12 +409,12 @@ impl Queue {
     }
 
     fn subsystem(&self, data: &ConnectData) -> Result<Arc<Subsystem>, Reply> {
-        let nqn = fabrics::parse_nqn(&data.subsystem_nqn).ok_or(invalid_data(SUBNQN_AT, true))?;
+        let nqn = fabrics::parse_nqn(&data.subsystem_nqn).ok_or(invalid(ConnectField::SubsystemNqn))?;
         if nqn == DISCOVERY_NQN {
             return Ok(Arc::clone(self.target.discovery()));
         }
         // The same name may be served a moment later, as after a restart: the host shall try again.
-        self.target.subsystem(nqn).ok_or(invalid_data(SUBNQN_AT, false))
+        self.target.subsystem(nqn).ok_or(not_there(ConnectField::SubsystemNqn))
     }
 
     fn connect_admin(
@@ -427,7 +427,7 @@ impl Queue {
     ) -> Result<ControllerId, Reply> {
         // Controllers are dynamic: a host takes what it gets (oF 4.3).
         if id.0 != CONTROLLER_ANY {
-            return Err(invalid_data(CNTLID_AT, true));
+            return Err(invalid(ConnectField::ControllerId));
         }
         let link = subsystem.admit(association, self.target.options().io_queues_max);
         let link = link.map_err(|error| match error {
@@ -453,13 +453,14 @@ impl Queue {
             return Err(Reply::status(Status::CONNECT_INVALID_HOST.dnr()));
         }
         let is_discovery = Arc::ptr_eq(&subsystem, self.target.discovery());
-        let link = subsystem.controller(id).filter(|_| !is_discovery).ok_or(invalid_data(CNTLID_AT, true))?;
+        let link =
+            subsystem.controller(id).filter(|_| !is_discovery).ok_or(invalid(ConnectField::ControllerId))?;
         if link.association != *association {
-            return Err(invalid_data(HOSTID_AT, true));
+            return Err(invalid(ConnectField::HostId));
         }
         let resets = link.join(queue).map_err(|error| match error {
             JoinError::NotReady => Reply::status(Status::CONNECT_INVALID_PARAMETERS.dnr()),
-            JoinError::QueueId => invalid_command(QID_AT),
+            JoinError::QueueId => invalid(ConnectField::QueueId),
             JoinError::Connected => Reply::status(Status::COMMAND_SEQUENCE_ERROR.dnr()),
         })?;
         let version = subsystem.version();
@@ -482,29 +483,18 @@ impl Queue {
     }
 }
 
-/// Offsets of fields that a refused Connect names (oF figure 20).
-const QID_AT: u32 = 42;
-const SQSIZE_AT: u32 = 44;
-const HOSTID_AT: u32 = 0;
-const CNTLID_AT: u32 = 16;
-const SUBNQN_AT: u32 = 256;
-const HOSTNQN_AT: u32 = 512;
-/// The offset is one into Connect's data, not into the command (oF figure 20, IATTR).
-const IN_DATA: u32 = 1 << 16;
-
-/// The field at `offset` of the command is invalid.
-fn invalid_command(offset: u32) -> Reply {
-    Reply { status: Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0: offset, dw1: 0 }
+/// The field is invalid: the same Connect cannot succeed later.
+fn invalid(field: ConnectField) -> Reply {
+    Reply { status: Status::CONNECT_INVALID_PARAMETERS.dnr(), dw0: field.code(), dw1: 0 }
 }
 
-/// The field at `offset` of the data is invalid; `for_good` where the same Connect cannot succeed later.
-fn invalid_data(offset: u32, for_good: bool) -> Reply {
-    let status = Status::CONNECT_INVALID_PARAMETERS;
-    Reply { status: if for_good { status.dnr() } else { status }, dw0: IN_DATA | offset, dw1: 0 }
+/// What the field names is not there now.
+fn not_there(field: ConnectField) -> Reply {
+    Reply { status: Status::CONNECT_INVALID_PARAMETERS, dw0: field.code(), dw1: 0 }
 }
 
 fn association(data: &ConnectData) -> Result<Association, Reply> {
-    let nqn = host_nqn(data).ok_or(invalid_data(HOSTNQN_AT, true))?;
+    let nqn = host_nqn(data).ok_or(invalid(ConnectField::HostNqn))?;
     let epoch = data.reserved_768.first_chunk::<8>().and_then(|bytes| Epoch::parse(*bytes));
     let host = HostIdentity { nqn, id: HostId(data.host_id), authentication: Authentication::Claimed };
     Ok(Association { host, epoch })

@@ -188,7 +188,19 @@ fn hosts_that_are_not_allowed_are_refused() {
     world.target.set_allowed_hosts(&nqn(SUBSYSTEM), AllowedHosts::default()).unwrap();
     let (handle, options) = (world.reactor.handle(), world.options.clone());
     let error = world.run(async move { connect(&handle, &options).await }).unwrap_err();
-    assert_eq!(error, BringupError::Refused { step: "Connect", status: Status::CONNECT_INVALID_HOST.dnr() });
+    let BringupError::Connect(refusal) = &error else { panic!("{error}") };
+    assert_eq!(refusal.status, Status::CONNECT_INVALID_HOST.dnr());
+    let text = error.to_string();
+    assert!(text.contains(&format!("does not let host {HOST} in: add it to")), "{text}");
+}
+
+#[test]
+fn a_subsystem_that_is_not_there_is_named() {
+    let mut world = World::new(Digests::default());
+    let (handle, mut options) = (world.reactor.handle(), world.options.clone());
+    options.host.subsystem = nqn("nqn.2026-01.io.basalt:none");
+    let text = world.run(async move { connect(&handle, &options).await }).unwrap_err().to_string();
+    assert!(text.contains("there is no subsystem nqn.2026-01.io.basalt:none here: check"), "{text}");
 }
 
 #[test]

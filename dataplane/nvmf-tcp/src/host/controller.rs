@@ -13,8 +13,8 @@ use basalt_nvme_wire::pdu::Digests;
 use basalt_nvme_wire::register::{Configuration, Property};
 use basalt_nvme_wire::{Cqe, Sqe};
 use basalt_nvmf_host::{
-    Bringup, BringupError, Command, ControllerFacts, Data, Discover, DiscoveredSubsystem, HostOptions, Next,
-    QueueError,
+    Bringup, BringupError, Command, ConnectRefusal, ControllerFacts, Data, Discover, DiscoveredSubsystem,
+    HostOptions, Next, QueueError,
 };
 use basalt_nvmf_transport::{Nqn, QueueId};
 use basalt_reactor::{Handle, Task};
@@ -87,7 +87,11 @@ pub async fn connect(
         let command = options.host.connect(QueueId(number), Some(facts.id), entries);
         let command = command.map_err(|_| BringupError::Nonsense { step: "Connect" })?;
         let outcome = queue.run(command, Some(options.host.command_timeout)).await?;
-        succeeded("Connect of an I/O queue", &outcome.result?)?;
+        let cqe = outcome.result?;
+        if !cqe.status().is_success() {
+            let refusal = ConnectRefusal::new(&options.host, QueueId(number), &cqe);
+            return Err(BringupError::Connect(Box::new(refusal)));
+        }
         let Some(mut connection) = queue.into_connection() else {
             return Err(BringupError::Queue(QueueError::ClosedHere));
         };
@@ -161,10 +165,6 @@ async fn run(
     let outcome = admin.run(command, Some(timeout)).await?;
     let data = if gives { outcome.payload.to_vec() } else { Vec::new() };
     Ok((outcome.result?, data))
-}
-
-fn succeeded(step: &'static str, cqe: &Cqe) -> Result<(), BringupError> {
-    if cqe.status().is_success() { Ok(()) } else { Err(BringupError::Refused { step, status: cqe.status() }) }
 }
 
 impl Controller {
