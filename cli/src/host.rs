@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use basalt_nvme_wire::Status;
 use basalt_nvmf_host::{BringupError, HostOptions, NamespaceFacts};
 use basalt_nvmf_tcp::host::{
-    Load, LoadReport, Progress, TcpHostOptions, Work,
+    Load, LoadFailure, LoadReport, Progress, TcpHostOptions, Work,
     blocking::{self, BlockingError, Session},
     pattern,
 };
@@ -143,7 +143,7 @@ pub(crate) fn perf(arguments: &PerfArguments, target: &Target, format: Format) -
     })?;
     bar.finish_and_clear();
     show(target, &[("random", report.clone())], format)?;
-    if report.failed > 0 { bail!("{} commands failed", report.failed) } else { Ok(ExitCode::SUCCESS) }
+    if report.failed > 0 { bail!("{}", failures(&report.failures)) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// Writes a pattern and reads it back, over a connection of its own each.
@@ -182,7 +182,7 @@ pub(crate) fn verify(
     show(target, &reports, format)?;
     for (doing, report) in &reports {
         if report.failed > 0 {
-            bail!("{} commands failed while {doing}", report.failed);
+            bail!("{} while {doing}", failures(&report.failures));
         }
         if let Some(at) = report.first_corrupt {
             bail!("{} commands read other data than was written, first at byte {at}", report.corrupt);
@@ -216,6 +216,18 @@ fn explained(error: BlockingError, target: &Target) -> anyhow::Error {
         }
         _ => anyhow::Error::from(error).context(whom),
     }
+}
+
+/// How many commands failed, and how: most of them first.
+fn failures(failures: &[(LoadFailure, u64)]) -> String {
+    let all: u64 = failures.iter().map(|(_, count)| count).sum();
+    if let [(failure, count)] = failures {
+        return format!("{count} commands failed with {failure}");
+    }
+    let mut ways = failures.to_vec();
+    ways.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let ways = ways.iter().map(|(failure, count)| format!("{count} with {failure}"));
+    format!("{all} commands failed, {}", ways.collect::<Vec<_>>().join(", "))
 }
 
 /// How much of the volume is meant.
@@ -331,10 +343,15 @@ fn document(pass: &str, report: &LoadReport) -> Value {
     let quantile = |per_mille| micros(report.latency.quantile(per_mille));
     json!({
         "pass": pass, "commands": report.commands, "failed": report.failed, "corrupt": report.corrupt,
+        "failures": report.failures.iter().map(failure_document).collect::<Vec<_>>(),
         "bytes": report.bytes, "seconds": report.elapsed.as_secs_f64(), "iops": iops, "bytesPerSecond": rate,
         "latencyMicroseconds": { "mean": micros(report.latency.mean()), "p50": quantile(500),
             "p90": quantile(900), "p99": quantile(990), "p999": quantile(999) },
     })
+}
+
+fn failure_document((failure, count): &(LoadFailure, u64)) -> Value {
+    json!({ "status": failure.to_string(), "commands": count })
 }
 
 /// Commands and bytes per second.
@@ -351,6 +368,8 @@ fn micros(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use basalt_nvmf_host::QueueError;
+
     use super::*;
 
     fn is_free(chunks: &[&[u8]]) -> bool {
@@ -361,6 +380,22 @@ mod tests {
             offset += chunk.len() as u64;
         }
         content.is_free()
+    }
+
+    #[test]
+    fn failures_are_told_in_words_with_their_counts() {
+        let ways = [
+            (LoadFailure::Status(Status::LBA_OUT_OF_RANGE.dnr()), 2),
+            (LoadFailure::Status(Status::WRITE_FAULT), 127),
+            (LoadFailure::Queue(QueueError::DataDigest), 1),
+        ];
+        assert_eq!(
+            failures(&ways),
+            "130 commands failed, 127 with Write Fault, 2 with LBA Out of Range (do not retry), \
+             1 with data came with another digest than its own"
+        );
+        assert_eq!(failures(&ways[1..2]), "127 commands failed with Write Fault");
+        assert_eq!(failure_document(&ways[1]), json!({ "status": "Write Fault", "commands": 127 }));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use basalt_nvmf_target::{
     AllowedHosts, ListenerAddress, NamespaceIdentity, Nsid, SubsystemConfig, Target, TargetOptions,
 };
 use basalt_nvmf_tcp::host::blocking::{BlockingError, Session, discover, load};
-use basalt_nvmf_tcp::host::{Load, TcpHostOptions, Work};
+use basalt_nvmf_tcp::host::{Load, LoadFailure, TcpHostOptions, Work};
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
 use basalt_nvmf_transport::{ControllerIdRange, HostId, Nqn};
 use basalt_reactor::{Polling, ReactorOptions, ReactorThread, start};
@@ -56,6 +56,17 @@ fn target() -> Arc<Target> {
     let identity = NamespaceIdentity { uuid: [1; 16], nguid: [1; 16] };
     target.add_namespace(&nqn, Nsid(1), identity, device, AnaState::Optimized).unwrap();
     target
+}
+
+#[test]
+fn a_load_says_how_its_commands_failed() {
+    let target = target();
+    let (_reactor, options) = serve_more(&target);
+    target.set_ana(&options.host.subsystem, Nsid(1), AnaState::Inaccessible).unwrap();
+    let work = Load::new(1, Work::Check);
+    let report = load(&options, &work, None, Polling::default(), |_| {}).unwrap();
+    assert_eq!((report.commands, report.failed), (0, 2048));
+    assert_eq!(report.failures, [(LoadFailure::Status(Status::ANA_INACCESSIBLE), 2048)]);
 }
 
 #[test]

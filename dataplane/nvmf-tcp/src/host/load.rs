@@ -1,6 +1,7 @@
 //! A load on a controller's I/O queues: closed loops at a depth, with latencies and, if asked for, a check of all data.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use basalt_bdev::{HistogramSnapshot, LatencyHistogram};
 use basalt_clock::{Instant, Random, SeededRandom};
 use basalt_dma::{Buffer, Payload};
-use basalt_nvme_wire::ReadWrite;
-use basalt_nvmf_host::{Data, IoCommand, NamespaceFacts, Outcome};
+use basalt_nvme_wire::{ReadWrite, Status};
+use basalt_nvmf_host::{Data, IoCommand, NamespaceFacts, Outcome, QueueError};
 use basalt_reactor::{Handle, Progress as Turned};
 
 use super::blocking::BlockingError;
@@ -81,6 +82,24 @@ impl Counters {
     }
 }
 
+/// How a command of a load failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadFailure {
+    /// The controller's answer.
+    Status(Status),
+    /// There was no answer, or it could not be used.
+    Queue(QueueError),
+}
+
+impl fmt::Display for LoadFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::Queue(error) => error.fmt(f),
+        }
+    }
+}
+
 /// What a load did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadReport {
@@ -90,6 +109,8 @@ pub struct LoadReport {
     pub bytes: u64,
     /// Commands that failed.
     pub failed: u64,
+    /// How they failed, and how many each way.
+    pub failures: Vec<(LoadFailure, u64)>,
     /// Commands whose data was not what was written.
     pub corrupt: u64,
     /// First byte of the namespace that was not what was written.
@@ -98,6 +119,16 @@ pub struct LoadReport {
     pub elapsed: Duration,
     /// Latencies.
     pub latency: HistogramSnapshot,
+}
+
+impl LoadReport {
+    fn note_failure(&mut self, failure: LoadFailure) {
+        self.failed += 1;
+        match self.failures.iter_mut().find(|(known, _)| *known == failure) {
+            Some((_, count)) => *count += 1,
+            None => self.failures.push((failure, 1)),
+        }
+    }
 }
 
 /// Fills `bytes` with the pattern of the place that begins at byte `offset`.
@@ -209,6 +240,7 @@ impl Runner {
             commands: 0,
             bytes: 0,
             failed: 0,
+            failures: Vec::new(),
             corrupt: 0,
             first_corrupt: None,
             elapsed: Duration::ZERO,
@@ -326,16 +358,20 @@ impl Runner {
             let tag = u16::try_from(outcome.tag).unwrap_or(0);
             let (started, offset, reads) = lane.started[usize::from(tag)];
             self.histogram.record(now - started);
-            let succeeded = outcome.result.is_ok_and(|cqe| cqe.status().is_success());
-            if succeeded {
+            let failure = match outcome.result {
+                Ok(cqe) if cqe.status().is_success() => None,
+                Ok(cqe) => Some(LoadFailure::Status(cqe.status())),
+                Err(error) => Some(LoadFailure::Queue(error)),
+            };
+            if let Some(failure) = failure {
+                self.report.note_failure(failure);
+            } else {
                 self.report.commands += 1;
                 self.report.bytes += u64::from(self.load.bytes);
-            } else {
-                self.report.failed += 1;
             }
             let buffer = outcome.payload.into_buffer();
             let buffer = buffer.unwrap_or_else(|| fresh(&self.load, offset));
-            if succeeded && reads && self.load.work == Work::Check {
+            if failure.is_none() && reads && self.load.work == Work::Check {
                 self.check(offset, &buffer);
             }
             lane.idle.push(buffer);

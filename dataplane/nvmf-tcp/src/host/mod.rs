@@ -13,4 +13,4 @@ mod load;
 pub use connection::Refused;
 pub use controller::{Controller, ControllerEvents, TcpHostOptions, connect, discover};
 pub use io_queue::{AsyncIoQueue, IoQueue};
-pub use load::{Load, LoadReport, Progress, Work, pattern};
+pub use load::{Load, LoadFailure, LoadReport, Progress, Work, pattern};
