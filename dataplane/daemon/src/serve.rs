@@ -1,5 +1,7 @@
 //! `basaltd serve`: one daemon alone, without a control plane: for a benchmark, a test, or another vendor's host.
 
+mod growth;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use basalt_reactor::{DiskOptions, Handle, Polling, ReactorOptions};
 use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
 use uuid::Uuid;
 
+use self::growth::Growth;
 use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
 use crate::metrics::{self, Sources};
@@ -137,7 +140,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let served = Arc::clone(&first.target);
     let reactors = Reactors::start(start, &served, move |handle, siblings| {
         let outcome = match first.start(handle, &siblings) {
-            Ok((listener, bound)) => {
+            Ok(Opened { listener, bound, disks }) => {
                 let mut controls = vec![listener.control()];
                 controls.extend(siblings);
                 // The listener lives as long as the reactor.
@@ -145,20 +148,30 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                     let _listener = listener;
                     std::future::pending::<()>().await;
                 }));
-                Ok((bound, controls))
+                Ok((bound, controls, disks))
             }
             Err(error) => Err(error),
         };
         // Who waits for it is the caller below; it is there.
         drop(tell.send(outcome));
     })?;
-    let (bound, controls) = told.recv().context("the reactor ended while it started")??;
+    let (bound, controls, disks) = told.recv().context("the reactor ended while it started")??;
     gate.open();
-    let sources = Sources { reactors: reactors.remotes(), controls, target: served };
-    let outcome = runtime.block_on(serve(options, reactors, bound, sources));
+    let remotes = reactors.remotes();
+    let growth = remotes.first().map(|first| Growth::new(disks, first.clone(), Arc::clone(&served)));
+    let sources = Sources { reactors: remotes, controls, target: served };
+    let outcome = runtime.block_on(serve(options, reactors, bound, sources, growth));
     // A reactor that is stuck must not keep the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// What the first reactor has opened.
+struct Opened {
+    listener: TcpTarget,
+    bound: SocketAddr,
+    /// Devices that are files or disks.
+    disks: Vec<Arc<UringDevice>>,
 }
 
 /// What the first reactor needs.
@@ -171,14 +184,11 @@ struct First {
 
 impl First {
     /// Opens the devices, adds the namespaces and listens, the other reactors with it.
-    fn start(
-        &self,
-        handle: &Handle,
-        siblings: &[TcpTargetControl],
-    ) -> anyhow::Result<(TcpTarget, SocketAddr)> {
+    fn start(&self, handle: &Handle, siblings: &[TcpTargetControl]) -> anyhow::Result<Opened> {
+        let mut disks = Vec::new();
         for (spec, nsid) in self.specs.iter().zip(1..) {
             let uuid = namespace_uuid(&self.nqn, nsid);
-            let device = open(handle, spec, uuid)?;
+            let device = open(handle, spec, uuid, &mut disks)?;
             let identity = NamespaceIdentity { uuid: uuid.into_bytes(), nguid: uuid.into_bytes() };
             self.target.add_namespace(&self.nqn, Nsid(nsid), identity, device, AnaState::Optimized)?;
         }
@@ -188,7 +198,7 @@ impl First {
             let address = self.listener.clone().with_bound(bound);
             sibling.accept_from(listener.share(bound)?, address)?;
         }
-        Ok((listener, bound))
+        Ok(Opened { listener, bound, disks })
     }
 }
 
@@ -197,6 +207,7 @@ async fn serve(
     reactors: Reactors,
     bound: SocketAddr,
     sources: Sources,
+    growth: Option<Growth>,
 ) -> anyhow::Result<()> {
     let mut stop = StopSignals::install()?;
     metrics::describe();
@@ -207,6 +218,9 @@ async fn serve(
             sources.gather().await;
         }
     });
+    if let Some(growth) = growth {
+        tokio::spawn(growth.watch());
+    }
     tracing::info!(address = %bound, nqn = %options.nqn, "serving");
     announce(bound, options.listen)?;
     let signal = stop.wait().await;
@@ -257,7 +271,13 @@ fn serial(nqn: &Nqn) -> String {
     format!("BSLT{}", &name[..16]).to_ascii_uppercase()
 }
 
-fn open(handle: &Handle, spec: &DeviceSpec, uuid: Uuid) -> anyhow::Result<Arc<dyn BlockDevice>> {
+/// Opens a device; one that is a file or disk is added to `disks`.
+fn open(
+    handle: &Handle,
+    spec: &DeviceSpec,
+    uuid: Uuid,
+    disks: &mut Vec<Arc<UringDevice>>,
+) -> anyhow::Result<Arc<dyn BlockDevice>> {
     match &spec.kind {
         DeviceKind::Ram { bytes } => Ok(Arc::new(RamDevice::new("ram", uuid, spec.block, *bytes)?)),
         DeviceKind::Null { bytes } => {
@@ -271,7 +291,7 @@ fn open(handle: &Handle, spec: &DeviceSpec, uuid: Uuid) -> anyhow::Result<Arc<dy
                 block_size: Some(spec.block),
                 disk: DiskOptions { create_with_length: *bytes, ..DiskOptions::default() },
             };
-            let device = UringDevice::open(handle, path, &options)?;
+            let device = Arc::new(UringDevice::open(handle, path, &options)?);
             let disk = device.disk();
             tracing::info!(
                 path = %path.display(),
@@ -280,7 +300,8 @@ fn open(handle: &Handle, spec: &DeviceSpec, uuid: Uuid) -> anyhow::Result<Arc<dy
                 polled = disk.polled,
                 "disk opened"
             );
-            Ok(Arc::new(device))
+            disks.push(Arc::clone(&device));
+            Ok(device)
         }
     }
 }

@@ -111,6 +111,13 @@ impl UringDevice {
         self.lock.path()
     }
 
+    /// Where any thread finds the disk itself, whatever is at its path by now: for a look at its length, say, which this crate does not
+    /// take on a reactor unless it is told to ([`UringDevice::rescan`]).
+    #[must_use]
+    pub fn found_at(&self) -> &Path {
+        self.lock.again()
+    }
+
     /// How the disk was found when it was opened.
     #[must_use]
     pub fn disk(&self) -> &DiskInfo {
