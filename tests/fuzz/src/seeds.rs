@@ -315,7 +315,13 @@ fn hostile_scripts() -> Vec<Vec<u8>> {
     };
     // Of the I/O queue's last command.
     let abort = |peer: u8| say(7, peer, &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
+    let odd = [[0, 0, 0x40, 0, 0, 0], [0, 3, 0x40, 7, 200, 0], [0, 3, 0x00, 0, 0, 0], [1, 3, 0x43, 0, 0, 0]];
+    let odd = odd.map(|fields| say(23, 1, &fields)).concat();
     let session = [admin(0, 0), queue(1)].concat();
+    let asked = [session.clone(), write(1), read(1)].concat();
+    let again = [write(1), read(1), answer.clone(), answer.clone(), read(1)].concat();
+    let late = [asked.clone(), abort(0), say(21, 0, &[2]), read(0), read(1), again].concat();
+    let odd = [asked, odd, read(1), answer.clone(), read(1)].concat();
     let both = [session.clone(), admin(2, 3), queue(3)].concat();
     let registered = [both, reserve(1, 8, 0, 0, [1, 1]), reserve(3, 8, 0, 0, [2, 2])].concat();
     let held = [registered, reserve(1, 10, 0, 2, [1, 0]), write(1), read(1)].concat();
@@ -334,5 +340,9 @@ fn hostile_scripts() -> Vec<Vec<u8>> {
         [admin(0, 0), say(7, 0, &[1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 16]), say(21, 0, &[6])].concat(),
         vec![0, 0, 0, 17, 0, 9, 0, 17, 1, 0, 0, 16, 2, 1, 2, 3, 21, 0, 7, 21, 0, 7],
         [vec![0], say(1, 0, &[1, 1, 7, 9, 0, 3]), vec![0], say(5, 1, &[3, 1, 0, 0]), queue(1)].concat(),
+        // Data of an aborted write comes when that has ended, and another one's before it.
+        late,
+        // Identifiers that are in use, flags, places in the capsule.
+        odd,
     ]
 }

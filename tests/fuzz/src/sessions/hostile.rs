@@ -53,6 +53,8 @@ struct Reached {
     preempted: u32,
     /// Commands that Abort ended.
     aborted: u32,
+    /// Commands whose identifier another one had.
+    conflicts: u32,
 }
 
 /// The input is the script.
@@ -119,6 +121,7 @@ impl Hostile<'_> {
                 let seconds = u64::from(self.choices.byte() % 8);
                 rig.pass(Duration::from_secs(seconds));
             }
+            23 => self.odd(at),
             _ => {
                 rig.pass(Duration::from_millis(3));
                 self.read(at);
@@ -255,6 +258,19 @@ impl Hostile<'_> {
         }
     }
 
+    /// An entry that says what it should not: an identifier that is in use, any flags, data somewhere in its capsule.
+    fn odd(&mut self, at: usize) {
+        let opcode = if self.choices.flag() { Io::Read } else { Io::Write };
+        let mut sqe = Sqe::new(opcode.code(), 0);
+        sqe.command_id.set(self.next_id.wrapping_sub(u16::from(self.choices.byte() % 4)) % 40);
+        sqe.nsid = U32::new(1);
+        sqe.flags = self.choices.byte();
+        sqe.sgl = Sgl::InCapsule { offset: self.choices.byte().into(), length: 512 }.emit();
+        let data = vec![0x66; 512 + usize::from(self.choices.byte())];
+        let bytes = capsule(self.peers[at].digests, &sqe, &data);
+        self.say(at, bytes);
+    }
+
     /// Answers an R2T, in pieces; wrongly if `wrong`.
     fn answer(&mut self, at: usize, wrong: bool) {
         let peer = &mut self.peers[at];
@@ -315,6 +331,7 @@ impl Hostile<'_> {
                     match cqe.as_ref().map(|cqe| cqe.status().bare()) {
                         Some(Status::ABORTED_PREEMPT) => self.reached.preempted += 1,
                         Some(Status::ABORT_REQUESTED) => self.reached.aborted += 1,
+                        Some(Status::COMMAND_ID_CONFLICT) => self.reached.conflicts += 1,
                         _ => {}
                     }
                     if let Some(cqe) = cqe
@@ -366,5 +383,6 @@ mod tests {
         assert!(reached.iter().any(|script| script.asked > 0), "no data was asked for: {reached:?}");
         assert!(reached.iter().any(|script| script.preempted > 0), "nothing was preempted: {reached:?}");
         assert!(reached.iter().any(|script| script.aborted > 0), "nothing was aborted: {reached:?}");
+        assert!(reached.iter().any(|script| script.conflicts > 0), "no identifier was in use: {reached:?}");
     }
 }
