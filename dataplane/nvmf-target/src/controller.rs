@@ -16,7 +16,7 @@ use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::register::{
     Capabilities, Configuration, ControllerStatus, Property, ShutdownNotice, ShutdownStatus, VERSION_2_0,
 };
-use basalt_nvme_wire::{Sqe, Status, fabrics};
+use basalt_nvme_wire::{Sgl, Sqe, Status, fabrics};
 use basalt_nvmf_transport::{CommandId, QueueId, TransportLimits};
 use zerocopy::IntoBytes;
 
@@ -464,7 +464,7 @@ impl Controller {
                 self.set_keep_alive(value);
                 Ok(Step::DONE)
             }
-            FeatureId::HostBehavior => self.set_host_behavior(data),
+            FeatureId::HostBehavior => self.set_host_behavior(sqe, data),
             // The identifier of a fabrics host is the one of its Connect (Base 5.27.1.25).
             FeatureId::HostIdentifier => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             FeatureId::ReservationNotificationMask => self.set_notice_mask(sqe),
@@ -486,8 +486,12 @@ impl Controller {
         Ok(Step::Complete(Reply::result(counts.emit())))
     }
 
-    fn set_host_behavior(&mut self, data: Option<&[u8]>) -> Result<Step, Status> {
-        let Some(data) = data else { return Ok(Step::Take { length: HOST_BEHAVIOR_LEN }) };
+    fn set_host_behavior(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {
+        let Some(data) = data else {
+            let length = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?.length();
+            let fits = length == HOST_BEHAVIOR_LEN;
+            return fits.then_some(Step::Take { length }).ok_or(Status::SGL_LENGTH_INVALID.dnr());
+        };
         let data: [u8; 512] = data.try_into().map_err(|_| Status::SGL_LENGTH_INVALID.dnr())?;
         if data[0] > 1 {
             return Err(Status::INVALID_FIELD.dnr());

@@ -415,6 +415,7 @@ fn every_unknown_command_is_answered() {
         sqe.cdw10 = U32::new(u32::from(feature));
         assert!(matches!(admin.command(NOW, &sqe), Step::Complete(_)));
         sqe.opcode = Admin::SetFeatures.code();
+        sqe.sgl = Sgl::Transport { length: 512 }.emit();
         match admin.command(NOW, &sqe) {
             Step::Take { length } => assert_eq!((feature, length), (FeatureId::HostBehavior.code(), 512)),
             step => {
@@ -614,6 +615,21 @@ fn device_errors_have_statuses() {
     assert_eq!(status_of(Operation::Read, Err(IoError::Medium)), Status::UNRECOVERED_READ);
     assert_eq!(status_of(write, Err(IoError::CapacityExceeded)), Status::CAPACITY_EXCEEDED.dnr());
     assert_eq!(status_of(Operation::Read, Err(IoError::Fenced)).code_type(), 3, "try another path");
+}
+
+#[test]
+fn a_host_is_asked_for_as_much_as_it_has() {
+    let target = target();
+    let mut queue = admin(&target);
+    let mut sqe = command(Admin::SetFeatures.code(), 0, 0);
+    sqe.cdw10 = U32::new(u32::from(FeatureId::HostBehavior.code()));
+    for length in [0, 511, 513] {
+        sqe.sgl = Sgl::Transport { length }.emit();
+        assert_eq!(complete(queue.command(NOW, &sqe)).status, Status::SGL_LENGTH_INVALID.dnr());
+    }
+    sqe.sgl = Sgl::Transport { length: 512 }.emit();
+    assert_eq!(queue.command(NOW, &sqe), Step::Take { length: 512 });
+    assert_eq!(complete(queue.command_with_data(NOW, &sqe, &[0; 512])), Reply::SUCCESS);
 }
 
 #[test]
