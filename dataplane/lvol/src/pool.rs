@@ -11,6 +11,7 @@ mod journal;
 mod load;
 mod owner;
 mod snapshots;
+mod starving;
 mod usage;
 mod volumes;
 
@@ -46,6 +47,7 @@ use crate::tree::{Counts, FrozenTree, Tree};
 use crate::volume::{LogicalVolume, PoolShared};
 use checkpoint::{Checkpoint, PageBytes, Written};
 use grants::OpenGrant;
+use starving::Starving;
 
 /// An imported pool. Lives on one reactor; its volumes are block devices for all.
 ///
@@ -74,6 +76,8 @@ struct Inner {
     /// Held while a group of the journal is written.
     journaling: Mutex<()>,
     unmap_failures: Cell<u64>,
+    /// Times that extents are just being given back.
+    returning: Cell<u32>,
     /// Background work of which one at a time suffices.
     checkpoint_wanted: Cell<bool>,
     relieving: Cell<bool>,
@@ -103,8 +107,9 @@ struct State {
     journal: Journal,
     grants: BTreeMap<u64, OpenGrant>,
     grants_made: u64,
-    /// Requests that wait for space or for room in the metadata areas.
-    starving: VecDeque<Message>,
+    /// Requests that wait for space or for room in the metadata areas, and how many ever did.
+    starving: VecDeque<Starving>,
+    starved: u64,
     read_only: Option<ReadOnlyReason>,
     /// What was being written when a write of metadata failed.
     unfinished: Option<Checkpoint>,

@@ -56,6 +56,11 @@ impl Refs {
         self.unsettled.retain(|_, change| *change > durable);
     }
 
+    /// Whether an extent may count as one leaf's alone once changes are durable.
+    pub(crate) fn any_unsettled(&self) -> bool {
+        !self.unsettled.is_empty()
+    }
+
     /// Takes the extents that nothing names any more.
     pub(crate) fn take_freed(&mut self) -> Vec<Place> {
         // What was freed and named again in one step is not free.
@@ -134,6 +139,11 @@ impl Limbo {
             self.waiting.pop_front();
         }
         ready
+    }
+
+    /// The change that freed the last one; 0 if there is none.
+    pub(crate) fn newest(&self) -> u64 {
+        self.waiting.back().map_or(0, |freed| freed.change)
     }
 
     /// How many there are.

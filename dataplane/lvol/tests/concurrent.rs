@@ -4,72 +4,23 @@
 mod support;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{BlockDevice, BlockSize, Channel, Completion, DeviceInfo, OpenError, Rejected, Request};
-use basalt_clock::{Instant, Random, SeededRandom};
+use basalt_bdev::{BlockDevice, BlockSize};
+use basalt_clock::{Random, SeededRandom};
 use basalt_device_mem::ImageDevice;
 use basalt_lvol::id::Generation;
 use basalt_lvol::{LogicalVolume, NewPoolDisk, Pool};
 use basalt_reactor::Handle;
+use support::late::LateDevice;
 use support::{Bytes, MIB, create_of, named_all, run, snapshot, thin, volume, volume_id};
 
 const SECTOR: usize = 512;
 const USERS: u64 = 4;
 /// Sectors of the volume; a user owns those whose number has its remainder, so that all of them meet in every piece.
 const SECTORS: u64 = 1024;
-
-/// A device whose requests reach the one below only after a while: what is under way has had no effect yet.
-#[derive(Debug)]
-struct LateDevice {
-    inner: Arc<dyn BlockDevice>,
-    write: Duration,
-}
-
-struct LateChannel {
-    inner: Box<dyn Channel>,
-    handle: Handle,
-    write: Duration,
-    held: BTreeMap<(Instant, u64), Request>,
-    count: u64,
-}
-
-impl BlockDevice for LateDevice {
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
-    }
-
-    fn open(&self, handle: &Handle) -> Result<Box<dyn Channel>, OpenError> {
-        let inner = self.inner.open(handle)?;
-        let (handle, write) = (handle.clone(), self.write);
-        Ok(Box::new(LateChannel { inner, handle, write, held: BTreeMap::new(), count: 0 }))
-    }
-}
-
-impl Channel for LateChannel {
-    fn submit(&mut self, request: Request) -> Result<(), Rejected> {
-        let wait = if request.operation.modifies() { self.write } else { Duration::from_micros(10) };
-        let due = self.handle.now() + wait;
-        self.handle.wake_at(due);
-        self.count += 1;
-        self.held.insert((due, self.count), request);
-        Ok(())
-    }
-
-    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize {
-        while let Some(entry) = self.held.first_entry().filter(|entry| entry.key().0 <= self.handle.now()) {
-            let (key, request) = entry.remove_entry();
-            if let Err(Rejected(request)) = self.inner.submit(request) {
-                self.held.insert(key, request);
-                break;
-            }
-        }
-        self.inner.poll(completions)
-    }
-}
 
 /// Every value that a sector has had, in order.
 type Values = Rc<RefCell<Vec<Vec<u64>>>>;
@@ -182,7 +133,8 @@ fn try_seed(seed: u64) -> Result<(), String> {
             .map(|(bytes, write)| {
                 let image = vec![0; usize::try_from(bytes).unwrap()];
                 let image = ImageDevice::new(Arc::new(image), BlockSize::B512, seed.is_multiple_of(2));
-                let late = LateDevice { inner: Arc::new(image), write: Duration::from_micros(write) };
+                let late =
+                    LateDevice::new(Arc::new(image), Duration::from_micros(10), Duration::from_micros(write));
                 Arc::new(late) as Arc<dyn BlockDevice>
             })
             .collect();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use basalt_clock::{mark, planted};
 
 use super::Inner;
+use super::starving::UnderWay;
 use crate::id::VolumeId;
 use crate::layout::Place;
 use crate::space::{Run, runs_of};
@@ -61,18 +62,12 @@ impl Inner {
         state.limbo.push(freed, epoch, change);
     }
 
-    /// Gives back what may be used again; waits a little for requests that are in the way.
+    /// Gives back what may be used again; waits a little for requests that are in the way. What they still hold up is looked for
+    /// again when somebody waits for space, with the next checkpoint, and when the pool is tidied.
     pub(super) async fn reclaim(&self) {
         let mut interval = LOOK_MIN;
         for _ in 0..RECLAIM_LOOKS {
-            let (ready, left) = {
-                let mut state = self.state.borrow_mut();
-                let durable = state.map_durable;
-                let ready = state.limbo.take(&self.shared.gates, durable);
-                (ready, state.limbo.len())
-            };
-            self.give_back(ready).await;
-            if left == 0 {
+            if self.reclaim_ready().await == 0 {
                 return;
             }
             self.handle.sleep(interval).await;
@@ -81,8 +76,21 @@ impl Inner {
         mark!("lvol-reclaim-later");
     }
 
+    /// Gives back what may be used again now; how many extents may not yet.
+    pub(super) async fn reclaim_ready(&self) -> usize {
+        let (ready, left) = {
+            let mut state = self.state.borrow_mut();
+            let durable = state.map_durable;
+            let ready = state.limbo.take(&self.shared.gates, durable);
+            (ready, state.limbo.len())
+        };
+        self.give_back(ready).await;
+        left
+    }
+
     /// Gives extents back to their disks, then to the pool. A disk that cannot take them is not at fault.
-    pub(super) async fn give_back(&self, places: Vec<Place>) {
+    async fn give_back(&self, places: Vec<Place>) {
+        let _returning = UnderWay::begin(&self.returning);
         for run in runs_of(places) {
             if let Some((disk, offset, bytes)) = self.locate(&run)
                 && disk.unmap(offset, bytes).await.is_err()

@@ -7,6 +7,7 @@ use basalt_bdev::IoError;
 use basalt_clock::{mark, planted};
 
 use super::owner::reply;
+use super::starving::Want;
 use super::{Inner, State, VolumeData};
 use crate::id::VolumeId;
 use crate::layout::{HOLE_BYTES, JournalRecord, PIECES, Pieces, Place};
@@ -26,11 +27,11 @@ pub(super) struct OpenGrant {
 }
 
 /// What is to be done about a request.
-enum Verdict {
+pub(super) enum Verdict {
     /// Let it wait until a lock or a freeze ends.
     Wait(Message),
     /// Let it wait until there is space, or room for metadata.
-    Starve(Message),
+    Starve(Message, Want),
     Answer(Message, Result<Answer, IoError>),
     /// It changed a map; answer when that is durable, if it is to be.
     Changed(Message, bool),
@@ -45,7 +46,7 @@ impl Inner {
         self.act(verdict);
     }
 
-    fn act(self: &Rc<Self>, verdict: Verdict) {
+    pub(super) fn act(self: &Rc<Self>, verdict: Verdict) {
         match verdict {
             Verdict::Wait(message) => {
                 let mut state = self.state.borrow_mut();
@@ -54,10 +55,7 @@ impl Inner {
                     None => reply(message, Err(IoError::DeviceGone)),
                 }
             }
-            Verdict::Starve(message) => {
-                self.state.borrow_mut().starving.push_back(message);
-                self.relieve();
-            }
+            Verdict::Starve(message, want) => self.starve(message, want),
             Verdict::Answer(message, answer) => reply(message, answer),
             Verdict::Changed(message, durable) => {
                 self.note_freed();
@@ -73,7 +71,7 @@ impl Inner {
         }
     }
 
-    fn judge(&self, message: Message) -> Verdict {
+    pub(super) fn judge(&self, message: Message) -> Verdict {
         let mut state = self.state.borrow_mut();
         let tight = self.metadata_is_tight(&state);
         let damaged = state.damaged().is_some();
@@ -96,17 +94,16 @@ impl Inner {
             Ask::Discard { pieces, durable, .. } => {
                 // Discards may use the room that is kept back from writes.
                 if tight == Tight::Hopeless {
-                    return Verdict::Starve(message);
+                    return Verdict::Starve(message, Want::Room);
                 }
                 state.discard(message.volume, extent, pieces);
                 Verdict::Changed(message, durable)
             }
-            Ask::Write { .. } if tight != Tight::No => Verdict::Starve(message),
+            Ask::Write { .. } if tight != Tight::No => Verdict::Starve(message, Want::Room),
             Ask::Write { .. } => match state.grant(&message, self.all_units(), damaged) {
-                Ok((grant, false)) => Verdict::Answer(message, Ok(Answer::Granted(grant))),
-                Ok((grant, true)) => Verdict::Disowned(message, grant),
-                Err(Refusal::NoSpace) => Verdict::Starve(message),
-                Err(Refusal::Never) => Verdict::Answer(message, Err(IoError::CapacityExceeded)),
+                Some((grant, false)) => Verdict::Answer(message, Ok(Answer::Granted(grant))),
+                Some((grant, true)) => Verdict::Disowned(message, grant),
+                None => Verdict::Starve(message, Want::Space),
             },
             _ => panic!("only writes and discards are judged"),
         }
@@ -146,38 +143,20 @@ impl Inner {
         waiting.into_iter().for_each(|message| self.want(message));
     }
 
-    /// Makes space and room for requests that wait for them; refuses those for which there is none.
-    fn relieve(self: &Rc<Self>) {
-        if self.relieving.replace(true) {
-            return;
-        }
-        let inner = Rc::clone(self);
-        drop(self.handle.spawn(async move {
-            mark!("lvol-starving");
-            // What was freed can be used once that is durable; pages once a checkpoint is.
-            // If it fails the pool takes no change, which is what is answered then.
-            if inner.checkpoint().await.is_ok() {
-                inner.reclaim().await;
-            }
-            inner.relieving.set(false);
-            let starving = std::mem::take(&mut inner.state.borrow_mut().starving);
-            for message in starving {
-                match inner.judge(message) {
-                    Verdict::Starve(message) => {
-                        mark!("lvol-capacity-exceeded");
-                        reply(message, Err(IoError::CapacityExceeded));
-                    }
-                    verdict => inner.act(verdict),
-                }
-            }
-        }));
-    }
-
     /// How little room is left in the metadata areas.
     fn metadata_is_tight(&self, state: &State) -> Tight {
+        self.tightness(state, self.pages.dirty_count())
+    }
+
+    /// Whether there is room for writes once all that is dirty was written.
+    pub(super) fn has_room_when_written(&self, state: &State) -> bool {
+        self.pages.dirty_count() > 0 && self.tightness(state, 0) == Tight::No
+    }
+
+    fn tightness(&self, state: &State, dirty: usize) -> Tight {
         let (for_maps, all) = self.pages.free();
         // A checkpoint needs new pages for all that is dirty while the old ones are kept, and volumes and directory besides.
-        let dirty = self.pages.dirty_count() + state.volumes.len() / 8 + 8;
+        let dirty = dirty + state.volumes.len() / 8 + 8;
         if all <= dirty + dirty / 4 {
             return Tight::Hopeless;
         }
@@ -193,14 +172,6 @@ enum Tight {
     Yes,
     /// A checkpoint has to come first.
     Hopeless,
-}
-
-/// Why there is no grant.
-enum Refusal {
-    /// There may be space later.
-    NoSpace,
-    /// There is none, and nothing that is under way changes that.
-    Never,
 }
 
 impl VolumeData {
@@ -260,27 +231,27 @@ fn plan(pieces: &Pieces, own: u16, (wanted, units): (u16, u16), together: bool, 
 }
 
 impl State {
-    fn grant(&mut self, message: &Message, units: u16, damaged: bool) -> Result<(Grant, bool), Refusal> {
+    /// The right to write, and whether others have to leave its extents alone first. `None`: it takes an extent, and none is to be had.
+    fn grant(&mut self, message: &Message, units: u16, damaged: bool) -> Option<(Grant, bool)> {
         let Ask::Write { extent, pieces: wanted, head, tail, together } = message.ask else {
             panic!("only writes get grants")
         };
         let Self { volumes, refs, space, .. } = self;
         let Some(super::Volume::Ready(data)) = volumes.get(&message.volume) else {
-            return Err(Refusal::Never);
+            return None;
         };
         let (pieces, own) = data.own(extent, refs);
         let own = if planted!("lvol-snapshot-shares-writes") { valid(&pieces) } else { own };
-        let nowhere = Place::new(0, 0).ok_or(Refusal::Never)?;
+        let nowhere = Place::new(0, 0)?;
         let mut planned = plan(&pieces, own, (wanted, units), together, nowhere);
         let mut taken = None;
         if planned.needs_extent {
             let limit = super::usage::extent_limit(space.total());
             let used = space.total() - space.free();
             if damaged || used >= limit {
-                // What waits to be used again may do.
-                return Err(if self.limbo.len() > 0 && !damaged { Refusal::NoSpace } else { Refusal::Never });
+                return None;
             }
-            let place = space.allocate_one().ok_or(Refusal::NoSpace)?;
+            let place = space.allocate_one()?;
             planned = plan(&pieces, own, (wanted, units), together, place);
             taken = Some(place);
         }
@@ -298,7 +269,7 @@ impl State {
                 data.disown(extent, refs);
             }
         }
-        Ok((Grant { id, targets: planned.targets }, planned.moves_own))
+        Some((Grant { id, targets: planned.targets }, planned.moves_own))
     }
 
     fn end_grant(&mut self, open: &OpenGrant, ok: bool) {

@@ -7,6 +7,8 @@
     reason = "shared by several tests, which may panic"
 )]
 
+pub mod late;
+
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
