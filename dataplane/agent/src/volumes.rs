@@ -279,8 +279,10 @@ fn volume_problem(error: &VolumeError) -> Problem {
         VolumeError::ReadOnly(ReadOnlyReason::MetadataWriteFailed(_)) | VolumeError::Disk(_) => {
             Reason::IoError
         }
-        VolumeError::ReadOnly(_) | VolumeError::DamagedNeighbour(_) => Reason::PoolReadOnly,
-        VolumeError::Full { .. } | VolumeError::MetadataFull => Reason::PoolFull,
+        VolumeError::ReadOnly(_) => Reason::PoolReadOnly,
+        VolumeError::Full { .. } | VolumeError::DamagedNeighbour { .. } | VolumeError::MetadataFull => {
+            Reason::PoolFull
+        }
         VolumeError::StaleGeneration { .. } => Reason::TombstoneRefused,
         VolumeError::Isolated(_) => Reason::VolumeDamaged,
         VolumeError::Exists(_)

@@ -250,9 +250,19 @@ pub enum VolumeError {
     /// The metadata areas are full.
     #[error("the pool has no room for the metadata of another volume")]
     MetadataFull,
-    /// What a damaged volume owns is unknown, so no space can be given out.
-    #[error("volume {0} is damaged; the pool gives no space to new volumes until it is deleted")]
-    DamagedNeighbour(VolumeId),
+    /// What a damaged volume owns is unknown, so space that may be its own is not given out, and the rest is too little.
+    #[error(
+        "the pool has {free} bytes free and the volume needs {needed}; the volume {id} is damaged, and what may be its own is not \
+         given out until it is deleted"
+    )]
+    DamagedNeighbour {
+        /// The damaged volume.
+        id: VolumeId,
+        /// Bytes that the volume needs.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The volume has snapshots or clones, or is one, so this cannot be done to it.
     #[error("the volume {0} is {1}")]
     WrongKind(VolumeId, &'static str),

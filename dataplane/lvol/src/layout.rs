@@ -11,6 +11,7 @@ mod page;
 mod pieces;
 mod root;
 mod superblock;
+mod taken;
 mod volume;
 
 pub use journal::{
@@ -26,6 +27,7 @@ pub use root::{
     encode_directory,
 };
 pub use superblock::{DiskGeometry, Role, SUPERBLOCK_BYTES, Superblock, SuperblockError};
+pub use taken::{Stretches, TakenMap};
 pub use volume::{
     DamageReason, HISTORY_MAX, HistoryEntry, MapRoot, NAME_BYTES_MAX, NQN_BYTES_MAX, ReplicaRecord,
     SERIAL_BYTES, VolumeFlags, VolumeIdentity, VolumeRecord,

@@ -42,7 +42,7 @@ use crate::layout::{
 use crate::pages::{PageHold, Pages};
 use crate::port::{Message, Port};
 use crate::refs::{Limbo, Refs};
-use crate::space::Space;
+use crate::space::{Run, Space};
 use crate::tree::{Counts, FrozenTree, Tree};
 use crate::volume::{LogicalVolume, PoolShared};
 use checkpoint::{Checkpoint, PageBytes, Written};
@@ -89,6 +89,8 @@ struct State {
     superblock: Superblock,
     revision: Revision,
     space: Space,
+    /// Extents that may be a damaged volume's: taken until there is none any more.
+    withheld: Vec<Run>,
     refs: Refs,
     limbo: Limbo,
     volumes: BTreeMap<VolumeId, Volume>,
@@ -371,9 +373,11 @@ impl State {
         }
     }
 
-    /// A volume whose space is unknown: nobody may be given space meanwhile.
+    /// A volume that is not understood, or was not and is being deleted: what its map names is unknown.
     fn damaged(&self) -> Option<VolumeId> {
-        let damaged = |(_, volume): &(&VolumeId, &Volume)| matches!(volume, Volume::Damaged { .. });
+        let damaged = |(_, volume): &(&VolumeId, &Volume)| {
+            matches!(volume, Volume::Damaged { .. } | Volume::Deleting(None))
+        };
         self.volumes.iter().find(damaged).map(|(id, _)| *id)
     }
 }

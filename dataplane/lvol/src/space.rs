@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use crate::layout::DamageReason;
-use crate::layout::Place;
+use crate::layout::{Place, Stretches, TakenMap};
 
 /// Neighbouring extents of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +45,9 @@ pub(crate) fn runs_of(mut places: Vec<Place>) -> Vec<Run> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Space {
     disks: Vec<FreeExtents>,
+    /// How many extents of each stretch are taken.
+    taken: Vec<u32>,
+    stretches: Stretches,
 }
 
 /// Free extents of one disk as runs: first extent to count. Neighbouring runs are always joined.
@@ -65,6 +68,88 @@ impl Space {
             runs.insert(0, extents);
         }
         self.disks.push(FreeExtents { total: extents, present, runs, free: extents });
+        self.count_anew();
+    }
+
+    /// Counts what is taken of each stretch; needed when there are other stretches than before.
+    fn count_anew(&mut self) {
+        self.stretches = Stretches::of(&self.extents());
+        let mut taken = vec![0; self.stretches.count()];
+        for (index, disk) in self.disks.iter().enumerate() {
+            for (first, extents) in disk.taken_runs() {
+                let parts = self.stretches.parts(index, first, extents);
+                parts.for_each(|(stretch, _, count)| {
+                    taken[stretch] += u32::try_from(count).unwrap_or(u32::MAX)
+                });
+            }
+        }
+        self.taken = taken;
+    }
+
+    /// Extents of each disk, present or not.
+    fn extents(&self) -> Vec<u64> {
+        self.disks.iter().map(|disk| disk.total).collect()
+    }
+
+    /// Which extents are taken, for a root that lists disks of these extents.
+    pub(crate) fn taken_map(&self, extents: &[u64]) -> TakenMap {
+        let stretches = Stretches::of(extents);
+        if stretches == self.stretches {
+            let taken = (0..self.taken.len()).filter(|stretch| self.taken[*stretch] > 0);
+            return TakenMap::new(stretches, taken);
+        }
+        // A disk is just being added, or has just grown.
+        let each = self.disks.iter().enumerate();
+        let runs =
+            each.flat_map(|(index, disk)| disk.taken_runs().map(move |(first, count)| (index, first, count)));
+        let taken: Vec<usize> = runs
+            .flat_map(|(index, first, count)| {
+                stretches.parts(index, first, count).map(|(stretch, ..)| stretch)
+            })
+            .collect();
+        TakenMap::new(stretches, taken.into_iter())
+    }
+
+    /// Takes all that is free and may be taken after all: what the map says to be so, or everything if there is none.
+    pub(crate) fn withhold(&mut self, map: Option<&TakenMap>) -> Vec<Run> {
+        let mut withheld = Vec::new();
+        for (index, disk) in self.disks.iter().enumerate() {
+            for (&first, &extents) in &disk.runs {
+                match map {
+                    None => push_runs(&mut withheld, index, first, extents),
+                    Some(map) => map
+                        .stretches()
+                        .parts(index, first, extents)
+                        .filter(|(stretch, ..)| map.is_taken(*stretch))
+                        .for_each(|(_, first, extents)| push_runs(&mut withheld, index, first, extents)),
+                }
+            }
+        }
+        for run in &withheld {
+            assert!(
+                self.take_range(run.disk as usize, run.first, u64::from(run.extents)),
+                "what is free can be taken"
+            );
+        }
+        withheld
+    }
+
+    /// Takes a range if all of it is free.
+    fn take_range(&mut self, index: usize, first: u64, extents: u64) -> bool {
+        let taken = self.disks[index].take(first, extents);
+        if taken {
+            for (stretch, _, count) in self.stretches.parts(index, first, extents) {
+                self.taken[stretch] += u32::try_from(count).unwrap_or(u32::MAX);
+            }
+        }
+        taken
+    }
+
+    fn give_range_back(&mut self, index: usize, first: u64, extents: u64) {
+        self.disks[index].give_back(first, extents);
+        for (stretch, _, count) in self.stretches.parts(index, first, extents) {
+            self.taken[stretch] -= u32::try_from(count).unwrap_or(u32::MAX);
+        }
     }
 
     /// Extents of all disks that are present.
@@ -93,26 +178,27 @@ impl Space {
             let first = disk.total;
             disk.total = extents;
             disk.give_back(first, more);
+            self.count_anew();
         }
     }
 
-    /// Takes this very extent; false if it is taken already.
+    /// Takes this very extent; false if it is taken already, or does not exist.
     pub(crate) fn take(&mut self, place: Place) -> bool {
-        self.disks[place.disk()].take(place.extent(), 1)
+        let exists = self.disks.get(place.disk()).is_some_and(|disk| place.extent() < disk.total);
+        exists && self.take_range(place.disk(), place.extent(), 1)
     }
 
     /// Takes any extent.
     pub(crate) fn allocate_one(&mut self) -> Option<Place> {
-        let (index, disk) =
-            self.disks.iter_mut().enumerate().find(|(_, disk)| disk.present && disk.free > 0)?;
+        let (index, disk) = self.disks.iter().enumerate().find(|(_, disk)| disk.present && disk.free > 0)?;
         let first = *disk.runs.first_key_value()?.0;
-        assert!(disk.take(first, 1), "what is free can be taken");
+        assert!(self.take_range(index, first, 1), "what is free can be taken");
         Place::new(index, first)
     }
 
     /// Gives an extent back.
     pub(crate) fn give_back(&mut self, place: Place) {
-        self.disks[place.disk()].give_back(place.extent(), 1);
+        self.give_range_back(place.disk(), place.extent(), 1);
     }
 
     /// Free runs of all disks that are present: how scattered the free space is.
@@ -130,7 +216,7 @@ impl Space {
             return Err(DamageReason::OutOfRange);
         }
         for (index, run) in runs.iter().enumerate() {
-            if !self.disks[run.disk as usize].take(run.first, u64::from(run.extents)) {
+            if !self.take_range(run.disk as usize, run.first, u64::from(run.extents)) {
                 self.release(&runs[..index]);
                 return Err(DamageReason::Overlap);
             }
@@ -145,21 +231,21 @@ impl Space {
             return None;
         }
         let mut runs = Vec::new();
-        for (index, disk) in self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.present) {
-            if let Some(first) = disk.first_fit(extents) {
-                push_runs(&mut runs, index, first, extents);
-                assert!(disk.take(first, extents), "what is free can be taken");
-                return Some(runs);
-            }
+        let present: Vec<usize> = (0..self.disks.len()).filter(|index| self.disks[*index].present).collect();
+        let fits = |index: &usize| Some((*index, self.disks[*index].first_fit(extents)?));
+        if let Some((index, first)) = present.iter().find_map(fits) {
+            push_runs(&mut runs, index, first, extents);
+            assert!(self.take_range(index, first, extents), "what is free can be taken");
+            return Some(runs);
         }
         let mut missing = extents;
-        for (index, disk) in self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.present) {
+        for index in present {
             while missing > 0
-                && let Some((&first, &count)) = disk.runs.first_key_value()
+                && let Some((&first, &count)) = self.disks[index].runs.first_key_value()
             {
                 let taken = count.min(missing);
                 push_runs(&mut runs, index, first, taken);
-                assert!(disk.take(first, taken), "what is free can be taken");
+                assert!(self.take_range(index, first, taken), "what is free can be taken");
                 missing -= taken;
             }
         }
@@ -170,7 +256,7 @@ impl Space {
     /// Gives runs back.
     pub(crate) fn release(&mut self, runs: &[Run]) {
         for run in runs {
-            self.disks[run.disk as usize].give_back(run.first, u64::from(run.extents));
+            self.give_range_back(run.disk as usize, run.first, u64::from(run.extents));
         }
     }
 }
@@ -187,6 +273,13 @@ fn push_runs(runs: &mut Vec<Run>, disk: usize, mut first: u64, mut extents: u64)
 }
 
 impl FreeExtents {
+    /// What lies between the free runs: first extents and counts.
+    fn taken_runs(&self) -> impl Iterator<Item = (u64, u64)> {
+        let starts = std::iter::once(0).chain(self.runs.iter().map(|(first, count)| first + count));
+        let ends = self.runs.keys().copied().chain(std::iter::once(self.total));
+        starts.zip(ends).filter(|(start, end)| start < end).map(|(start, end)| (start, end - start))
+    }
+
     fn first_fit(&self, extents: u64) -> Option<u64> {
         self.runs.iter().find(|(_, count)| **count >= extents).map(|(first, _)| *first)
     }
@@ -283,6 +376,25 @@ mod tests {
         assert_eq!(space.free(), 4);
     }
 
+    #[test]
+    fn what_may_be_taken_is_withheld_and_comes_back() {
+        let mut before = two_disks();
+        before.claim(&[run(0, 2, 3), run(1, 5, 1)]).unwrap();
+        let map = before.taken_map(&[10, 6]);
+        // One of those extents is known to be a volume's.
+        let mut space = two_disks();
+        assert!(space.take(Place::new(0, 3).unwrap()));
+        let withheld = space.withhold(Some(&map));
+        assert_eq!(withheld, [run(0, 2, 1), run(0, 4, 1), run(1, 5, 1)]);
+        assert_eq!((space.free(), space.taken_map(&[10, 6])), (12, map));
+        space.release(&withheld);
+        assert_eq!(space.free(), 15);
+        assert_eq!(space.withhold(None), [run(0, 0, 3), run(0, 4, 6), run(1, 0, 6)]);
+        assert_eq!(space.free(), 0);
+        space.grow_disk(1, 8);
+        assert_eq!(space.allocate(2), Some(vec![run(1, 6, 2)]));
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_set_of_extents(steps in prop::collection::vec((any::<bool>(), 1u64..9), 1..60)) {
@@ -309,6 +421,15 @@ mod tests {
                     space.release(&runs);
                 }
                 prop_assert_eq!(space.free(), free.len() as u64);
+                for sizes in [[10, 6], [20_000, 6]] {
+                    let map = space.taken_map(&sizes);
+                    for (disk, extent) in (0..10).map(|e| (0, e)).chain((0..6).map(|e| (1, e))) {
+                        let taken = !free.contains(&(disk, extent));
+                        let place = Place::new(disk as usize, extent).unwrap();
+                        prop_assert!(!taken || map.may_hold(place));
+                        prop_assert!(taken || sizes[0] > 10 || !map.may_hold(place), "small pools are exact");
+                    }
+                }
             }
         }
     }

@@ -413,6 +413,13 @@ fn differ(a: Part<'_>, b: Part<'_>, call: &mut impl FnMut(u64)) {
 }
 
 impl FrozenTree {
+    /// Calls with each extent that is mapped, in order.
+    pub(crate) fn each(&self, mut call: impl FnMut(u64, &Pieces)) {
+        if let Some(root) = &self.root {
+            root.each(&mut call);
+        }
+    }
+
     /// How the volume's page names it, once its root has a page.
     pub(crate) fn map_root(&self) -> MapRoot {
         MapRoot { levels: self.levels, page: self.root.as_ref().and_then(|root| root.pointer()) }

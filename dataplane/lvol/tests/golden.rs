@@ -6,12 +6,14 @@ mod support;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use basalt_bdev::BlockDevice;
+use basalt_bdev::{BlockDevice, IoError};
 use basalt_lvol::id::{Epoch, Generation, Revision};
 use basalt_lvol::layout::{SLOT_OFFSETS, Superblock, SuperblockError};
 use basalt_lvol::{DiskRefusal, ImportError, Pool, PoolHealth, VolumeStatus};
 use basalt_reactor::Handle;
-use support::{Bytes, CLUSTER, MIB, create, named_all, ram, run, snapshot, thin, volume, volume_id};
+use support::{
+    Bytes, CLUSTER, MIB, create, flip, named_all, page_of_volume, ram, run, snapshot, thin, volume, volume_id,
+};
 
 const PAGE: usize = 4096;
 /// Sizes of the disks: a lead and a member.
@@ -112,6 +114,31 @@ fn the_first_pool_of_version_1_is_still_read() {
         // It can be gone on with.
         pool.delete_volume(volume_id(5), Generation(10)).await.unwrap();
         pool.create_volume(volume(7, 2 * MIB)).await.unwrap();
+    });
+}
+
+#[test]
+fn an_old_pool_with_a_damaged_volume_gives_nothing_out() {
+    let image = std::fs::read(path("v1-pool.pages")).unwrap();
+    run(4, |handle| async move {
+        let disks = disks_of(&handle, &image, DISKS).await;
+        let page = page_of_volume(&handle, &*disks[0], volume_id(1)).await;
+        flip(&handle, &*disks[0], page + 700).await;
+        // It does not say what of its space is free for certain; nor does what is written from then on.
+        for _ in 0..2 {
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            assert!(matches!(pool.health(), PoolHealth::Online));
+            assert_eq!(pool.free(), 0);
+            let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(6)) else { panic!("served") };
+            let written = Bytes::open(&handle, &*device).write(50 * MIB, &[1; PAGE]).await;
+            assert_eq!(written, Err(IoError::CapacityExceeded));
+            pool.rename(volume_id(6), "changed").await.unwrap();
+        }
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        pool.delete_volume(volume_id(1), Generation(10)).await.unwrap();
+        assert!(pool.free() > 4 * MIB);
+        let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(6)) else { panic!("served") };
+        Bytes::open(&handle, &*device).write(50 * MIB, &[1; PAGE]).await.unwrap();
     });
 }
 

@@ -282,15 +282,22 @@ fn one_damaged_volume_stays_alone() {
         assert!(matches!(pool.volume(volume_id(1)), Some(VolumeStatus::Ready(..))));
         assert!(matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Isolated(_, DamageReason::Checksum))));
         assert!(matches!(pool.volume(volume_id(3)), Some(VolumeStatus::Ready(..))));
-        let refused = pool.create_volume(volume(4, MIB)).await.unwrap_err();
-        assert!(matches!(refused, VolumeError::DamagedNeighbour(id) if id == volume_id(2)), "{refused}");
+        // Of eleven extents three are taken.
+        pool.create_volume(volume(4, 7 * MIB)).await.unwrap();
+        let refused = pool.create_volume(volume(5, 2 * MIB)).await.unwrap_err();
+        let of_it = |id: &_| *id == volume_id(2);
+        assert!(matches!(&refused, VolumeError::DamagedNeighbour { id, .. } if of_it(id)), "{refused}");
         // Other changes go on, and the damaged entry is kept.
         pool.delete_volume(volume_id(3), Generation(10)).await.unwrap();
+        // From the next checkpoint on the disk knows that its space is free.
+        pool.rename(volume_id(1), "kept").await.unwrap();
         drop(pool);
         let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
         assert!(matches!(pool.volume(volume_id(2)), Some(VolumeStatus::Isolated(..))));
+        assert_eq!((pool.free(), pool.usage().withheld), (2 * MIB, MIB));
         pool.delete_volume(volume_id(2), Generation(10)).await.unwrap();
-        pool.create_volume(volume(4, MIB)).await.unwrap();
+        assert_eq!((pool.free(), pool.usage().withheld), (3 * MIB, 0));
+        pool.create_volume(volume(5, 2 * MIB)).await.unwrap();
     });
 }
 

@@ -8,7 +8,7 @@ use crate::metrics::{count, metric_value};
 /// Name, help and value of a family.
 type Words = (&'static str, &'static str, fn(&PoolUsage) -> f64);
 
-const GAUGES: [Words; 9] = [
+const GAUGES: [Words; 10] = [
     (
         "basalt_pool_provisioned_bytes",
         "What the volumes of the pool could hold, snapshots left out",
@@ -20,6 +20,11 @@ const GAUGES: [Words; 9] = [
         "basalt_pool_free_stretches",
         "Separate stretches of free space: the more, the more fragmented",
         |usage| count(usage.free_runs),
+    ),
+    (
+        "basalt_pool_withheld_bytes",
+        "Space that is given to nobody because it may be a damaged volume's; counted as used",
+        |usage| metric_value(usage.withheld),
     ),
     ("basalt_pool_metadata_capacity_bytes", "Bytes for metadata, used or free", |usage| {
         metric_value(usage.metadata_capacity)

@@ -5,10 +5,11 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::page::{RawPointer, at, count_at, put};
+use super::taken::TAKEN_BYTES;
 use super::volume::{length, padded, text};
 use super::{
     DISKS_MAX, DamageReason, PAGE_BYTES, PAGE_HEADER_BYTES, POOL_NAME_BYTES_MAX, PageHeader, PageNumber,
-    PagePointer, checksum,
+    PagePointer, TakenMap, checksum,
 };
 use crate::id::{DiskId, Generation, Revision, VolumeId};
 
@@ -32,15 +33,18 @@ struct RawRoot {
     directory: RawTwin,
     first_group: U64,
     name_bytes: U16,
-    reserved_0: [u8; 6],
+    taken_shift: u8,
+    reserved_0: [u8; 5],
     name: [u8; POOL_NAME_BYTES_MAX],
     reserved_1: [u8; 320],
     disk_records: [RawDisk; DISKS_MAX],
-    reserved_2: [u8; 512],
+    taken: [u8; TAKEN_BYTES],
 }
 
 const _: () = assert!(size_of::<RawRoot>() == PAGE_BYTES - PAGE_HEADER_BYTES);
+const _: () = assert!(std::mem::offset_of!(RawRoot, taken_shift) == 122 - PAGE_HEADER_BYTES);
 const _: () = assert!(std::mem::offset_of!(RawRoot, disk_records) == 512 - PAGE_HEADER_BYTES);
+const _: () = assert!(std::mem::offset_of!(RawRoot, taken) == 3584 - PAGE_HEADER_BYTES);
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -137,6 +141,8 @@ pub struct Root {
     pub directory: Option<TwinPointer>,
     /// Sequence number of the first journal group that follows this checkpoint.
     pub first_group: u64,
+    /// Which extents its maps may name; `None`: an older program wrote it, and that is not known.
+    pub taken: Option<TakenMap>,
 }
 
 /// A volume in the directory.
@@ -175,6 +181,7 @@ impl TwinPointer {
 impl Root {
     /// Its two pages and the pointer to them.
     pub fn encode(&self, headers: &[PageHeader; 2]) -> (TwinPointer, [Vec<u8>; 2]) {
+        let (taken_shift, taken) = self.taken.as_ref().map_or((0, [0; TAKEN_BYTES]), TakenMap::to_raw);
         let mut raw = RawRoot {
             revision: self.revision.index.into(),
             incarnation: self.revision.incarnation.into(),
@@ -183,11 +190,12 @@ impl Root {
             directory: RawTwin::of(self.directory),
             first_group: self.first_group.into(),
             name_bytes: length(&self.name, POOL_NAME_BYTES_MAX),
-            reserved_0: [0; 6],
+            taken_shift,
+            reserved_0: [0; 5],
             name: padded(self.name.as_bytes()),
             reserved_1: [0; 320],
             disk_records: [RawDisk::of(None); DISKS_MAX],
-            reserved_2: [0; 512],
+            taken,
         };
         for (raw, disk) in raw.disk_records.iter_mut().zip(&self.disks) {
             *raw = RawDisk::of(Some(disk));
@@ -206,6 +214,8 @@ impl Root {
             return Err(RootError::Field("number of disks"));
         }
         let disks: Vec<DiskRecord> = raw.disk_records[..count].iter().map(RawDisk::record).collect();
+        let extents: Vec<u64> = disks.iter().map(|disk| disk.extents).collect();
+        let taken = TakenMap::from_raw(&extents, raw.taken_shift, raw.taken);
         Ok(Self {
             name: text(&raw.name, raw.name_bytes, POOL_NAME_BYTES_MAX).ok_or(RootError::Field("name"))?,
             revision: Revision { incarnation: raw.incarnation.get(), index: raw.revision.get() },
@@ -213,6 +223,7 @@ impl Root {
             volumes: raw.volumes.get(),
             directory: raw.directory.twin().map_err(|_| RootError::Field("directory"))?,
             first_group: raw.first_group.get(),
+            taken: taken.map_err(|()| RootError::Field("map of what is taken"))?,
         })
     }
 }
@@ -318,7 +329,7 @@ pub fn decode_directory(page: &[u8]) -> Result<(Vec<DirectoryRecord>, Option<Twi
 mod tests {
     use super::*;
     use crate::id::PoolId;
-    use crate::layout::PageKind;
+    use crate::layout::{PageKind, Stretches};
 
     fn headers(kind: PageKind) -> [PageHeader; 2] {
         [4, 5].map(|index| PageHeader {
@@ -349,6 +360,7 @@ mod tests {
                 checksum: 12,
             }),
             first_group: 99,
+            taken: Some(TakenMap::new(Stretches::of(&[1018, 1018]), [0, 77, 2035].into_iter())),
         }
     }
 
@@ -365,6 +377,10 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(!twin.is_intact(&damaged, 0, &header), "bit {bit}");
         }
+        // As older programs wrote them.
+        let old = Root { taken: None, ..root() };
+        let (_, pages) = old.encode(&headers(PageKind::Root));
+        assert_eq!(Root::decode(&pages[0]), Ok(old));
     }
 
     #[test]

@@ -146,13 +146,17 @@ impl Inner {
             state.journal = Journal { used: 0, sequence: first, checkpoint: sequence, first };
         }
         let volumes: Vec<FrozenVolume> = state.volumes.iter().filter_map(frozen).collect();
+        let disks = self.records.borrow().clone();
+        let extents: Vec<u64> = disks.iter().map(|disk| disk.extents).collect();
         let root = Root {
             name: self.name.clone(),
             revision: state.revision,
-            disks: self.records.borrow().clone(),
+            disks,
             volumes: u32::try_from(volumes.len()).expect("bounded by the metadata areas"),
             directory: None,
             first_group: state.journal.first,
+            // In the same step as the maps: no map of this state names what is not taken now.
+            taken: Some(state.space.taken_map(&extents)),
         };
         Checkpoint {
             superblock: Superblock { sequence, exported, ..state.superblock.clone() },

@@ -13,7 +13,7 @@ use crate::error::{CreateError, DiskRefusal, ImportError};
 use crate::id::{ClusterId, DiskId, PoolId, Revision};
 use crate::layout::{
     DISKS_MAX, DiskGeometry, DiskRecord, EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, PAGE_BYTES, POOL_NAME_BYTES_MAX,
-    Role, Root, Superblock,
+    Role, Root, Stretches, Superblock, TakenMap,
 };
 use crate::pages::Pages;
 
@@ -134,6 +134,7 @@ async fn write_pool(new: &NewPool, pool: PoolId, disks: &[Prepared]) -> Result<(
     pages.add_area(lead.geometry.metadata_pages());
     let sequence = superblock.sequence;
     let mut maker = PageMaker { pages: &pages, pool, sequence, made: PageBytes::new() };
+    let extents: Vec<u64> = disks.iter().map(|disk| disk.geometry.extents).collect();
     let root = Root {
         name: new.name.clone(),
         revision: new.revision,
@@ -141,6 +142,7 @@ async fn write_pool(new: &NewPool, pool: PoolId, disks: &[Prepared]) -> Result<(
         volumes: 0,
         directory: None,
         first_group: 1,
+        taken: Some(TakenMap::new(Stretches::of(&extents), std::iter::empty())),
     };
     let (twin, _holds) = maker.root(&root).expect("an empty area has room for a root");
     for (number, bytes) in maker.made {

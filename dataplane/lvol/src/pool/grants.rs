@@ -74,7 +74,6 @@ impl Inner {
     pub(super) fn judge(&self, message: Message) -> Verdict {
         let mut state = self.state.borrow_mut();
         let tight = self.metadata_is_tight(&state);
-        let damaged = state.damaged().is_some();
         if state.read_only.is_some() {
             return Verdict::Answer(message, Err(IoError::Medium));
         }
@@ -100,7 +99,7 @@ impl Inner {
                 Verdict::Changed(message, durable)
             }
             Ask::Write { .. } if tight != Tight::No => Verdict::Starve(message, Want::Room),
-            Ask::Write { .. } => match state.grant(&message, self.all_units(), damaged) {
+            Ask::Write { .. } => match state.grant(&message, self.all_units()) {
                 Some((grant, false)) => Verdict::Answer(message, Ok(Answer::Granted(grant))),
                 Some((grant, true)) => Verdict::Disowned(message, grant),
                 None => Verdict::Starve(message, Want::Space),
@@ -232,7 +231,7 @@ fn plan(pieces: &Pieces, own: u16, (wanted, units): (u16, u16), together: bool, 
 
 impl State {
     /// The right to write, and whether others have to leave its extents alone first. `None`: it takes an extent, and none is to be had.
-    fn grant(&mut self, message: &Message, units: u16, damaged: bool) -> Option<(Grant, bool)> {
+    fn grant(&mut self, message: &Message, units: u16) -> Option<(Grant, bool)> {
         let Ask::Write { extent, pieces: wanted, head, tail, together } = message.ask else {
             panic!("only writes get grants")
         };
@@ -248,7 +247,7 @@ impl State {
         if planned.needs_extent {
             let limit = super::usage::extent_limit(space.total());
             let used = space.total() - space.free();
-            if damaged || used >= limit {
+            if used >= limit {
                 return None;
             }
             let place = space.allocate_one()?;

@@ -17,11 +17,13 @@ use super::volumes::obstacle;
 use super::{Inner, Journal, Pool, State, StoredPage, Volume, VolumeData, owner};
 use crate::disk::{DiskContent, DiskIo, PoolDisk};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
-use crate::id::{ClusterId, VolumeId};
-use crate::layout::{DamageReason, DirectoryRecord, DiskRecord, JournalRecord, Place, Role, Superblock};
+use crate::id::{ClusterId, Revision, VolumeId};
+use crate::layout::{
+    DamageReason, DirectoryRecord, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock, TakenMap,
+};
 use crate::port::port;
 use crate::refs::{Limbo, Refs};
-use crate::space::Space;
+use crate::space::{Space, runs_of};
 use crate::tree::{Counts, FrozenTree, Seen, Uncounted};
 use crate::volume::{MappedDisk, PoolShared, lifetime_of};
 
@@ -204,6 +206,17 @@ impl Image {
         self.top.healed
     }
 
+    /// Whether a map of the checkpoint names an extent that its root says to be free.
+    pub(super) fn contradicts_its_root(&self) -> bool {
+        let Some(taken) = &self.top.root.taken else { return false };
+        let mut contradicts = false;
+        for volume in &self.volumes {
+            let named = |pieces: &Pieces| pieces.places().all(|place| taken.may_hold(place));
+            volume.kept.tree.each(|_, pieces| contradicts |= !named(pieces));
+        }
+        contradicts
+    }
+
     pub(super) fn journal_damaged(&self) -> bool {
         self.replay.damaged
     }
@@ -267,6 +280,8 @@ impl Image {
     /// The pool of it. Nothing is written.
     fn assemble(self, handle: &Handle) -> Pool {
         let read_only = self.read_only();
+        // One that is wrong about the volumes that are understood is not believed about others.
+        let believed = self.found().all(|(_, found)| found.is_ok()) || !self.contradicts_its_root();
         let Self { superblock, loader, present, top, replay, volumes } = self;
         let mapped: Vec<Option<MappedDisk>> = present
             .iter()
@@ -289,35 +304,12 @@ impl Image {
             checkpoint: superblock.sequence,
             first: top.root.first_group,
         };
-        let state = State {
-            superblock: superblock.clone(),
-            revision: top.root.revision,
-            space,
-            refs: Refs::default(),
-            limbo: Limbo::default(),
-            volumes: BTreeMap::new(),
-            changes: 0,
-            durable: 0,
-            map_changes: 0,
-            map_durable: 0,
-            map_written: 0,
-            unwritten: VecDeque::new(),
-            pending: Vec::<JournalRecord>::new(),
-            journal,
-            grants: BTreeMap::new(),
-            grants_made: 0,
-            starving: VecDeque::new(),
-            starved: 0,
-            read_only: read_only.clone(),
-            unfinished: None,
-            left_over: BTreeMap::new(),
-            on_disk: None,
-        };
+        let state = empty(superblock.clone(), top.root.revision, space, journal, read_only.clone());
         let inner = Rc::new(Inner {
             handle: handle.clone(),
             cluster: superblock.cluster,
             id: superblock.pool,
-            name: top.root.name,
+            name: top.root.name.clone(),
             block,
             disks: RefCell::new(present.into_iter().map(|disk| disk.map(|disk| disk.io)).collect()),
             records: RefCell::new(loader.records),
@@ -334,8 +326,44 @@ impl Image {
             growing: Cell::new(false),
         });
         inner.adopt(volumes, top.holds, &blocks, read_only.is_some());
+        inner.withhold(top.root.taken.as_ref().filter(|_| believed), &replay.records);
         drop(handle.spawn(owner::serve(Rc::downgrade(&inner), messages)));
         Pool { inner }
+    }
+}
+
+/// The state of a pool that has no volumes yet.
+fn empty(
+    superblock: Superblock,
+    revision: Revision,
+    space: Space,
+    journal: Journal,
+    read_only: Option<ReadOnlyReason>,
+) -> State {
+    State {
+        superblock,
+        revision,
+        space,
+        withheld: Vec::new(),
+        refs: Refs::default(),
+        limbo: Limbo::default(),
+        volumes: BTreeMap::new(),
+        changes: 0,
+        durable: 0,
+        map_changes: 0,
+        map_durable: 0,
+        map_written: 0,
+        unwritten: VecDeque::new(),
+        pending: Vec::<JournalRecord>::new(),
+        journal,
+        grants: BTreeMap::new(),
+        grants_made: 0,
+        starving: VecDeque::new(),
+        starved: 0,
+        read_only,
+        unfinished: None,
+        left_over: BTreeMap::new(),
+        on_disk: None,
     }
 }
 
@@ -410,6 +438,25 @@ impl Inner {
             taken.into_iter().for_each(|place| assert!(state.space.take(place), "counted once"));
         }
         state.on_disk = Some(written);
+    }
+
+    /// Withholds what a damaged volume may own: all that was taken when the checkpoint was written and that no other volume is known
+    /// to have, and what the journal says that it got since.
+    fn withhold(&self, taken: Option<&TakenMap>, records: &[JournalRecord]) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        if state.damaged().is_none() {
+            return;
+        }
+        let mut withheld = state.space.withhold(taken);
+        for record in records {
+            if !matches!(state.volumes.get(&record.volume), Some(Volume::Damaged { .. })) {
+                continue;
+            }
+            let of_it = record.pieces.places().filter(|place| state.space.take(*place));
+            withheld.extend(runs_of(of_it.collect()));
+        }
+        state.withheld = withheld;
     }
 }
 

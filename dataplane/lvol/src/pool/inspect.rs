@@ -289,6 +289,11 @@ impl Image {
                                written to new places since then is lost; the pool is imported read-only";
             find("journal".into(), explanation.into(), Remedy::AcceptLoss);
         }
+        if self.contradicts_its_root() {
+            let explanation = "the root says that an extent is free which a map names; no volume is concerned by that, but none must be \
+                               damaged before a checkpoint has written it anew";
+            find("free space".into(), explanation.into(), Remedy::Rewrite);
+        }
         if self.unreadable() {
             let explanation = "a page of metadata cannot be read from its disk; it may be readable later";
             find("pool".into(), explanation.into(), Remedy::ByHand);
@@ -296,7 +301,8 @@ impl Image {
         for volume in volumes {
             if let Some(reason) = &volume.isolated {
                 let explanation = format!(
-                    "{reason}; the volume is isolated, and the pool gives out no space until it is deleted or whole again"
+                    "{reason}; the volume is isolated, and space that may be its own is not given out until it is deleted or whole \
+                     again"
                 );
                 find(format!("volume {}", volume.id), explanation, Remedy::ByHand);
             }

@@ -138,6 +138,8 @@ impl Loader {
         let record = record.filter(|record| number.index() < record.metadata_pages);
         let record = record.ok_or(DamageReason::Field("page beyond the metadata area"))?;
         let Some(disk) = &self.disks[number.disk()] else {
+            // What it says is not lost: it must not be written out as damaged, nor the pages be used that only it names.
+            self.unreadable.set(true);
             return Err(DamageReason::DiskMissing(u32::try_from(number.disk()).unwrap_or(u32::MAX)).into());
         };
         let page = read_page(disk, page_offset(record, number)).await?;

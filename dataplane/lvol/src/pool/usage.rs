@@ -18,6 +18,8 @@ pub struct PoolUsage {
     pub capacity: u64,
     /// Taken, or not usable again yet.
     pub used: u64,
+    /// Of that, kept from use because it may be a damaged volume's.
+    pub withheld: u64,
     /// What the volumes could hold, snapshots left out. More than the capacity means that the pool is overcommitted.
     pub provisioned: u64,
     /// Volumes, snapshots left out.
@@ -92,6 +94,7 @@ impl Pool {
         let mut usage = PoolUsage {
             capacity: state.space.total() * extent,
             used: (state.space.total() - state.space.free()) * extent,
+            withheld: state.withheld.iter().map(|run| u64::from(run.extents)).sum::<u64>() * extent,
             free_runs: state.space.free_runs(),
             metadata_capacity: total * page,
             metadata_used: (total - free) * page,

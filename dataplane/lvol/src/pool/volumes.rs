@@ -7,7 +7,7 @@ use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_clock::{mark, planted};
 
 use super::journal::Until;
-use super::{Inner, Pool, Volume, VolumeData};
+use super::{Inner, Pool, State, Volume, VolumeData};
 use crate::error::{DiskFault, ReadOnlyReason, VolumeError};
 use crate::id::{Epoch, Generation, VolumeId};
 use crate::layout::{
@@ -359,34 +359,31 @@ impl Inner {
         let mut state = self.state.borrow_mut();
         check_size(new.size, self.shared.extent_bytes)?;
         state.check_new(self, new.id, &new.name, &new.identity)?;
-        if let Some(id) = state.damaged() {
-            return Err(VolumeError::DamagedNeighbour(id));
-        }
         let (id, thin, size) = (new.id, new.thin, new.size);
         let sequence = state.superblock.sequence + 1;
         let record = new.into_record(self, id, None, sequence)?;
         let runs = match thin {
             true => Vec::new(),
-            false => self.take_space(&mut state.space, size, size.div_ceil(self.shared.extent_bytes))?,
+            false => self.take_space(&mut state, size, size.div_ceil(self.shared.extent_bytes))?,
         };
         let data = VolumeData::new(record, Tree::new(&self.pages), None);
         state.volumes.insert(id, Volume::Preparing(Box::new(data)));
         Ok(runs)
     }
 
-    fn take_space(
-        &self,
-        space: &mut crate::space::Space,
-        needed: u64,
-        extents: u64,
-    ) -> Result<Vec<Run>, VolumeError> {
+    fn take_space(&self, state: &mut State, needed: u64, extents: u64) -> Result<Vec<Run>, VolumeError> {
         // The map of a thick volume takes pages as well.
         let pages = extents / crate::layout::LEAF_EXTENTS as u64 + 2;
         if self.pages.free().0 as u64 <= 2 * self.pages.dirty_count() as u64 + pages {
             return Err(VolumeError::MetadataFull);
         }
-        let free = space.free() * self.shared.extent_bytes;
-        space.allocate(extents).ok_or(VolumeError::Full { needed, free })
+        let free = state.space.free() * self.shared.extent_bytes;
+        state.space.allocate(extents).ok_or_else(|| {
+            match state.damaged().filter(|_| !state.withheld.is_empty()) {
+                Some(id) => VolumeError::DamagedNeighbour { id, needed, free },
+                None => VolumeError::Full { needed, free },
+            }
+        })
     }
 
     /// The space of a new volume was zeroed, or not.
@@ -417,7 +414,6 @@ impl Inner {
         if let Some(reason) = &state.read_only {
             return Err(reason.clone().into());
         }
-        let damaged = state.damaged();
         let extent_bytes = self.shared.extent_bytes;
         check_size(size, extent_bytes)?;
         let data = state.ready_mut(id).ok_or(VolumeError::NotFound(id))?;
@@ -434,10 +430,7 @@ impl Inner {
         if !data.record.flags.thick || more == 0 {
             return Ok((Vec::new(), first, device));
         }
-        if let Some(damaged) = damaged {
-            return Err(VolumeError::DamagedNeighbour(damaged));
-        }
-        let runs = self.take_space(&mut state.space, size - is, more)?;
+        let runs = self.take_space(&mut state, size - is, more)?;
         Ok((runs, first, device))
     }
 
@@ -504,6 +497,11 @@ impl Inner {
             if let Some(Volume::Deleting(Some(data))) = state.volumes.remove(&id) {
                 mark!("lvol-space-released");
                 data.tree.release(&mut state.refs);
+            }
+            if state.damaged().is_none() {
+                // No map that the disk holds is unknown any more.
+                let withheld = std::mem::take(&mut state.withheld);
+                state.space.release(&withheld);
             }
         }
         self.note_freed();

@@ -18,7 +18,7 @@ use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_clock::{Random, SeededRandom};
 use basalt_device_mem::{CrashState, Crashes};
 use basalt_lvol::id::VolumeId;
-use basalt_lvol::{Pool, PoolHealth, VolumeStatus};
+use basalt_lvol::{Pool, PoolHealth, VolumeStatus, inspect};
 use basalt_reactor::Handle;
 use oracle::{Cut, Histories, History, Moment, Presence, SECTOR};
 use support::{Bytes, CLUSTER, MIB, create, named_all, run, volume};
@@ -38,6 +38,10 @@ async fn judge(
     disks: &[Arc<dyn BlockDevice>],
     fill: bool,
 ) -> Result<Option<BTreeMap<VolumeId, Vec<u8>>>, String> {
+    if fill && let Ok(found) = inspect(handle, named_all(disks)).await {
+        let of_space = found.findings.into_iter().find(|finding| finding.subject == "free space");
+        of_space.map_or(Ok(()), |finding| Err(finding.explanation))?;
+    }
     let pool = match Pool::import(handle, CLUSTER, named_all(disks)).await {
         Ok(pool) => pool,
         Err(_) if run.start.existing.is_empty() && !oracle::reached(&run.pool_created, point) => {
