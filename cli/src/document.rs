@@ -119,6 +119,7 @@ pub(crate) fn node(node: &Node, volumes: &[Volume], snapshots: &[Snapshot]) -> V
             "committedBytes": claim.guaranteed.0,
             "provisionedBytes": claim.total().0,
             "overProvisioningPercent": spec.over_provisioning.0,
+            "layout": spec.layout,
             "allocationUnitBytes": seen.map(|pool: &PoolObserved| pool.allocation_unit.0),
             "labels": spec.labels,
             "disks": disks.collect::<Vec<_>>(),
@@ -165,9 +166,9 @@ mod tests {
 
     use basalt_model::{
         AllowedHosts, AnaState, Bytes, DiskObserved, DiskPath, Epoch, Lifecycle, Listener, Liveness,
-        NodeName, NodeObserved, NodeSpec, OverProvisioning, PathObserved, Placement, PoolHealth, PoolName,
-        PoolSpec, Revision, Selector, Timestamp, VolumeHealth, VolumeId, VolumeIdentity, VolumeName,
-        VolumeObserved, VolumeSpec,
+        NodeName, NodeObserved, NodeSpec, OverProvisioning, PathObserved, Placement, PoolHealth, PoolLayout,
+        PoolName, PoolSpec, Revision, Selector, Timestamp, VolumeHealth, VolumeId, VolumeIdentity,
+        VolumeName, VolumeObserved, VolumeSpec,
     };
 
     use super::*;
@@ -242,6 +243,7 @@ mod tests {
                         disks: vec![path],
                         labels: BTreeMap::new(),
                         over_provisioning: OverProvisioning::default(),
+                        layout: PoolLayout::default(),
                     },
                 )]),
                 cores: Cores::List(vec![0, 2]),

@@ -99,7 +99,9 @@ pub struct StorageNodeSpec {
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
         validation = Rule::new("self.all(p, p.disks.all(d, self.exists_one(q, d in q.disks)))").message(
-            "spec.pools must not share a disk: a disk belongs to exactly one pool")
+            "spec.pools must not share a disk: a disk belongs to exactly one pool"),
+        validation = Rule::new("self.all(p, oldSelf.all(q, q.name != p.name || q.layout == p.layout))").message(
+            "spec.pools[].layout is immutable: a pool keeps what it was made with; make another pool of other disks")
     )]
     pub pools: Vec<Pool>,
 
@@ -222,6 +224,11 @@ pub struct Pool {
     )]
     pub disks: Vec<String>,
 
+    /// `Concatenated`: space is taken from the first disk that has some. `Striped`: from one disk after the other, a unit of
+    /// allocation (1 MiB) at a time, so that a volume is as fast as several disks, and is lost when one of them is.
+    #[serde(default)]
+    pub layout: PoolLayout,
+
     /// Words to choose pools by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
@@ -234,6 +241,16 @@ pub struct Pool {
     #[x_kube(validation = Rule::new("self >= 100 && self <= 10000").message(
         "spec.pools[].overProvisioningPercent must be from 100 (thin volumes are promised what there is) to 10000"))]
     pub over_provisioning_percent: Option<i32>,
+}
+
+/// From which of its disks a pool takes space.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoolLayout {
+    /// From the first one that has some.
+    #[default]
+    Concatenated,
+    /// From one after the other.
+    Striped,
 }
 
 /// The schema of a label's value: Kubernetes' own limit.

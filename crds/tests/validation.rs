@@ -327,6 +327,35 @@ fn over_provisioning_has_bounds() {
 }
 
 #[test]
+fn a_pool_keeps_its_layout() {
+    let with = |layout: Option<&str>| {
+        node(|spec| {
+            spec["pools"] = json!([
+                { "name": "a", "disks": ["/x", "/y"] },
+                { "name": "b", "disks": ["/z"], "layout": "Striped" },
+            ]);
+            if let Some(layout) = layout {
+                spec["pools"][0]["layout"] = json!(layout);
+            }
+        })
+    };
+    for layout in [None, Some("Concatenated"), Some("Striped")] {
+        accepted::<StorageNode>(&with(layout), None);
+        accepted::<StorageNode>(&with(layout), Some(&with(layout)));
+    }
+    let immutable = "spec.pools[].layout is immutable";
+    refused::<StorageNode>(&with(Some("Striped")), Some(&with(Some("Concatenated"))), immutable);
+    refused::<StorageNode>(&with(Some("Striped")), Some(&with(None)), immutable);
+    refused::<StorageNode>(&with(None), Some(&with(Some("Striped"))), immutable);
+    // What is not said is what it is without.
+    accepted::<StorageNode>(&with(None), Some(&with(Some("Concatenated"))));
+    // Pools that come and go are others.
+    let mut more = with(None);
+    more["spec"]["pools"][1] = json!({ "name": "c", "disks": ["/w"], "layout": "Concatenated" });
+    accepted::<StorageNode>(&more, Some(&with(None)));
+}
+
+#[test]
 fn cores() {
     for cores in [json!(1), json!(1023), json!("0"), json!("0,2-5"), json!("1-3,7"), json!("1023")] {
         accepted::<StorageNode>(&node(|spec| spec["cores"] = cores), None);

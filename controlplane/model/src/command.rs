@@ -25,6 +25,8 @@ impl FeatureLevel {
     pub const THIN: FeatureLevel = FeatureLevel(2);
     /// From here on a node can be abandoned.
     pub const ABANDON: FeatureLevel = FeatureLevel(2);
+    /// From here on a pool can be striped.
+    pub const STRIPED: FeatureLevel = FeatureLevel(2);
     /// The highest level that this program supports.
     pub const SUPPORTED: FeatureLevel = Self::THIN;
 }

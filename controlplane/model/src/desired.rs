@@ -3,7 +3,7 @@
 use crate::ids::{
     Bytes, ClusterId, DiskPath, Epoch, Incarnation, NodeName, PoolId, PoolName, Revision, VolumeId,
 };
-use crate::node::{Cores, Listener};
+use crate::node::{Cores, Listener, PoolLayout};
 use crate::state::State;
 use crate::volume::{AllowedHosts, Lifecycle, Tombstone, VolumeIdentity};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ pub struct DesiredPool {
     pub id: Option<PoolId>,
     /// Its disks, in order.
     pub disks: Vec<DiskPath>,
+    /// From which of them space is taken, if it is created.
+    #[serde(default, skip_serializing_if = "PoolLayout::is_default")]
+    pub layout: PoolLayout,
 }
 
 /// A volume or snapshot that a node should hold.
@@ -115,6 +118,7 @@ impl State {
                 name: pool.clone(),
                 id: node.pool_ids.get(pool).copied(),
                 disks: spec.disks.clone(),
+                layout: spec.layout,
             })
             .collect();
         let staying = |lifecycle: &Lifecycle| !matches!(lifecycle, Lifecycle::Deleting(_));

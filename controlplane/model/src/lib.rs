@@ -36,7 +36,7 @@ pub use ids::{
 };
 pub use node::{
     Cores, DiskHealth, DiskObserved, Listener, Liveness, Node, NodeObserved, NodeSpec, PoolHealth,
-    PoolObserved, PoolSpec, Problem, Transport,
+    PoolLayout, PoolObserved, PoolSpec, Problem, Transport,
 };
 pub use placement::{Demand, NoFit, Placement, Selector};
 pub use refusal::{Refusal, RefusalKind};

@@ -101,6 +101,27 @@ pub struct PoolSpec {
     /// How much its thin volumes may be promised together.
     #[serde(default, skip_serializing_if = "OverProvisioning::is_default")]
     pub over_provisioning: OverProvisioning,
+    /// From which of its disks space is taken.
+    #[serde(default, skip_serializing_if = "PoolLayout::is_default")]
+    pub layout: PoolLayout,
+}
+
+/// From which of its disks a pool takes space. It is made with that and keeps it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolLayout {
+    /// From the first one that has some.
+    #[default]
+    Concatenated,
+    /// From one after the other.
+    Striped,
+}
+
+impl PoolLayout {
+    /// Whether it is what pools have that say nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Whether a node's daemon is heard.

@@ -366,6 +366,8 @@ words!(
         Cores => "spec.cores",
         /// `spec.pools[].overProvisioningPercent`
         OverProvisioning => "spec.pools[].overProvisioningPercent",
+        /// `spec.pools[].layout`
+        Layout => "spec.pools[].layout",
         /// The address of a member.
         MemberAddress => "the member's address",
     }
@@ -385,6 +387,8 @@ words!(
         NotTooMany => "there are too many entries",
         /// A percentage of over-provisioning.
         Percentage => "it must be from 100 to 10000",
+        /// What a pool is made with.
+        Kept => "a pool keeps what it was made with: make another pool of other disks",
         /// No duplicates.
         Distinct => "entries must be distinct",
         /// Text that is too long.

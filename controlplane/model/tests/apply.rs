@@ -37,7 +37,12 @@ fn node_spec(unschedulable: bool) -> NodeSpec {
         }],
         pools: BTreeMap::from([(
             pool(),
-            PoolSpec { disks, labels: BTreeMap::new(), over_provisioning: OverProvisioning::default() },
+            PoolSpec {
+                disks,
+                labels: BTreeMap::new(),
+                over_provisioning: OverProvisioning::default(),
+                layout: PoolLayout::default(),
+            },
         )]),
         cores: Cores::Count(1),
         unschedulable,
@@ -403,6 +408,29 @@ fn the_limit_of_a_pool_is_its_own() {
     spec.pools.get_mut(&pool()).unwrap().over_provisioning = OverProvisioning(99);
     let refused = apply(&mut state, put(&spec)).result.unwrap_err().to_string();
     assert!(refused.starts_with("spec.pools[].overProvisioningPercent"), "{refused}");
+}
+
+#[test]
+fn a_pool_keeps_the_layout_that_it_was_made_with() {
+    let mut state = ready();
+    assert_eq!(state.desired(&node(1)).unwrap().pools[0].layout, PoolLayout::Concatenated);
+    let with = |layout| {
+        let mut spec = node_spec(false);
+        spec.pools.get_mut(&pool()).unwrap().layout = layout;
+        Body::PutNode { name: node(1), uid: uid(1), spec }
+    };
+    let refused = apply(&mut state, with(PoolLayout::Striped)).result.unwrap_err().to_string();
+    assert!(refused.starts_with("spec.pools[].layout"), "{refused}");
+    assert!(apply(&mut state, with(PoolLayout::Concatenated)).result.is_ok());
+    // Before it is made it can be chosen.
+    let other = |layout| match with(layout) {
+        Body::PutNode { spec, .. } => Body::PutNode { name: node(7), uid: None, spec },
+        _ => panic!("a node"),
+    };
+    for layout in [PoolLayout::Concatenated, PoolLayout::Striped] {
+        assert!(apply(&mut state, other(layout)).result.is_ok());
+        assert_eq!(state.desired(&node(7)).unwrap().pools[0].layout, layout);
+    }
 }
 
 #[test]

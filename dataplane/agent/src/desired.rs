@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
+use basalt_lvol::layout::DiskLayout;
 use serde::{Deserialize, Serialize};
 
 /// What one node should hold and serve. What is not listed is left alone: only tombstones delete.
@@ -40,6 +41,9 @@ pub struct DesiredPool {
     /// The UUID in its superblock once it was reported: then this very pool is imported and never a new one created in its
     /// place. `None`: it may be created.
     pub id: Option<PoolId>,
+    /// From which of its disks extents are taken, if it is created: a pool that is there keeps what it was made with.
+    #[serde(default)]
+    pub layout: DiskLayout,
     /// Its disks, the lead first.
     pub disks: Vec<DesiredDisk>,
 }

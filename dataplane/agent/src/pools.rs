@@ -187,11 +187,9 @@ impl Inner {
             .map(|disk| NewPoolDisk { overwrite_foreign_data: overwrite(&disk), disk })
             .collect();
         let (cluster, name, revision) = (desired.cluster, wanted.name.clone(), desired.revision);
-        let pool = Pool::create(
-            &self.handle,
-            NewPool { cluster, name, revision, extent_bytes: EXTENT_BYTES, disks },
-        )
-        .await;
+        let (extent_bytes, layout) = (EXTENT_BYTES, wanted.layout);
+        let new = NewPool { cluster, name, revision, extent_bytes, layout, disks };
+        let pool = Pool::create(&self.handle, new).await;
         pool.map_err(|error| match error {
             CreateError::Disk(refusal) => Obstacle::of_refusal(&refusal),
             CreateError::NotReadBack(_) => Obstacle::of(Problem::new(Reason::PoolDamaged, &error)),

@@ -20,6 +20,7 @@ use basalt_agent::{
 use basalt_bdev::{BlockDevice, IoError, Lba};
 use basalt_device_mem::{Fault, Faults, FaultyDevice, OperationKind};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
+use basalt_lvol::layout::DiskLayout;
 use basalt_reactor::{DiskError, Handle, SocketError};
 use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
 
@@ -131,7 +132,12 @@ fn desired(index: u64) -> DesiredNode {
         cluster: CLUSTER,
         revision: Revision { incarnation: 1, index },
         listeners: vec![DesiredListener { bind: address(), advertise: address() }],
-        pools: vec![DesiredPool { name: "pool".into(), id: None, disks: vec![disk] }],
+        pools: vec![DesiredPool {
+            name: "pool".into(),
+            id: None,
+            layout: DiskLayout::default(),
+            disks: vec![disk],
+        }],
         volumes: Vec::new(),
         tombstones: Vec::new(),
     }
@@ -601,6 +607,25 @@ fn a_pool_grows_by_a_disk_that_is_named_later() {
         let grown = |report: &NodeReport| report.pools[0].capacity > before.capacity + 48 * MIB;
         let report = eventually(&handle, &agent, grown).await;
         assert!(report.pools[0].disks.iter().all(|disk| disk.health == DiskHealth::Online));
+    });
+}
+
+#[test]
+fn a_pool_is_made_with_the_layout_that_is_asked_for() {
+    run(33, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
+        let agent = node.start(&handle).await;
+        let mut wanted = on_disks(1, None, &["/disk", "/second"]);
+        wanted.pools[0].layout = DiskLayout::Striped;
+        agent.apply(wanted).await.unwrap();
+        assert_eq!(settled(&handle, &agent).await.pools[0].health, PoolHealth::Online);
+        let disks = ["/disk", "/second"].map(|path| {
+            let device = node.disks.borrow()[path].clone().unwrap();
+            basalt_lvol::PoolDisk { name: path.into(), device }
+        });
+        let found = basalt_lvol::inspect(&handle, disks.to_vec()).await.unwrap();
+        assert_eq!(found.layout, DiskLayout::Striped);
     });
 }
 

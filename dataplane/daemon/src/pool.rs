@@ -218,7 +218,8 @@ fn write_pool(text: &mut String, found: &Inspection) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "extents of {} KiB: {} of {} in use ({} of {} MiB); metadata pages: {} of {}",
+        "{}, extents of {} KiB: {} of {} in use ({} of {} MiB); metadata pages: {} of {}",
+        found.layout,
         found.extent_bytes >> 10,
         found.extents_used,
         found.extents,
@@ -271,7 +272,7 @@ mod tests {
     /// A pool in a file, made with the library.
     fn pool_in(path: &Path) {
         use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
-        use basalt_lvol::layout::{EXTENT_BYTES, VolumeIdentity};
+        use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES, VolumeIdentity};
         use basalt_lvol::{NewPool, NewPoolDisk, NewVolume, Pool};
         std::fs::write(path, vec![0; 16 << 20]).unwrap();
         let made = on_disks(&[path.to_owned()], false, |handle, disks| async move {
@@ -281,6 +282,7 @@ mod tests {
                 name: "tank".into(),
                 revision: Revision::default(),
                 extent_bytes: EXTENT_BYTES,
+                layout: DiskLayout::Striped,
                 disks: disks.collect(),
             };
             let pool = Pool::create(&handle, new).await.unwrap();
@@ -351,11 +353,18 @@ mod tests {
         };
         let found = look();
         let text = describe(&found);
-        for part in ["pool tank (", "thin \"db\", 1073741824 bytes", "epoch 1.4", "nothing is wrong"] {
+        for part in [
+            "pool tank (",
+            "thin \"db\", 1073741824 bytes",
+            "epoch 1.4",
+            "striped, extents of",
+            "nothing is wrong",
+        ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         let json = serde_json::to_value(&found).unwrap();
         assert_eq!(json["volumes"][0]["detail"]["epoch"]["counter"], 4);
+        assert_eq!(json["layout"], "Striped");
         // A superblock slot rots.
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[100] ^= 1;

@@ -62,6 +62,7 @@ fn volume(reactor: &mut Reactor, handle: &Handle) -> Result<Arc<dyn BlockDevice>
         name: "pool".into(),
         revision: Revision::default(),
         extent_bytes: basalt_lvol::layout::EXTENT_BYTES,
+        layout: basalt_lvol::layout::DiskLayout::default(),
         disks: vec![NewPoolDisk { disk, overwrite_foreign_data: false }],
     };
     let nguid = [1; 16];

@@ -23,8 +23,8 @@ pub use map::{
 pub use page::{PAGE_HEADER_BYTES, PageHeader, PageKind, PageNumber, PagePointer};
 pub use pieces::{PIECES, Pieces, Place};
 pub use root::{
-    DIRECTORY_RECORDS, DirectoryRecord, DiskRecord, Root, RootError, TwinPointer, decode_directory,
-    encode_directory,
+    DIRECTORY_RECORDS, DirectoryRecord, DiskLayout, DiskRecord, Root, RootError, TwinPointer,
+    decode_directory, encode_directory,
 };
 pub use superblock::{DiskGeometry, Role, SUPERBLOCK_BYTES, Superblock, SuperblockError};
 pub use taken::{Stretches, TakenMap};

@@ -37,7 +37,8 @@ use crate::disk::DiskIo;
 use crate::error::ReadOnlyReason;
 use crate::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskRecord, JournalRecord, PagePointer, Pieces, Superblock, VolumeRecord,
+    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, PagePointer, Pieces, Superblock,
+    VolumeRecord,
 };
 use crate::pages::{PageHold, Pages};
 use crate::port::{Message, Port};
@@ -232,6 +233,12 @@ impl Pool {
     #[must_use]
     pub fn extent_bytes(&self) -> u64 {
         self.inner.shared.extent_bytes
+    }
+
+    /// From which of its disks extents are taken.
+    #[must_use]
+    pub fn layout(&self) -> DiskLayout {
+        self.inner.state.borrow().space.layout()
     }
 
     /// Bytes for data on the disks that are present, used or free.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use crate::layout::DamageReason;
-use crate::layout::{Place, Stretches, TakenMap};
+use crate::layout::{DiskLayout, Place, Stretches, TakenMap};
 
 /// Neighbouring extents of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +18,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Whether an extent follows it.
+    fn is_before(self, disk: u32, extent: u64) -> bool {
+        self.disk == disk && self.first + u64::from(self.extents) == extent
+    }
+
     /// Its extents.
     pub(crate) fn places(self) -> impl Iterator<Item = Place> {
         let end = self.first + u64::from(self.extents);
@@ -28,22 +33,38 @@ impl Run {
 /// Extents as runs, neighbours joined.
 pub(crate) fn runs_of(mut places: Vec<Place>) -> Vec<Run> {
     places.sort_unstable();
-    let mut runs: Vec<Run> = Vec::new();
-    for place in places {
-        let disk = u32::try_from(place.disk()).unwrap_or(u32::MAX);
-        match runs.last_mut() {
-            Some(run) if run.disk == disk && run.first + u64::from(run.extents) == place.extent() => {
-                run.extents += 1;
-            }
-            _ => runs.push(Run { disk, first: place.extent(), extents: 1 }),
+    let mut runs = Vec::new();
+    places.into_iter().for_each(|place| push_place(&mut runs, place));
+    runs
+}
+
+/// The same extents in the order in which they lie, neighbours joined.
+pub(crate) fn in_order(runs: &[Run]) -> Vec<Run> {
+    let mut sorted = runs.to_vec();
+    sorted.sort_unstable();
+    let mut joined: Vec<Run> = Vec::new();
+    for run in sorted {
+        match joined.last_mut().filter(|last| last.is_before(run.disk, run.first)) {
+            Some(last) if last.extents.checked_add(run.extents).is_some() => last.extents += run.extents,
+            _ => joined.push(run),
         }
     }
-    runs
+    joined
+}
+
+/// Appends an extent.
+fn push_place(runs: &mut Vec<Run>, place: Place) {
+    let disk = u32::try_from(place.disk()).expect("a pool has at most 64 disks");
+    match runs.last_mut() {
+        Some(run) if run.extents < u32::MAX && run.is_before(disk, place.extent()) => run.extents += 1,
+        _ => runs.push(Run { disk, first: place.extent(), extents: 1 }),
+    }
 }
 
 /// Free extents of all disks of a pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Space {
+    layout: DiskLayout,
     disks: Vec<FreeExtents>,
     /// How many extents of each stretch are taken.
     taken: Vec<u32>,
@@ -61,6 +82,16 @@ struct FreeExtents {
 }
 
 impl Space {
+    /// The space of a pool without disks.
+    pub(crate) fn new(layout: DiskLayout) -> Self {
+        Self { layout, ..Self::default() }
+    }
+
+    /// Where the next extents come from.
+    pub(crate) fn layout(&self) -> DiskLayout {
+        self.layout
+    }
+
     /// Adds a disk of that many extents, all free.
     pub(crate) fn add_disk(&mut self, extents: u64, present: bool) {
         let mut runs = BTreeMap::new();
@@ -188,12 +219,22 @@ impl Space {
         exists && self.take_range(place.disk(), place.extent(), 1)
     }
 
-    /// Takes any extent.
-    pub(crate) fn allocate_one(&mut self) -> Option<Place> {
-        let (index, disk) = self.disks.iter().enumerate().find(|(_, disk)| disk.present && disk.free > 0)?;
-        let first = *disk.runs.first_key_value()?.0;
+    /// Takes any extent; with stripes from the disk whose turn it is.
+    pub(crate) fn allocate_one(&mut self, turn: u64) -> Option<Place> {
+        let index = self.disk_of(turn)?;
+        let first = *self.disks[index].runs.first_key_value()?.0;
         assert!(self.take_range(index, first, 1), "what is free can be taken");
         Place::new(index, first)
+    }
+
+    /// Which disk the next extent comes from; `None` if no disk has any.
+    fn disk_of(&self, turn: u64) -> Option<usize> {
+        let mut having = self.disks.iter().enumerate().filter(|(_, disk)| disk.present && disk.free > 0);
+        let at = match self.layout {
+            DiskLayout::Concatenated => 0,
+            DiskLayout::Striped => turn.checked_rem(having.clone().count() as u64)?,
+        };
+        having.nth(usize::try_from(at).ok()?).map(|(index, _)| index)
     }
 
     /// Gives an extent back.
@@ -224,13 +265,20 @@ impl Space {
         Ok(())
     }
 
-    /// Takes `extents` extents: one run if there is one that is long enough, otherwise as few as first fit gives.
-    /// `None`, and nothing taken, if there are not that many.
-    pub(crate) fn allocate(&mut self, extents: u64) -> Option<Vec<Run>> {
+    /// Takes `extents` extents: one run if there is one that is long enough, otherwise as few as first fit gives; with stripes one
+    /// from each disk in turn, beginning with that one. `None`, and nothing taken, if there are not that many.
+    pub(crate) fn allocate(&mut self, extents: u64, turn: u64) -> Option<Vec<Run>> {
         if extents > self.free() {
             return None;
         }
-        let mut runs = Vec::new();
+        let mut runs: Vec<Run> = Vec::new();
+        if self.layout == DiskLayout::Striped {
+            for turn in (0..extents).map(|extent| turn.wrapping_add(extent)) {
+                let place = self.allocate_one(turn).expect("as many are free as were counted");
+                push_place(&mut runs, place);
+            }
+            return Some(runs);
+        }
         let present: Vec<usize> = (0..self.disks.len()).filter(|index| self.disks[*index].present).collect();
         let fits = |index: &usize| Some((*index, self.disks[*index].first_fit(extents)?));
         if let Some((index, first)) = present.iter().find_map(fits) {
@@ -347,11 +395,32 @@ mod tests {
     #[test]
     fn one_run_is_preferred_to_several() {
         let mut space = two_disks();
-        assert_eq!(space.allocate(7), Some(vec![run(0, 0, 7)]));
-        assert_eq!(space.allocate(5), Some(vec![run(1, 0, 5)]));
-        assert_eq!(space.allocate(4), Some(vec![run(0, 7, 3), run(1, 5, 1)]));
+        assert_eq!(space.allocate(7, 0), Some(vec![run(0, 0, 7)]));
+        assert_eq!(space.allocate(5, 0), Some(vec![run(1, 0, 5)]));
+        assert_eq!(space.allocate(4, 0), Some(vec![run(0, 7, 3), run(1, 5, 1)]));
         assert_eq!(space.free(), 0);
-        assert_eq!(space.allocate(1), None);
+        assert_eq!(space.allocate(1, 0), None);
+    }
+
+    #[test]
+    fn stripes_take_from_the_disks_in_turn() {
+        let mut space = Space::new(DiskLayout::Striped);
+        for extents in [2, 5, 3] {
+            space.add_disk(extents, true);
+        }
+        let runs = [run(1, 0, 1), run(2, 0, 1), run(0, 0, 1), run(1, 1, 1)];
+        assert_eq!(space.allocate(4, 1), Some(runs.to_vec()));
+        assert_eq!(in_order(&runs), [run(0, 0, 1), run(1, 0, 2), run(2, 0, 1)]);
+        let place = |disk, extent| Place::new(disk, extent);
+        assert_eq!(space.allocate_one(3), place(0, 1));
+        // The first disk is full: the others go on in turn, and the last one alone to its end.
+        assert_eq!(space.allocate_one(3), place(2, 1));
+        assert_eq!(space.allocate(4, 3), Some(vec![run(2, 2, 1), run(1, 2, 3)]));
+        assert_eq!((space.allocate_one(9), space.allocate(1, 0)), (None, None));
+        // One disk is one run.
+        let mut alone = Space::new(DiskLayout::Striped);
+        alone.add_disk(8, true);
+        assert_eq!(alone.allocate(8, 5), Some(vec![run(0, 0, 8)]));
     }
 
     #[test]
@@ -371,7 +440,7 @@ mod tests {
         space.add_disk(4, true);
         space.add_disk(100, false);
         assert_eq!((space.total(), space.free()), (4, 4));
-        assert_eq!(space.allocate(5), None);
+        assert_eq!(space.allocate(5, 0), None);
         assert_eq!(space.claim(&[run(1, 50, 10)]), Ok(()));
         assert_eq!(space.free(), 4);
     }
@@ -392,13 +461,16 @@ mod tests {
         assert_eq!(space.withhold(None), [run(0, 0, 3), run(0, 4, 6), run(1, 0, 6)]);
         assert_eq!(space.free(), 0);
         space.grow_disk(1, 8);
-        assert_eq!(space.allocate(2), Some(vec![run(1, 6, 2)]));
+        assert_eq!(space.allocate(2, 0), Some(vec![run(1, 6, 2)]));
     }
 
     proptest! {
         #[test]
-        fn agrees_with_a_set_of_extents(steps in prop::collection::vec((any::<bool>(), 1u64..9), 1..60)) {
-            let mut space = two_disks();
+        fn agrees_with_a_set_of_extents(
+            steps in prop::collection::vec((any::<bool>(), 1u64..9), 1..60),
+            layout in prop_oneof![Just(DiskLayout::Concatenated), Just(DiskLayout::Striped)],
+        ) {
+            let mut space = Space { layout, ..two_disks() };
             let mut free: BTreeSet<(u32, u64)> = (0..10).map(|e| (0, e)).chain((0..6).map(|e| (1, e))).collect();
             let mut held: Vec<Vec<Run>> = Vec::new();
             let each = |runs: &[Run]| -> Vec<(u32, u64)> {
@@ -406,7 +478,7 @@ mod tests {
             };
             for (take, amount) in steps {
                 if take {
-                    match space.allocate(amount) {
+                    match space.allocate(amount, amount) {
                         Some(runs) => {
                             let extents = each(&runs);
                             prop_assert_eq!(extents.len() as u64, amount);

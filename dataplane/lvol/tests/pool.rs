@@ -5,7 +5,7 @@ mod support;
 
 use basalt_bdev::{BlockDevice, IoError, OpenError};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision};
-use basalt_lvol::layout::{DamageReason, RootError, SLOT_OFFSETS};
+use basalt_lvol::layout::{DamageReason, DiskLayout, RootError, SLOT_OFFSETS};
 use basalt_lvol::{
     CreateError, DiskContent, DiskRefusal, ImportError, NewPool, NewPoolDisk, Pool, PoolHealth, VolumeError,
     VolumeStatus, examine,
@@ -201,6 +201,7 @@ fn foreign_data_is_refused_unless_the_disk_is_named() {
             name: "p".into(),
             revision: Revision::default(),
             extent_bytes: MIB,
+            layout: DiskLayout::default(),
             disks: vec![forced.clone()],
         };
         Pool::create(&handle, new.clone()).await.unwrap();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{AddrParseError, SocketAddr};
 use std::num::TryFromIntError;
 
-use basalt_crds::storage_node::{CoreSet, Pool, StorageNodeSpec};
+use basalt_crds::storage_node::{CoreSet, Pool, PoolLayout, StorageNodeSpec};
 use basalt_crds::volume::{ReclaimPolicy, Transport, VolumeSpec};
 use basalt_crds::{Size, SizeError, SnapshotSpec};
 use basalt_model as model;
@@ -158,6 +158,10 @@ fn pool(pool: &Pool) -> Result<(PoolName, model::PoolSpec), InvalidSpec> {
         disks: disks.collect::<Result<_, _>>()?,
         labels: pool.labels.clone(),
         over_provisioning: over_provisioning.transpose()?.unwrap_or_default(),
+        layout: match pool.layout {
+            PoolLayout::Concatenated => model::PoolLayout::Concatenated,
+            PoolLayout::Striped => model::PoolLayout::Striped,
+        },
     };
     Ok((named("spec.pools[].name", PoolName::new(pool.name.as_str()))?, spec))
 }

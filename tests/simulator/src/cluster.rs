@@ -12,8 +12,9 @@ use basalt_clock::{Random, SeededRandom};
 use basalt_core::Mutation;
 use basalt_lvol::id as lvol;
 use basalt_model::{
-    AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, OverProvisioning, PoolSpec,
-    ReclaimPolicy, Selector, SnapshotName, Transport, VolumeChange, VolumeName, VolumeSpec, VolumeState,
+    AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, OverProvisioning, PoolLayout,
+    PoolSpec, ReclaimPolicy, Selector, SnapshotName, Transport, VolumeChange, VolumeName, VolumeSpec,
+    VolumeState,
 };
 use body::{AgentBody, Link};
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,7 +122,12 @@ impl Cluster {
             }],
             pools: BTreeMap::from([(
                 pool_name(),
-                PoolSpec { disks, labels: BTreeMap::new(), over_provisioning: OverProvisioning::default() },
+                PoolSpec {
+                    disks,
+                    labels: BTreeMap::new(),
+                    over_provisioning: OverProvisioning::default(),
+                    layout: PoolLayout::default(),
+                },
             )]),
             cores: Cores::Count(1),
             unschedulable: false,

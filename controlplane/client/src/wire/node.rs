@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use basalt_model::{
     Bytes, Cores, DiskHealth, DiskObserved, DiskPath, Listener, Liveness, Node, NodeObserved, NodeSpec,
-    OverProvisioning, PoolHealth, PoolId, PoolName, PoolObserved, PoolSpec, Revision, Timestamp, Transport,
+    OverProvisioning, PoolHealth, PoolId, PoolLayout, PoolName, PoolObserved, PoolSpec, Revision, Timestamp,
+    Transport,
 };
 use basalt_proto::api::{self, node_spec};
 
@@ -101,6 +102,7 @@ pub fn encode_spec(spec: &NodeSpec) -> api::NodeSpec {
         disks: pool.disks.iter().map(ToString::to_string).collect(),
         labels: pool.labels.clone(),
         over_provisioning_percent: pool.over_provisioning.0,
+        layout: encode_layout(pool.layout).into(),
     });
     api::NodeSpec {
         address: spec.address.to_string(),
@@ -114,6 +116,22 @@ pub fn encode_spec(spec: &NodeSpec) -> api::NodeSpec {
     }
 }
 
+/// From which of its disks a pool takes space.
+pub fn encode_layout(layout: PoolLayout) -> api::PoolLayout {
+    match layout {
+        PoolLayout::Concatenated => api::PoolLayout::Concatenated,
+        PoolLayout::Striped => api::PoolLayout::Striped,
+    }
+}
+
+/// The same; unspecified is what a client sends that does not know the field.
+fn decode_layout(layout: api::PoolLayout) -> PoolLayout {
+    match layout {
+        api::PoolLayout::Unspecified | api::PoolLayout::Concatenated => PoolLayout::Concatenated,
+        api::PoolLayout::Striped => PoolLayout::Striped,
+    }
+}
+
 /// What is asked of a node.
 pub fn decode_spec(spec: api::NodeSpec) -> Result<NodeSpec, WireError> {
     let mut pools = BTreeMap::new();
@@ -124,7 +142,8 @@ pub fn decode_spec(spec: api::NodeSpec) -> Result<NodeSpec, WireError> {
             0 => OverProvisioning::default(),
             percent => OverProvisioning(percent),
         };
-        let value = PoolSpec { disks, labels: pool.labels, over_provisioning };
+        let layout = decode_layout(pool.layout());
+        let value = PoolSpec { disks, labels: pool.labels, over_provisioning, layout };
         insert_once(&mut pools, "spec.pools", name("spec.pools.name", &pool.name)?, value)?;
     }
     Ok(NodeSpec {
@@ -308,6 +327,7 @@ mod tests {
                         disks: vec!["/dev/a".parse().unwrap()],
                         labels: BTreeMap::from([("k".into(), "v".into())]),
                         over_provisioning: OverProvisioning(150),
+                        layout: PoolLayout::Striped,
                     },
                 )]),
                 cores: Cores::List(vec![1, 3]),

@@ -275,6 +275,7 @@ pub fn put_node(name: &str) -> Mutation {
         disks: vec![DiskPath::new("/disk").unwrap()],
         labels: BTreeMap::new(),
         over_provisioning: OverProvisioning::default(),
+        layout: PoolLayout::default(),
     };
     Mutation::PutNode {
         name: node_name(name),

@@ -33,10 +33,14 @@ impl State {
         if spec.pools.values().any(|pool| !pool.over_provisioning.is_default()) {
             self.needs(FeatureLevel::THIN)?;
         }
+        if spec.pools.values().any(|pool| !pool.layout.is_default()) {
+            self.needs(FeatureLevel::STRIPED)?;
+        }
         let Some(node) = self.nodes.get(name) else {
             return self.create_node(context, name, uid, spec);
         };
         check_uid(node.uid.as_ref(), uid, name)?;
+        check_layouts(node, spec)?;
         for pool in node.spec.pools.keys().filter(|pool| !spec.pools.contains_key(pool)) {
             let volumes = self.volumes_on(name).map(|volume| &volume.placement);
             let held = volumes.chain(self.snapshots_on(name).map(|snapshot| &snapshot.placement));
@@ -296,6 +300,16 @@ fn check_uid(present: Option<&ObjectUid>, given: Option<&ObjectUid>, name: &Node
 fn new_pool_ids(node: &Node, observed: &NodeObserved) -> Vec<(PoolName, PoolId)> {
     let unknown = observed.pools.iter().filter(|(pool, _)| !node.pool_ids.contains_key(*pool));
     unknown.filter_map(|(pool, seen)| seen.id.map(|id| (pool.clone(), id))).collect()
+}
+
+/// A pool that is there keeps its layout.
+fn check_layouts(node: &Node, spec: &NodeSpec) -> Result<(), Refusal> {
+    let made = node.spec.pools.iter().filter(|(pool, _)| node.pool_ids.contains_key(*pool));
+    let mut kept = made.filter_map(|(pool, before)| Some((before, spec.pools.get(pool)?)));
+    match kept.any(|(before, pool)| before.layout != pool.layout) {
+        true => Err(Refusal::OutOfRange { field: Field::Layout, rule: Rule::Kept }),
+        false => Ok(()),
+    }
 }
 
 fn check_spec(spec: &NodeSpec) -> Result<(), Refusal> {

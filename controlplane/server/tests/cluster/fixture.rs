@@ -253,6 +253,7 @@ pub(crate) fn node_spec(disk: &str) -> NodeSpec {
         disks: vec![disk.parse().unwrap()],
         labels: std::collections::BTreeMap::new(),
         over_provisioning: basalt_model::OverProvisioning::default(),
+        layout: basalt_model::PoolLayout::default(),
     };
     NodeSpec {
         address: [127, 0, 0, 1].into(),

@@ -10,6 +10,7 @@ use basalt_agent::{
     DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, VolumeHealth, VolumeReport,
 };
 use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
+use basalt_lvol::layout::DiskLayout;
 use basalt_proto::{api, node};
 use uuid::Uuid;
 
@@ -95,7 +96,11 @@ fn pool(pool: &node::DesiredPool) -> Result<DesiredPool, ConvertError> {
     };
     // Overwriting foreign data is never ordered through the control plane: a person wipes such a disk at the node.
     let disk = |path: &String| DesiredDisk { path: path.clone(), overwrite_foreign_data: false };
-    Ok(DesiredPool { name: pool.name.clone(), id, disks: pool.disks.iter().map(disk).collect() })
+    let layout = match pool.layout() {
+        api::PoolLayout::Unspecified | api::PoolLayout::Concatenated => DiskLayout::Concatenated,
+        api::PoolLayout::Striped => DiskLayout::Striped,
+    };
+    Ok(DesiredPool { name: pool.name.clone(), id, layout, disks: pool.disks.iter().map(disk).collect() })
 }
 
 fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {

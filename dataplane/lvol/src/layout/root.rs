@@ -1,5 +1,8 @@
 //! The top of a pool's metadata: the root page of a checkpoint and the directory of its volumes. Both are written twice.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -34,7 +37,8 @@ struct RawRoot {
     first_group: U64,
     name_bytes: U16,
     taken_shift: u8,
-    reserved_0: [u8; 5],
+    layout: u8,
+    reserved_0: [u8; 4],
     name: [u8; POOL_NAME_BYTES_MAX],
     reserved_1: [u8; 320],
     disk_records: [RawDisk; DISKS_MAX],
@@ -111,6 +115,27 @@ pub enum RootError {
     Field(&'static str),
 }
 
+/// From which of its disks a pool takes the next extent. What was taken stays where it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskLayout {
+    /// From the first one that has free space.
+    #[default]
+    Concatenated,
+    /// From one after the other, of those that have free space: neighbouring extents of a volume lie on different disks.
+    Striped,
+}
+
+const LAYOUT_STRIPED: u8 = 1;
+
+impl fmt::Display for DiskLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Concatenated => "concatenated",
+            Self::Striped => "striped",
+        })
+    }
+}
+
 /// A disk as the pool knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskRecord {
@@ -131,6 +156,8 @@ pub struct DiskRecord {
 pub struct Root {
     /// Name of the pool; at most [`POOL_NAME_BYTES_MAX`] bytes.
     pub name: String,
+    /// Where its next extents come from.
+    pub layout: DiskLayout,
     /// Highest desired state that the node had seen.
     pub revision: Revision,
     /// Disks of the pool; the first is the lead.
@@ -191,7 +218,11 @@ impl Root {
             first_group: self.first_group.into(),
             name_bytes: length(&self.name, POOL_NAME_BYTES_MAX),
             taken_shift,
-            reserved_0: [0; 5],
+            layout: match self.layout {
+                DiskLayout::Concatenated => 0,
+                DiskLayout::Striped => LAYOUT_STRIPED,
+            },
+            reserved_0: [0; 4],
             name: padded(self.name.as_bytes()),
             reserved_1: [0; 320],
             disk_records: [RawDisk::of(None); DISKS_MAX],
@@ -218,6 +249,8 @@ impl Root {
         let taken = TakenMap::from_raw(&extents, raw.taken_shift, raw.taken);
         Ok(Self {
             name: text(&raw.name, raw.name_bytes, POOL_NAME_BYTES_MAX).ok_or(RootError::Field("name"))?,
+            // One that is not known: as before there was a choice, and nothing is wrong with that.
+            layout: if raw.layout == LAYOUT_STRIPED { DiskLayout::Striped } else { DiskLayout::Concatenated },
             revision: Revision { incarnation: raw.incarnation.get(), index: raw.revision.get() },
             disks,
             volumes: raw.volumes.get(),
@@ -352,6 +385,7 @@ mod tests {
         };
         Root {
             name: "nvme".into(),
+            layout: DiskLayout::Striped,
             revision: Revision { incarnation: 3, index: 42 },
             disks: vec![disk(1), disk(2)],
             volumes: 1,
@@ -378,7 +412,7 @@ mod tests {
             assert!(!twin.is_intact(&damaged, 0, &header), "bit {bit}");
         }
         // As older programs wrote them.
-        let old = Root { taken: None, ..root() };
+        let old = Root { taken: None, layout: DiskLayout::Concatenated, ..root() };
         let (_, pages) = old.encode(&headers(PageKind::Root));
         assert_eq!(Root::decode(&pages[0]), Ok(old));
     }

@@ -150,6 +150,7 @@ impl Inner {
         let extents: Vec<u64> = disks.iter().map(|disk| disk.extents).collect();
         let root = Root {
             name: self.name.clone(),
+            layout: state.space.layout(),
             revision: state.revision,
             disks,
             volumes: u32::try_from(volumes.len()).expect("bounded by the metadata areas"),

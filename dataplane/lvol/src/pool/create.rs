@@ -12,8 +12,8 @@ use crate::disk::{DiskContent, DiskIo, PoolDisk};
 use crate::error::{CreateError, DiskRefusal, ImportError};
 use crate::id::{ClusterId, DiskId, PoolId, Revision};
 use crate::layout::{
-    DISKS_MAX, DiskGeometry, DiskRecord, EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, PAGE_BYTES, POOL_NAME_BYTES_MAX,
-    Role, Root, Stretches, Superblock, TakenMap,
+    DISKS_MAX, DiskGeometry, DiskLayout, DiskRecord, EXTENT_BYTES_MAX, EXTENT_BYTES_MIN, PAGE_BYTES,
+    POOL_NAME_BYTES_MAX, Role, Root, Stretches, Superblock, TakenMap,
 };
 use crate::pages::Pages;
 
@@ -28,6 +28,8 @@ pub struct NewPool {
     pub revision: Revision,
     /// Its unit of allocation in bytes: a power of two from 64 KiB to 1 MiB.
     pub extent_bytes: u64,
+    /// From which of its disks extents are taken.
+    pub layout: DiskLayout,
     /// Its disks, the lead first; 1 to 64 with the same block size.
     pub disks: Vec<NewPoolDisk>,
 }
@@ -137,6 +139,7 @@ async fn write_pool(new: &NewPool, pool: PoolId, disks: &[Prepared]) -> Result<(
     let extents: Vec<u64> = disks.iter().map(|disk| disk.geometry.extents).collect();
     let root = Root {
         name: new.name.clone(),
+        layout: new.layout,
         revision: new.revision,
         disks: disks.iter().map(Prepared::record).collect(),
         volumes: 0,

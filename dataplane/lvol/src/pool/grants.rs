@@ -250,7 +250,7 @@ impl State {
             if used >= limit {
                 return None;
             }
-            let place = space.allocate_one()?;
+            let place = space.allocate_one(turn_of(message.volume, extent))?;
             planned = plan(&pieces, own, (wanted, units), together, place);
             taken = Some(place);
         }
@@ -341,6 +341,13 @@ fn left_over(targets: &[Target], head: u16, tail: u16) -> Vec<u16> {
         Fill::Keep | Fill::Fresh => target.holes & !written(at),
     });
     each.collect()
+}
+
+/// Which disk's turn it is for an extent of a volume, where they take turns: neighbouring extents lie on different disks in whatever order
+/// they are written, and not all volumes begin on the same one.
+pub(super) fn turn_of(volume: VolumeId, extent: u64) -> u64 {
+    let [.., last] = volume.to_bytes();
+    extent.wrapping_add(u64::from(last))
 }
 
 /// Bits of the pieces that lie somewhere.

@@ -19,7 +19,8 @@ use crate::disk::{DiskContent, DiskIo, PoolDisk};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, Revision, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock, TakenMap,
+    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock,
+    TakenMap,
 };
 use crate::port::port;
 use crate::refs::{Limbo, Refs};
@@ -253,6 +254,7 @@ impl Image {
             exported: self.superblock.exported,
             revision: self.top.root.revision,
             extent_bytes: self.superblock.geometry.extent_bytes,
+            layout: self.top.root.layout,
             extents: there.map(|disk| disk.extents).sum(),
             extents_used: 0,
             metadata_pages: pages as u64,
@@ -297,7 +299,7 @@ impl Image {
         let block = blocks[0].expect("the lead was found");
         let shared = Arc::new(PoolShared::new(block, superblock.geometry.extent_bytes, mapped));
         let (port, messages) = port();
-        let space = space_of(&loader.records, &present);
+        let space = space_of(top.root.layout, &loader.records, &present);
         let journal = Journal {
             used: 0,
             sequence: replay.next,
@@ -372,8 +374,8 @@ fn blocks_of(present: &[Option<FoundDisk>]) -> Vec<Option<BlockSize>> {
 }
 
 /// The space of all disks, none of it taken.
-fn space_of(records: &[DiskRecord], present: &[Option<FoundDisk>]) -> Space {
-    let mut space = Space::default();
+fn space_of(layout: DiskLayout, records: &[DiskRecord], present: &[Option<FoundDisk>]) -> Space {
+    let mut space = Space::new(layout);
     for (record, disk) in records.iter().zip(present) {
         space.add_disk(record.extents, disk.is_some());
     }

@@ -11,7 +11,7 @@ use super::{Pool, PoolHealth};
 use crate::disk::{DiskContent, DiskIo, PoolDisk, examine};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, DiskId, Epoch, Generation, PoolId, Revision, VolumeId};
-use crate::layout::{SLOT_OFFSETS, SuperblockError, VERSION};
+use crate::layout::{DiskLayout, SLOT_OFFSETS, SuperblockError, VERSION};
 
 /// All that the disks of a pool say, but for data.
 #[derive(Clone, Debug, Serialize)]
@@ -32,6 +32,8 @@ pub struct Inspection {
     pub revision: Revision,
     /// Unit of allocation in bytes.
     pub extent_bytes: u64,
+    /// From which of its disks extents are taken.
+    pub layout: DiskLayout,
     /// Extents of the disks that are there, and how many of them volumes name.
     pub extents: u64,
     /// See above.

@@ -1,11 +1,13 @@
 //! Creating, changing and deleting volumes.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_clock::{mark, planted};
 
+use super::grants::turn_of;
 use super::journal::Until;
 use super::{Inner, Pool, State, Volume, VolumeData};
 use crate::error::{DiskFault, ReadOnlyReason, VolumeError};
@@ -14,7 +16,7 @@ use crate::layout::{
     DISKS_MAX, DamageReason, NAME_BYTES_MAX, PAGE_BYTES, Pieces, ReplicaRecord, VOLUME_EXTENTS_MAX,
     VolumeFlags, VolumeIdentity, VolumeRecord,
 };
-use crate::space::Run;
+use crate::space::{Run, in_order};
 use crate::tree::Tree;
 use crate::volume::{LogicalVolume, VolumeAtEpoch};
 
@@ -364,21 +366,28 @@ impl Inner {
         let record = new.into_record(self, id, None, sequence)?;
         let runs = match thin {
             true => Vec::new(),
-            false => self.take_space(&mut state, size, size.div_ceil(self.shared.extent_bytes))?,
+            false => self.take_space(&mut state, id, size, 0..size.div_ceil(self.shared.extent_bytes))?,
         };
         let data = VolumeData::new(record, Tree::new(&self.pages), None);
         state.volumes.insert(id, Volume::Preparing(Box::new(data)));
         Ok(runs)
     }
 
-    fn take_space(&self, state: &mut State, needed: u64, extents: u64) -> Result<Vec<Run>, VolumeError> {
+    fn take_space(
+        &self,
+        state: &mut State,
+        volume: VolumeId,
+        needed: u64,
+        extents: Range<u64>,
+    ) -> Result<Vec<Run>, VolumeError> {
+        let (turn, extents) = (turn_of(volume, extents.start), extents.end - extents.start);
         // The map of a thick volume takes pages as well.
         let pages = extents / crate::layout::LEAF_EXTENTS as u64 + 2;
         if self.pages.free().0 as u64 <= 2 * self.pages.dirty_count() as u64 + pages {
             return Err(VolumeError::MetadataFull);
         }
         let free = state.space.free() * self.shared.extent_bytes;
-        state.space.allocate(extents).ok_or_else(|| {
+        state.space.allocate(extents, turn).ok_or_else(|| {
             match state.damaged().filter(|_| !state.withheld.is_empty()) {
                 Some(id) => VolumeError::DamagedNeighbour { id, needed, free },
                 None => VolumeError::Full { needed, free },
@@ -430,7 +439,7 @@ impl Inner {
         if !data.record.flags.thick || more == 0 {
             return Ok((Vec::new(), first, device));
         }
-        let runs = self.take_space(&mut state, size - is, more)?;
+        let runs = self.take_space(&mut state, id, size - is, first..first + more)?;
         Ok((runs, first, device))
     }
 
@@ -529,8 +538,8 @@ impl Inner {
 
     /// Makes extents read as zeroes, durably.
     async fn zero(&self, runs: &[Run]) -> Result<(), DiskFault> {
-        for run in runs {
-            if let Some((disk, offset, bytes)) = self.locate(run) {
+        for run in in_order(runs) {
+            if let Some((disk, offset, bytes)) = self.locate(&run) {
                 disk.write_zeroes(offset, bytes).await?;
             }
         }

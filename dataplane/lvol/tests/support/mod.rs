@@ -18,7 +18,7 @@ use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba
 use basalt_device_mem::RamDevice;
 use basalt_dma::Buffer;
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
-use basalt_lvol::layout::{EXTENT_BYTES, VolumeIdentity};
+use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES, VolumeIdentity};
 use basalt_lvol::{CreateError, NewPool, NewPoolDisk, NewSnapshot, NewVolume, Pool, PoolDisk};
 use basalt_reactor::sim::{World, WorldOptions};
 use basalt_reactor::{Handle, Progress, Reactor, ReactorOptions};
@@ -78,13 +78,17 @@ pub async fn create_of(
     disks: Vec<NewPoolDisk>,
     extent_bytes: u64,
 ) -> Result<Pool, CreateError> {
-    let new = NewPool {
-        cluster: CLUSTER,
-        name: "pool".into(),
-        revision: Revision { incarnation: 1, index: 5 },
-        extent_bytes,
-        disks,
-    };
+    create_as(handle, disks, extent_bytes, DiskLayout::Concatenated).await
+}
+
+pub async fn create_as(
+    handle: &Handle,
+    disks: Vec<NewPoolDisk>,
+    extent_bytes: u64,
+    layout: DiskLayout,
+) -> Result<Pool, CreateError> {
+    let revision = Revision { incarnation: 1, index: 5 };
+    let new = NewPool { cluster: CLUSTER, name: "pool".into(), revision, extent_bytes, layout, disks };
     Pool::create(handle, new).await
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use basalt_bdev::load::{Load, LoadOptions};
 use basalt_bdev::{BlockCount, BlockDevice};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
-use basalt_lvol::layout::{EXTENT_BYTES, VolumeIdentity};
+use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES, VolumeIdentity};
 use basalt_lvol::{LogicalVolume, NewPool, NewPoolDisk, NewSnapshot, NewVolume, Pool, PoolDisk, VolumeError};
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{Handle, Reactor, ReactorOptions};
@@ -109,6 +109,7 @@ impl Rig {
             name: "bench".into(),
             revision: Revision::default(),
             extent_bytes: EXTENT_BYTES,
+            layout: DiskLayout::default(),
             disks: vec![disk],
         };
         let handle = self.handle.clone();

@@ -3,6 +3,7 @@
 use basalt_agent as agent;
 use basalt_core::Report;
 use basalt_lvol::id as lvol;
+use basalt_lvol::layout::DiskLayout;
 use basalt_model as model;
 use basalt_model::{AnaState, BootId, Bytes, DiskPath, NodeName, PathObserved, PoolName};
 use std::collections::BTreeMap;
@@ -38,6 +39,10 @@ fn pool(pool: &model::DesiredPool) -> agent::DesiredPool {
     agent::DesiredPool {
         name: pool.name.to_string(),
         id: pool.id.map(|id| lvol::PoolId(id.0)),
+        layout: match pool.layout {
+            model::PoolLayout::Concatenated => DiskLayout::Concatenated,
+            model::PoolLayout::Striped => DiskLayout::Striped,
+        },
         disks: pool.disks.iter().map(disk).collect(),
     }
 }

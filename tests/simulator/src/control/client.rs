@@ -9,8 +9,8 @@ use basalt_clock::{Random, SeededRandom};
 use basalt_core::{ClientRequest, Mutation, Read, ReadResult, Reply, RequestError};
 use basalt_model::{
     AllowedHosts, Bytes, Cores, HostNqn, Lifecycle, Listener, Node, NodeName, NodeSpec, ObjectUid,
-    OverProvisioning, PoolName, PoolSpec, Receipt, ReclaimPolicy, RequestId, Selector, Transport, Volume,
-    VolumeChange, VolumeName, VolumeSpec,
+    OverProvisioning, PoolLayout, PoolName, PoolSpec, Receipt, ReclaimPolicy, RequestId, Selector, Transport,
+    Volume, VolumeChange, VolumeName, VolumeSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -93,7 +93,12 @@ pub fn node_spec(pool: &PoolName, port: u16, token: Token) -> NodeSpec {
         listeners: vec![Listener { transport: Transport::Tcp, bind: listen, advertise: listen }],
         pools: BTreeMap::from([(
             pool.clone(),
-            PoolSpec { disks: vec![disk], labels, over_provisioning: OverProvisioning::default() },
+            PoolSpec {
+                disks: vec![disk],
+                labels,
+                over_provisioning: OverProvisioning::default(),
+                layout: PoolLayout::default(),
+            },
         )]),
         cores: Cores::Count(1),
         unschedulable: false,

@@ -6,6 +6,7 @@ use basalt_agent::{
 };
 use basalt_clock::{Random, SeededRandom};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
+use basalt_lvol::layout::DiskLayout;
 use std::net::SocketAddr;
 use uuid::Uuid;
 
@@ -29,7 +30,12 @@ impl Script {
     /// Orders for a node with one pool on these disks and no volume.
     pub fn new(listener: SocketAddr, disks: &[String], mut random: SeededRandom) -> Self {
         let disk = |path: &String| DesiredDisk { path: path.clone(), overwrite_foreign_data: false };
-        let pool = DesiredPool { name: POOL.to_owned(), id: None, disks: disks.iter().map(disk).collect() };
+        let pool = DesiredPool {
+            name: POOL.to_owned(),
+            id: None,
+            layout: DiskLayout::default(),
+            disks: disks.iter().map(disk).collect(),
+        };
         let desired = DesiredNode {
             cluster: ClusterId(Uuid::from_u128(u128::from(random.next_u64()))),
             revision: Revision { incarnation: 1, index: 1 },
