@@ -9,8 +9,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use basalt_clock::{Instant, mark};
-use basalt_lvol::PoolUsage;
 use basalt_lvol::id::{ClusterId, Revision};
+use basalt_lvol::{PoolUsage, ScrubSettings, ScrubStatus};
 use basalt_reactor::Handle;
 use futures::lock::Mutex;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -32,12 +32,32 @@ pub struct AgentConfig {
     pub retry_min: Duration,
     /// The longest time until a retry.
     pub retry_max: Duration,
+    /// How the metadata of open pools is looked over.
+    pub scrub: ScrubSettings,
 }
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        Self { parallel: 32, retry_min: Duration::from_millis(200), retry_max: Duration::from_secs(10) }
+        Self {
+            parallel: 32,
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(10),
+            scrub: ScrubSettings::default(),
+        }
     }
+}
+
+/// What is counted of an open pool.
+#[derive(Clone, Debug)]
+pub struct PoolCounts {
+    /// Its name.
+    pub name: String,
+    /// How full it is.
+    pub usage: PoolUsage,
+    /// How its metadata was looked over.
+    pub scrub: ScrubStatus,
+    /// How long ago the last such run ended that came to its end.
+    pub scrubbed: Option<Duration>,
 }
 
 /// What an agent works with.
@@ -166,12 +186,17 @@ impl Agent {
         self.inner.last_report.borrow().clone()
     }
 
-    /// How full the pools are that are open, by their names.
+    /// What is counted of the pools that are open.
     #[must_use]
-    pub fn pool_usages(&self) -> Vec<(String, PoolUsage)> {
-        let items = self.inner.items.borrow();
+    pub fn pool_counts(&self) -> Vec<PoolCounts> {
+        let (items, now) = (self.inner.items.borrow(), self.inner.handle.now());
         let open = items.pools.iter().filter_map(|(name, item)| Some((name, item.pool.as_ref()?)));
-        open.map(|(name, pool)| (name.clone(), pool.usage())).collect()
+        let counts = open.map(|(name, pool)| {
+            let scrub = pool.scrub_status();
+            let scrubbed = scrub.ended.map(|ended| now - ended);
+            PoolCounts { name: name.clone(), usage: pool.usage(), scrub, scrubbed }
+        });
+        counts.collect()
     }
 
     /// The desired state that is in effect.

@@ -23,7 +23,7 @@ mod reporting;
 mod usage;
 mod volumes;
 
-pub use agent::{Agent, AgentConfig, Ports, Refused};
+pub use agent::{Agent, AgentConfig, PoolCounts, Ports, Refused};
 pub use desired::{
     AllowedHosts, Content, DesiredDisk, DesiredListener, DesiredNode, DesiredPool, DesiredVolume, Provision,
     Tombstone,

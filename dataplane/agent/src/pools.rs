@@ -7,8 +7,8 @@ use basalt_clock::mark;
 use basalt_lvol::id::{ClusterId, PoolId};
 use basalt_lvol::layout::{DamageReason, EXTENT_BYTES, Role};
 use basalt_lvol::{
-    CreateError, DiskContent, DiskFault, DiskRefusal, ImportError, NewPool, NewPoolDisk, Pool, PoolDisk,
-    examine,
+    CreateError, DiskContent, DiskFault, DiskRefusal, Finding, ImportError, NewPool, NewPoolDisk, Pool,
+    PoolDisk, Remedy, examine,
 };
 use basalt_reactor::DiskError;
 
@@ -58,6 +58,7 @@ impl Inner {
                 watches.retain(|watch| names.iter().any(|name| name == watch.path()));
                 let not_grown = grow_disks(&pool).await;
                 pool.note_revision(desired.revision);
+                self.scrub(name, &pool);
                 let mut items = self.items.borrow_mut();
                 let item = items.pools.entry(name.to_owned()).or_default();
                 item.pool = Some(pool);
@@ -77,6 +78,15 @@ impl Inner {
             }
         }
         self.items.borrow_mut().pools.entry(name.to_owned()).or_default().disks = reports;
+    }
+
+    /// Lets the pool be looked over from now on.
+    fn scrub(&self, name: &str, pool: &Pool) {
+        let name = name.to_owned();
+        pool.scrub_every(self.config.scrub, move |Finding { subject, explanation, remedy }| match remedy {
+            Remedy::Rewrite => tracing::warn!(pool = name, "{subject}: {explanation}"),
+            Remedy::AcceptLoss | Remedy::ByHand => tracing::error!(pool = name, "{subject}: {explanation}"),
+        });
     }
 
     /// Makes a pool take changes again after a write of its metadata failed. Its volumes are served all the time.

@@ -1,7 +1,7 @@
 //! The report: what is, from what the agent and its pools know.
 
-use basalt_lvol::PoolHealth as Health;
 use basalt_lvol::layout::EXTENT_BYTES;
+use basalt_lvol::{Pool, PoolHealth as Health};
 
 use crate::agent::Inner;
 use crate::desired::{Content, DesiredNode, DesiredPool, DesiredVolume, Provision};
@@ -66,6 +66,18 @@ fn still_in_use(path: &str) -> Problem {
     Problem::new(Reason::DiskNotNamed, message)
 }
 
+/// What was found to be wrong with an open pool's metadata and could not be made good.
+fn rotten(pool: &Pool) -> Option<Problem> {
+    let open = pool.scrub_status().open;
+    let first = open.first()?;
+    let more = match open.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more, which the daemon's log names)"),
+    };
+    let message = format!("{}: {}{more}", first.subject, first.explanation);
+    Some(Problem::new(Reason::PoolDamaged, message))
+}
+
 fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
     let item = items.pools.get(&desired.name);
     let disks = desired.disks.iter().map(|disk| {
@@ -101,7 +113,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
     let (health, problem) = match pool.health() {
         Health::Online => match item.failing_disk() {
             Some(problem) => (PoolHealth::ReadOnly, Some(problem)),
-            None => (PoolHealth::Online, unnamed.or_else(|| item.problem.clone())),
+            None => (PoolHealth::Online, unnamed.or_else(|| item.problem.clone()).or_else(|| rotten(pool))),
         },
         Health::ReadOnly(reason) => (PoolHealth::ReadOnly, Some(Problem::new(Reason::PoolReadOnly, reason))),
     };

@@ -17,10 +17,12 @@ use basalt_agent::{
     PoolHealth, Ports, Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone,
     VolumeHealth,
 };
-use basalt_bdev::{BlockDevice, IoError, Lba};
+use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, IoError, Lba};
 use basalt_device_mem::{Fault, Faults, FaultyDevice, OperationKind};
+use basalt_dma::Buffer;
+use basalt_lvol::ScrubSettings;
 use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
-use basalt_lvol::layout::DiskLayout;
+use basalt_lvol::layout::{DiskLayout, SLOT_OFFSETS};
 use basalt_reactor::{DiskError, Handle, SocketError};
 use support::{Bytes, CLUSTER, MIB, ram, run, volume_id};
 
@@ -106,6 +108,10 @@ impl Node {
     }
 
     async fn start(self: &Rc<Self>, handle: &Handle) -> Agent {
+        self.start_with(handle, AgentConfig::default()).await
+    }
+
+    async fn start_with(self: &Rc<Self>, handle: &Handle, config: AgentConfig) -> Agent {
         // What was exported and opened ended with the process before.
         self.exports.borrow_mut().clear();
         let ports = Ports {
@@ -114,7 +120,7 @@ impl Node {
             store: Rc::new(Port(Rc::clone(self))),
             reporter: Rc::new(Port(Rc::clone(self))),
         };
-        Agent::start(handle, AgentConfig::default(), ports).await.unwrap()
+        Agent::start(handle, config, ports).await.unwrap()
     }
 
     fn device(&self, volume: VolumeId) -> Arc<dyn BlockDevice> {
@@ -626,6 +632,50 @@ fn a_pool_is_made_with_the_layout_that_is_asked_for() {
         });
         let found = basalt_lvol::inspect(&handle, disks.to_vec()).await.unwrap();
         assert_eq!(found.layout, DiskLayout::Striped);
+    });
+}
+
+/// Changes a bit of a disk.
+async fn rot(handle: &Handle, node: &Node, path: &str, offset: u64) {
+    let device = node.disks.borrow()[path].clone().unwrap();
+    let channel = AsyncChannel::new(handle, device.open(handle).unwrap());
+    let (at, count) = (Lba(offset / 512), BlockCount(1));
+    let mut sector = channel.read(at, count, Buffer::zeroed(512)).await.unwrap();
+    sector[usize::try_from(offset % 512).unwrap()] ^= 4;
+    drop(channel.write(at, count, sector, false).await.unwrap());
+}
+
+#[test]
+fn metadata_that_rots_under_a_pool_is_made_good_or_told_of() {
+    run(34, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
+        let interval = Duration::from_secs(60);
+        let scrub = ScrubSettings { interval, ..ScrubSettings::default() };
+        let agent = node.start_with(&handle, AgentConfig { scrub, ..AgentConfig::default() }).await;
+        agent.apply(on_disks(1, None, &["/disk", "/second"])).await.unwrap();
+        assert_eq!(settled(&handle, &agent).await.pools[0].problem, None);
+        // One of two: it is made good from the other one.
+        rot(&handle, &node, "/second", SLOT_OFFSETS[0] + 140).await;
+        handle.sleep(2 * interval).await;
+        let counts = &agent.pool_counts()[0];
+        assert_eq!((counts.scrub.findings, counts.scrub.repaired), (1, 1), "{counts:?}");
+        assert!(counts.scrub.runs >= 1 && counts.scrubbed.is_some_and(|ago| ago <= interval));
+        assert_eq!(agent.report().pools[0].problem, None);
+        // Both: it is told of for as long as it is so.
+        for slot in SLOT_OFFSETS {
+            rot(&handle, &node, "/second", slot + 140).await;
+        }
+        handle.sleep(2 * interval).await;
+        let pool = agent.report().pools[0].clone();
+        let problem = pool.problem.unwrap();
+        assert_eq!((pool.health, problem.reason), (PoolHealth::Online, Reason::PoolDamaged));
+        assert!(problem.message.starts_with("/second: superblock slot 0 is unusable"), "{}", problem.message);
+        for slot in SLOT_OFFSETS {
+            rot(&handle, &node, "/second", slot + 140).await;
+        }
+        handle.sleep(2 * interval).await;
+        assert_eq!(agent.report().pools[0].problem, None);
     });
 }
 

@@ -260,12 +260,17 @@ impl DiskIo {
     pub(crate) async fn write_superblock(&self, superblock: &Superblock) -> Result<(), DiskFault> {
         let first = superblock.first_slot();
         for slot in [first, 1 - first] {
-            let page = superblock.encode(slot);
-            assert!(page.len() >= SUPERBLOCK_BYTES, "a slot is a page");
-            self.write(SLOT_OFFSETS[slot as usize], &page).await?;
-            self.flush().await?;
+            self.write_slot(slot, superblock).await?;
         }
         Ok(())
+    }
+
+    /// Writes a superblock to one slot, and flushes.
+    pub(crate) async fn write_slot(&self, slot: u32, superblock: &Superblock) -> Result<(), DiskFault> {
+        let page = superblock.encode(slot);
+        assert!(page.len() >= SUPERBLOCK_BYTES, "a slot is a page");
+        self.write(SLOT_OFFSETS[slot as usize], &page).await?;
+        self.flush().await
     }
 
     /// Removes what other systems (and we) recognise disks by, and flushes.

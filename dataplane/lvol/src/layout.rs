@@ -15,7 +15,8 @@ mod taken;
 mod volume;
 
 pub use journal::{
-    GROUP_BYTES_MAX, Group, GroupId, JournalRecord, Trust, decode_group, encode_group, later_groups,
+    GROUP_BYTES_MAX, Group, GroupId, JournalRecord, Trust, copies_of_group, decode_group, encode_group,
+    later_groups,
 };
 pub use map::{
     Children, LEAF_EXTENTS, LEVELS_MAX, Leaf, LeafReader, NODE_CHILDREN, decode_node, encode_node,

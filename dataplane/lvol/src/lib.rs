@@ -35,7 +35,7 @@ pub use error::{
 pub use foreign::ForeignContent;
 pub use pool::{
     DiskStatus, Finding, InspectedDisk, InspectedVolume, Inspection, NewPool, NewPoolDisk, NewSnapshot,
-    NewVolume, Pool, PoolHealth, PoolUsage, RESERVE_LIMIT, Remedy, SnapshotDifference, VolumeDetail,
-    VolumeStatus, VolumeUsage, inspect, repair,
+    NewVolume, Pool, PoolHealth, PoolUsage, RESERVE_LIMIT, Remedy, ScrubError, ScrubSettings, ScrubStatus,
+    SnapshotDifference, VolumeDetail, VolumeStatus, VolumeUsage, inspect, repair,
 };
 pub use volume::{LogicalVolume, VolumeAtEpoch};

@@ -10,6 +10,7 @@ mod inspect;
 mod journal;
 mod load;
 mod owner;
+mod scrub;
 mod snapshots;
 mod starving;
 mod usage;
@@ -29,6 +30,7 @@ pub use create::{NewPool, NewPoolDisk};
 pub use inspect::{
     Finding, InspectedDisk, InspectedVolume, Inspection, Remedy, VolumeDetail, inspect, repair,
 };
+pub use scrub::{ScrubError, ScrubSettings, ScrubStatus};
 pub use snapshots::{NewSnapshot, SnapshotDifference};
 pub use usage::{PoolUsage, RESERVE_LIMIT, VolumeUsage};
 pub use volumes::{NewVolume, VolumeStatus};
@@ -48,6 +50,7 @@ use crate::tree::{Counts, FrozenTree, Tree};
 use crate::volume::{LogicalVolume, PoolShared};
 use checkpoint::{Checkpoint, PageBytes, Written};
 use grants::OpenGrant;
+use scrub::Marks;
 use starving::Starving;
 
 /// An imported pool. Lives on one reactor; its volumes are block devices for all.
@@ -79,6 +82,7 @@ struct Inner {
     unmap_failures: Cell<u64>,
     /// Times that extents are just being given back.
     returning: Cell<u32>,
+    scrub: RefCell<ScrubStatus>,
     /// Background work of which one at a time suffices.
     checkpoint_wanted: Cell<bool>,
     relieving: Cell<bool>,
@@ -119,7 +123,9 @@ struct State {
     /// Pages that a checkpoint prepared which then found no room.
     left_over: PageBytes,
     /// The state that the disk holds: its pages stay in use.
-    on_disk: Option<Written>,
+    on_disk: Option<Rc<Written>>,
+    /// While the pool is looked over: whose the extents are that were come across.
+    marks: Option<Marks>,
 }
 
 /// Where the next group goes.

@@ -237,6 +237,13 @@ impl Space {
         having.nth(usize::try_from(at).ok()?).map(|(index, _)| index)
     }
 
+    /// Whether it may be given to anybody.
+    pub(crate) fn is_free(&self, place: Place) -> bool {
+        let run =
+            self.disks.get(place.disk()).and_then(|disk| disk.runs.range(..=place.extent()).next_back());
+        run.is_some_and(|(first, count)| place.extent() < first + count)
+    }
+
     /// Gives an extent back.
     pub(crate) fn give_back(&mut self, place: Place) {
         self.give_range_back(place.disk(), place.extent(), 1);
@@ -376,6 +383,7 @@ impl FreeExtents {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::ops::Range;
 
     use proptest::prelude::*;
 
@@ -456,6 +464,8 @@ mod tests {
         let withheld = space.withhold(Some(&map));
         assert_eq!(withheld, [run(0, 2, 1), run(0, 4, 1), run(1, 5, 1)]);
         assert_eq!((space.free(), space.taken_map(&[10, 6])), (12, map));
+        let free = |extents: Range<u64>| extents.map(|extent| space.is_free(Place::new(0, extent).unwrap()));
+        assert_eq!(free(1..6).collect::<Vec<_>>(), [true, false, false, false, true]);
         space.release(&withheld);
         assert_eq!(space.free(), 15);
         assert_eq!(space.withhold(None), [run(0, 0, 3), run(0, 4, 6), run(1, 0, 6)]);

@@ -218,6 +218,28 @@ impl Node {
         }
     }
 
+    /// Lets all on the way to a node below be written anew, and that node.
+    fn rewrite(&mut self, level: u16, first: u64, pages: &Rc<Pages>, counts: &mut impl Counts) {
+        let Body::Inner { level: own, children } = &mut self.body else { return };
+        if *own > level
+            && let Some(child) = &mut children[child_index(*own, first)]
+        {
+            Self::writable(child, pages, counts).rewrite(level, first, pages, counts);
+        }
+    }
+
+    /// The first leaf from here on that covers an extent or lies behind it.
+    fn leaf_from(&self, extent: u64) -> Option<(u64, &Leaf)> {
+        match &self.body {
+            Body::Leaf(leaf) => (extent < self.first + covered(0)).then_some((self.first, leaf)),
+            Body::Inner { level, .. } if extent >= self.first + covered(*level) => None,
+            Body::Inner { level, children } => {
+                let from = if extent > self.first { child_index(*level, extent) } else { 0 };
+                children[from..].iter().flatten().find_map(|child| child.leaf_from(extent))
+            }
+        }
+    }
+
     /// Calls with each extent that is mapped from here on.
     fn each(&self, call: &mut impl FnMut(u64, &Pieces)) {
         match &self.body {
@@ -300,6 +322,34 @@ impl Tree {
         let root = self.root.get_or_insert_with(|| Node::new(&self.pages, 0, empty(self.levels)));
         let old = Node::writable(root, &self.pages, counts).set(extent, pieces, &self.pages, counts);
         self.mapped = self.mapped + pieces.mapped() - old.mapped();
+    }
+
+    /// Lets the next checkpoint write a node or leaf anew, and all above it, if it is this map's: the one of that level, from that extent on,
+    /// that this page holds.
+    pub(crate) fn rewrite(
+        &mut self,
+        level: u16,
+        first: u64,
+        pointer: PagePointer,
+        counts: &mut impl Counts,
+    ) -> bool {
+        let Some(root) = self.root.as_mut().filter(|_| first < covered(self.levels)) else { return false };
+        let mut node = &*root;
+        while node.level() > level {
+            let Body::Inner { level: own, children } = &node.body else { return false };
+            let Some(child) = &children[child_index(*own, first)] else { return false };
+            node = child;
+        }
+        if node.level() != level || node.first != first || node.pointer() != Some(pointer) {
+            return false;
+        }
+        Node::writable(root, &self.pages, counts).rewrite(level, first, &self.pages, counts);
+        true
+    }
+
+    /// The first leaf that covers an extent or lies behind it, and the first extent that it covers.
+    pub(crate) fn leaf_from(&self, extent: u64) -> Option<(u64, &Leaf)> {
+        self.root.as_ref()?.leaf_from(extent)
     }
 
     /// A second live map that shares everything.
@@ -503,6 +553,63 @@ mod tests {
         let Body::Leaf(leaf) = &frozen.root.as_ref().unwrap().body else { panic!("a leaf") };
         assert_eq!(leaf.get(1), pieces(1));
         tree.release(&mut counts);
+    }
+
+    #[test]
+    fn leaves_are_found_one_after_the_other() {
+        let (pages, mut counts) = (pages(), Counted::default());
+        let mut tree = Tree::new(&pages);
+        assert!(tree.leaf_from(0).is_none());
+        for extent in [300, 20_000, 2_000_000] {
+            tree.set(extent, &pieces(extent), &mut counts);
+        }
+        let firsts = |from| tree.leaf_from(from).map(|(first, _)| first);
+        assert_eq!([0, 511, 512, 19_968, 20_223].map(firsts), [256, 256, 19_968, 19_968, 19_968].map(Some));
+        assert_eq!(
+            [20_224, 1_999_872 + 255, 2_000_128, u64::MAX >> 1].map(firsts),
+            [Some(1_999_872), Some(1_999_872), None, None]
+        );
+        tree.release(&mut counts);
+    }
+
+    #[test]
+    fn a_part_that_is_written_anew_takes_another_page_and_names_the_same() {
+        let (pages, mut counts) = (pages(), Counted::default());
+        let mut origin = Tree::new(&pages);
+        for extent in [5, 300, 20_000] {
+            origin.set(extent, &pieces(extent), &mut counts);
+        }
+        // As if a checkpoint had written it.
+        let mut dirty = Vec::new();
+        let frozen = origin.freeze();
+        frozen.root.as_ref().unwrap().dirty(&mut dirty);
+        let pointer =
+            |checksum| PagePointer { number: crate::layout::PageNumber::new(0, 1).unwrap(), checksum };
+        for (checksum, node) in (0..).zip(&dirty) {
+            node.set_stored(pointer(checksum), Vec::new());
+        }
+        assert_eq!(pages.dirty_count(), 0);
+        let mut snapshot = origin.share();
+        let leaf = dirty.iter().position(|node| node.level() == 0 && node.first == 256).unwrap();
+        let named = pointer(u64::try_from(leaf).unwrap());
+        let before = counts.clone();
+        assert!(!origin.rewrite(0, 0, named, &mut counts), "another leaf's page");
+        assert!(!origin.rewrite(1, 256, named, &mut counts));
+        assert!(!origin.rewrite(0, 256, pointer(77), &mut counts));
+        assert_eq!((pages.dirty_count(), &before), (0, &counts));
+        assert!(origin.rewrite(0, 256, named, &mut counts));
+        assert!(snapshot.rewrite(0, 256, named, &mut counts));
+        let ways = usize::from(origin.freeze().levels) + 1;
+        assert_eq!(pages.dirty_count(), 2 * ways, "a leaf and what is above it, twice");
+        assert!(!origin.rewrite(0, 256, named, &mut counts), "it is done");
+        let mut changed = Vec::new();
+        origin.each_difference(&snapshot, |extent| changed.push(extent));
+        assert_eq!(changed, []);
+        origin.release(&mut counts);
+        snapshot.release(&mut counts);
+        assert_eq!(counts, Counted::default());
+        drop((frozen, dirty));
+        assert_eq!(pages.dirty_count(), 0);
     }
 
     #[derive(Clone, Debug)]

@@ -1,10 +1,13 @@
 //! Settings of `basaltd node`: flags, then environment, then a TOML file, in that precedence.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use basalt_identity::{CertificateFiles, IdentityError};
+use basalt_lvol::ScrubSettings;
 use basalt_telemetry::{LogFormat, LogsError};
 use serde::Deserialize;
 
@@ -47,6 +50,12 @@ pub(crate) struct Settings {
     /// Do not pin reactors to their cores
     #[arg(long, env = "BASALT_NO_PIN", num_args = 0..=1, default_missing_value = "true")]
     no_pin: Option<bool>,
+    /// How often the metadata of each pool is read and checked, in hours; 0: never, 24 when this is absent
+    #[arg(long, env = "BASALT_SCRUB_INTERVAL_HOURS", value_name = "HOURS")]
+    scrub_interval_hours: Option<u32>,
+    /// How much metadata of a pool that reads in a second at most, in MiB; 4 when this is absent
+    #[arg(long, env = "BASALT_SCRUB_MIB_PER_SECOND", value_name = "MIB")]
+    scrub_mib_per_second: Option<NonZeroU32>,
     /// text or json
     #[arg(long, env = "BASALT_LOG_FORMAT")]
     log_format: Option<String>,
@@ -84,6 +93,8 @@ pub(crate) struct Config {
     pub(crate) cores: Option<CoreList>,
     /// Whether reactors are pinned.
     pub(crate) pin: bool,
+    /// How pools are looked over.
+    pub(crate) scrub: ScrubSettings,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
     /// Which log lines are written.
@@ -156,6 +167,8 @@ impl Settings {
             cluster_name: self.cluster_name.or(file.cluster_name),
             cores: self.cores.or(file.cores),
             no_pin: self.no_pin.or(file.no_pin),
+            scrub_interval_hours: self.scrub_interval_hours.or(file.scrub_interval_hours),
+            scrub_mib_per_second: self.scrub_mib_per_second.or(file.scrub_mib_per_second),
             log_format: self.log_format.or(file.log_format),
             log_filter: self.log_filter.or(file.log_filter),
         })
@@ -166,7 +179,7 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] names what is missing or wrong.
     pub(crate) fn into_config(self) -> Result<Config, ConfigError> {
-        let security = self.security()?;
+        let (security, scrub) = (self.security()?, self.scrub());
         let control: Vec<String> = need("control", self.control)?
             .split(',')
             .map(|address| address.trim().to_owned())
@@ -190,9 +203,20 @@ impl Settings {
             security,
             cores: self.cores.map(|cores| cores.parse()).transpose()?,
             pin: !self.no_pin.unwrap_or(false),
+            scrub,
             log_format: self.log_format.map_or(Ok(LogFormat::default()), |format| format.parse())?,
             log_filter: self.log_filter.unwrap_or_else(|| "info".to_owned()),
         })
+    }
+
+    fn scrub(&self) -> ScrubSettings {
+        let default = ScrubSettings::default();
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3600);
+        let bytes = |mib: NonZeroU32| u64::from(mib.get()) << 20;
+        ScrubSettings {
+            interval: self.scrub_interval_hours.map_or(default.interval, hours),
+            bytes_per_second: self.scrub_mib_per_second.map_or(default.bytes_per_second, bytes),
+        }
     }
 
     fn security(&self) -> Result<SecurityConfig, ConfigError> {
@@ -237,12 +261,14 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "node = \"other\"\ncores = \"1\"\nno-pin = true\n").unwrap();
+        let text = "node = \"other\"\ncores = \"1\"\nno-pin = true\nscrub-interval-hours = 0\n";
+        fs::write(file.path(), text).unwrap();
         let config = settings().or_file(file.path()).unwrap().into_config().unwrap();
         assert_eq!(config.node, "node-1");
         assert_eq!(config.control, ["127.0.0.1:1", "127.0.0.1:2"]);
         assert_eq!(config.cores.unwrap().cores(), [1]);
         assert!(!config.pin);
+        assert_eq!((config.scrub.interval, config.scrub.bytes_per_second), (Duration::ZERO, 4 << 20));
     }
 
     #[test]

@@ -3,8 +3,7 @@
 use std::future::pending;
 use std::time::Duration;
 
-use basalt_agent::{Agent, DesiredNode, NodeReport, Reason, Refused};
-use basalt_lvol::PoolUsage;
+use basalt_agent::{Agent, DesiredNode, NodeReport, PoolCounts, Reason, Refused};
 use basalt_reactor::Handle;
 use basalt_telemetry::Readiness;
 use tokio::sync::watch;
@@ -55,10 +54,10 @@ pub(crate) async fn desired(
     }
 }
 
-/// Tells how full the pools are, every few seconds. Runs on the reactor for as long as that does.
-pub(crate) async fn pools(handle: Handle, agent: Agent, usages: watch::Sender<Vec<(String, PoolUsage)>>) {
+/// Tells what is counted of the pools, every few seconds. Runs on the reactor for as long as that does.
+pub(crate) async fn pools(handle: Handle, agent: Agent, counts: watch::Sender<Vec<PoolCounts>>) {
     loop {
-        usages.send_replace(agent.pool_usages());
+        counts.send_replace(agent.pool_counts());
         handle.sleep(USAGE_INTERVAL).await;
     }
 }

@@ -19,9 +19,9 @@ use std::{fs, io};
 
 use anyhow::Context;
 use basalt_agent::nvme_tcp::NvmeTcpExporter;
-use basalt_agent::{Agent, AgentConfig, DesiredNode, NodeReport, Ports};
+use basalt_agent::{Agent, AgentConfig, DesiredNode, NodeReport, PoolCounts, Ports};
 use basalt_identity::{Credentials, Identity, Role, Security};
-use basalt_lvol::PoolUsage;
+use basalt_lvol::ScrubSettings;
 use basalt_nvmf_target::{Target, TargetOptions};
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetControl, TcpTargetOptions};
 use basalt_reactor::{Handle, ReactorOptions};
@@ -125,7 +125,8 @@ async fn serve(
     let (desired, desired_changes) = watch::channel(kept);
     let (reports, report_changes) = watch::channel(None);
     let target = Target::new(TargetOptions::default());
-    let ends = AgentEnds { file, desired: desired_changes, reports, meters: meters.clone() };
+    let scrub = config.scrub;
+    let ends = AgentEnds { file, desired: desired_changes, reports, meters: meters.clone(), scrub };
     let (reactors, started) = start_reactors(start, &target, ends)?;
     let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
@@ -158,6 +159,7 @@ struct AgentEnds {
     desired: watch::Receiver<Option<DesiredNode>>,
     reports: watch::Sender<Option<NodeReport>>,
     meters: Meters,
+    scrub: ScrubSettings,
 }
 
 /// Starts one reactor per core, with the agent on the first; then come the targets' controls, the first reactor's first.
@@ -183,7 +185,8 @@ fn start_reactors(
                 store: Rc::new(ManagementStore::new(ends.file, management)),
                 reporter: Rc::new(ReportSender::new(ends.reports)),
             };
-            let agent = match Agent::start(&handle, AgentConfig::default(), ports).await {
+            let settings = AgentConfig { scrub: ends.scrub, ..AgentConfig::default() };
+            let agent = match Agent::start(&handle, settings, ports).await {
                 Ok(agent) => agent,
                 Err(error) => return drop(tell.send(Err(error))),
             };
@@ -203,8 +206,8 @@ fn start_reactors(
 struct Meters {
     volumes: Arc<VolumeMeters>,
     disks: Arc<DiskMeters>,
-    /// How full the pools are, by their names.
-    pools: watch::Sender<Vec<(String, PoolUsage)>>,
+    /// What is counted of the pools.
+    pools: watch::Sender<Vec<PoolCounts>>,
 }
 
 impl Meters {

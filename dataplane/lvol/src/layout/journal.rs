@@ -199,6 +199,18 @@ pub fn decode_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Result<Gro
     Ok(Group { trust, records, bytes: 2 * copy.len() })
 }
 
+/// How many bytes the group `id` at the start of `bytes` has, and how many of its two copies are intact; `None` if neither is.
+pub fn copies_of_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Option<(usize, usize)> {
+    let length = decode_group(bytes, id, block_bytes).ok()?.bytes;
+    let intact = |copy: u32, at: usize| {
+        let found = decode_copy(bytes.get(at..)?, id.pool, block_bytes)?.0;
+        let named = (found.checkpoint.get(), found.sequence.get(), found.copy.get());
+        (named == (id.checkpoint, id.sequence, copy)).then_some(())
+    };
+    let copies = [intact(0, 0), intact(1, length / 2)];
+    Some((length, copies.into_iter().flatten().count()))
+}
+
 /// Sequence numbers and trust of all intact copies of groups of this checkpoint from `id` on. If one is to be believed, what lies
 /// before it was written to its end, so a gap before it is damage and not the journal's end.
 pub fn later_groups(
@@ -243,10 +255,12 @@ mod tests {
             assert_eq!(taken, 40);
             let expected = Group { trust, records: written, bytes: bytes.len() };
             assert_eq!(decode_group(&bytes, ID, block).as_ref(), Ok(&expected));
+            assert_eq!(copies_of_group(&bytes, ID, block), Some((bytes.len(), 2)));
             for byte in 0..bytes.len() {
                 let mut damaged = bytes.clone();
                 damaged[byte] ^= 0x20;
                 assert_eq!(decode_group(&damaged, ID, block).as_ref(), Ok(&expected), "byte {byte}");
+                assert_eq!(copies_of_group(&damaged, ID, block), Some((bytes.len(), 1)), "byte {byte}");
                 damaged[(byte + bytes.len() / 2) % bytes.len()] ^= 1;
                 assert_eq!(decode_group(&damaged, ID, block), Err(DamageReason::Checksum), "byte {byte}");
             }

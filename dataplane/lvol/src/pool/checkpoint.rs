@@ -59,9 +59,24 @@ struct Prepared {
 /// Everything that the state on disk refers to: while this lives, none of its pages is used for something else.
 #[derive(Default)]
 pub(super) struct Written {
-    pub(super) trees: Vec<FrozenTree>,
-    pub(super) volumes: Vec<Rc<StoredPage>>,
+    /// In the order of their ids.
+    pub(super) volumes: Vec<WrittenVolume>,
     pub(super) top: Vec<PageHold>,
+}
+
+/// What the state on disk says of a volume.
+pub(super) struct WrittenVolume {
+    pub(super) id: VolumeId,
+    pub(super) page: Option<Rc<StoredPage>>,
+    pub(super) tree: FrozenTree,
+}
+
+impl Written {
+    /// What it says of a volume.
+    pub(super) fn volume(&self, id: VolumeId) -> Option<&WrittenVolume> {
+        let at = self.volumes.binary_search_by_key(&id, |volume| volume.id).ok()?;
+        self.volumes.get(at)
+    }
 }
 
 impl Inner {
@@ -225,7 +240,7 @@ impl Inner {
             state.refs.settle(state.map_durable);
             state.written_upto(checkpoint.map_changes);
             self.shared.durable.fetch_max(state.map_durable, std::sync::atomic::Ordering::AcqRel);
-            state.on_disk.replace(prepared.written)
+            state.on_disk.replace(Rc::new(prepared.written))
         };
         // Pages that only the state before refers to are free from now on.
         drop(before);
@@ -258,8 +273,8 @@ impl Inner {
                 generation: record.generation,
                 page: page.pointer,
             });
-            written.trees.push(tree.clone());
-            written.volumes.push(page);
+            let volume = WrittenVolume { id: record.id, page: Some(page), tree: tree.clone() };
+            written.volumes.push(volume);
         }
         let (first, holds) = maker.directory(&directory)?;
         checkpoint.root.directory = first;
@@ -303,7 +318,7 @@ impl Inner {
         Ok(())
     }
 
-    fn page_place(&self, number: PageNumber) -> Option<(Rc<DiskIo>, u64)> {
+    pub(super) fn page_place(&self, number: PageNumber) -> Option<(Rc<DiskIo>, u64)> {
         let disk = self.disk(number.disk())?;
         let record = *self.records.borrow().get(number.disk())?;
         Some((disk, page_offset(&record, number)))

@@ -97,7 +97,11 @@ impl Inner {
             {
                 self.unmap_failures.set(self.unmap_failures.get() + 1);
             }
-            self.state.borrow_mut().space.release(&[run]);
+            let mut state = self.state.borrow_mut();
+            state.space.release(&[run]);
+            if let Some(marks) = &mut state.marks {
+                marks.forget(&run);
+            }
         }
     }
 

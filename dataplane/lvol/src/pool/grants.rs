@@ -147,6 +147,11 @@ impl Inner {
         self.tightness(state, self.pages.dirty_count())
     }
 
+    /// Whether there is room for writes.
+    pub(super) fn has_room(&self, state: &State) -> bool {
+        self.metadata_is_tight(state) == Tight::No
+    }
+
     /// Whether there is room for writes once all that is dirty was written.
     pub(super) fn has_room_when_written(&self, state: &State) -> bool {
         self.pages.dirty_count() > 0 && self.tightness(state, 0) == Tight::No

@@ -114,10 +114,10 @@ impl Drop for Trusted<'_> {
 }
 
 /// One growth at a time.
-struct Growing<'a>(&'a Inner);
+pub(super) struct Growing<'a>(&'a Inner);
 
 impl<'a> Growing<'a> {
-    fn begin(inner: &'a Inner) -> Result<Self, GrowError> {
+    pub(super) fn begin(inner: &'a Inner) -> Result<Self, GrowError> {
         match inner.growing.replace(true) {
             true => Err(GrowError::Busy),
             false => Ok(Self(inner)),

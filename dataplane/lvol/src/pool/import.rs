@@ -10,7 +10,7 @@ use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
 use futures::lock::Mutex;
 
-use super::checkpoint::Written;
+use super::checkpoint::{Written, WrittenVolume};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
 use super::volumes::obstacle;
@@ -323,6 +323,7 @@ impl Image {
             journaling: Mutex::new(()),
             unmap_failures: Cell::new(0),
             returning: Cell::new(0),
+            scrub: RefCell::default(),
             checkpoint_wanted: Cell::new(false),
             relieving: Cell::new(false),
             growing: Cell::new(false),
@@ -366,6 +367,7 @@ fn empty(
         unfinished: None,
         left_over: BTreeMap::new(),
         on_disk: None,
+        marks: None,
     }
 }
 
@@ -421,8 +423,8 @@ impl Inner {
             data.tree.count_into(&mut seen, &mut counted);
             taken.extend(counted.first);
             // What the disk names stays in use until the next checkpoint, also where the journal has changed it.
-            written.trees.push(kept.tree);
-            written.volumes.extend(kept.page);
+            let Kept { page, tree } = kept;
+            written.volumes.push(WrittenVolume { id: directory.volume, page, tree });
             let volume = match obstacle(&data, blocks) {
                 Some(reason) => Volume::Isolated(Box::new(data), reason),
                 None => {
@@ -439,7 +441,7 @@ impl Inner {
         if !planted!("lvol-import-forgets-space") {
             taken.into_iter().for_each(|place| assert!(state.space.take(place), "counted once"));
         }
-        state.on_disk = Some(written);
+        state.on_disk = Some(Rc::new(written));
     }
 
     /// Withholds what a damaged volume may own: all that was taken when the checkpoint was written and that no other volume is known

@@ -93,7 +93,7 @@ pub(super) async fn read_root(lead: &DiskIo, superblock: &Superblock) -> Result<
     Ok((Root::decode(&page).map_err(ImportError::Damaged)?, healed))
 }
 
-fn header_of(pool: PoolId, sequence: u64, kind: PageKind, twin: &TwinPointer) -> PageHeader {
+pub(super) fn header_of(pool: PoolId, sequence: u64, kind: PageKind, twin: &TwinPointer) -> PageHeader {
     PageHeader { kind, level: 0, sequence, pool, number: twin.numbers[0], first: 0 }
 }
 
@@ -102,7 +102,7 @@ fn lead_offset(geometry: &DiskGeometry, number: PageNumber) -> u64 {
 }
 
 /// A page; `None` if the medium could not give it.
-async fn read_page(disk: &DiskIo, offset: u64) -> Result<Option<Vec<u8>>, DiskFault> {
+pub(super) async fn read_page(disk: &DiskIo, offset: u64) -> Result<Option<Vec<u8>>, DiskFault> {
     match disk.read(offset, PAGE_BYTES as u64).await {
         Ok(page) => Ok(Some(page)),
         Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => Ok(None),
