@@ -67,10 +67,27 @@ pub(crate) struct PoolItem {
 impl PoolItem {
     /// What is wrong with a disk of the open pool whose requests fail.
     pub(crate) fn failing_disk(&self) -> Option<Problem> {
-        self.watches.iter().map(DiskWatch::judgement).find_map(|(health, problem)| match health {
-            DiskHealth::Faulted => problem,
-            DiskHealth::Online | DiskHealth::Suspected | DiskHealth::Offline => None,
-        })
+        self.watches.iter().find_map(failing)
+    }
+
+    /// The same, of a disk that a volume needs.
+    pub(crate) fn failing_disk_of(&self, volume: VolumeId) -> Option<Problem> {
+        self.failing_disk()?;
+        let pool = self.pool.as_ref()?;
+        let disks = pool.disks();
+        let needs = |watch: &&DiskWatch| {
+            let at = disks.iter().position(|disk| disk.name.as_deref() == Some(watch.path()));
+            at.is_none_or(|disk| pool.needs_disk(volume, disk))
+        };
+        self.watches.iter().filter(needs).find_map(failing)
+    }
+}
+
+/// What is wrong with a disk whose requests fail.
+fn failing(watch: &DiskWatch) -> Option<Problem> {
+    match watch.judgement() {
+        (DiskHealth::Faulted, problem) => problem,
+        (DiskHealth::Online | DiskHealth::Suspected | DiskHealth::Offline, _) => None,
     }
 }
 

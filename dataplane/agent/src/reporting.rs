@@ -6,7 +6,7 @@ use basalt_lvol::{Pool, PoolHealth as Health};
 use crate::agent::Inner;
 use crate::desired::{Content, DesiredNode, DesiredPool, DesiredVolume, Provision};
 use crate::disk_health::DiskWatch;
-use crate::items::{Items, Key, PoolItem};
+use crate::items::{Items, Key};
 use crate::report::{
     DeletedVolume, DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, Reason, VolumeHealth,
     VolumeReport,
@@ -154,7 +154,8 @@ fn volume_health(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
     let unavailable = |reason, message: String| VolumeHealth::Unavailable(Problem::new(reason, message));
     let item = items.volumes.get(&volume.id);
     if item.is_some_and(|item| item.exported) {
-        let failing = items.pools.get(&volume.pool).and_then(PoolItem::failing_disk);
+        let pool = items.pools.get(&volume.pool);
+        let failing = pool.and_then(|pool| pool.failing_disk_of(volume.id));
         return match (items.listeners.is_empty(), failing) {
             (true, _) => unavailable(Reason::NoListener, "the node listens on no address".to_owned()),
             (false, Some(problem)) => {

@@ -889,6 +889,55 @@ fn a_disk_that_turns_read_only_is_told_and_trusted_again_later() {
 }
 
 #[test]
+fn a_disk_of_several_takes_only_the_volumes_with_it_that_have_data_there() {
+    run(35, |handle| async move {
+        let node = Node::with_disk("/disk", 16 * MIB);
+        let faulty = FaultyDevice::new(ram(64 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        node.disks.borrow_mut().insert("/second".into(), Ok(Arc::new(faulty)));
+        let agent = node.start(&handle).await;
+        // The first one has room for eleven extents.
+        let thin = DesiredVolume { thin: true, ..wanted(3, 4 * MIB) };
+        let volumes = vec![wanted(1, 8 * MIB), wanted(2, 8 * MIB), thin];
+        let desired = DesiredNode { volumes, ..on_disks(1, None, &["/disk", "/second"]) };
+        agent.apply(desired).await.unwrap();
+        settled(&handle, &agent).await;
+        let [own, other, thin] =
+            [1, 2, 3].map(|number| Bytes::open(&handle, &*node.device(volume_id(number))));
+        thin.write(0, &[1; 512]).await.unwrap();
+        thin.flush().await.unwrap();
+        faults.inject(Fault::always(OperationKind::Any, IoError::DeviceGone));
+        other.write(0, &[1; 512]).await.unwrap_err();
+        let failing = |report: &NodeReport| report.pools[0].disks[1].health == DiskHealth::Faulted;
+        let report = eventually(&handle, &agent, failing).await;
+        assert_eq!(report.pools[0].health, PoolHealth::ReadOnly);
+        let healths = |report: &NodeReport| {
+            report.volumes.iter().map(|volume| volume.health.clone()).collect::<Vec<_>>()
+        };
+        let [first, second, third] = healths(&report).try_into().unwrap();
+        assert_eq!([first, third], [VolumeHealth::Online, VolumeHealth::Online]);
+        let problem = problem_of(&second);
+        assert!(problem.message.starts_with("pool pool: writes of /second fail"), "{}", problem.message);
+        // And so it is: what lies on the other disk is served and kept.
+        for bytes in [&own, &thin] {
+            bytes.write(0, &[7; 512]).await.unwrap();
+            bytes.flush().await.unwrap();
+            assert_eq!(bytes.read(0, 512).await.unwrap(), [7; 512]);
+        }
+        // A first write needs all disks; from then on its volume is not what it promises.
+        thin.write(MIB, &[1; 512]).await.unwrap_err();
+        let third = |report: &NodeReport| !matches!(report.volumes[2].health, VolumeHealth::Online);
+        let report = eventually(&handle, &agent, third).await;
+        assert_eq!(healths(&report)[0], VolumeHealth::Online);
+        faults.clear();
+        handle.sleep(Duration::from_secs(60)).await;
+        let report = agent.report();
+        assert_eq!(healths(&report), [const { VolumeHealth::Online }; 3]);
+        assert_eq!((report.pools[0].health, &report.pools[0].problem), (PoolHealth::Online, &None));
+    });
+}
+
+#[test]
 fn a_disk_with_a_bad_sector_is_suspected_and_serves_on() {
     run(15, |handle| async move {
         let (_node, agent, faults, bytes) = on_a_faulty_disk(&handle).await;

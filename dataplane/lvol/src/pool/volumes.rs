@@ -309,6 +309,17 @@ impl Pool {
         self.inner.state.borrow().volumes.get(&id).map(Volume::status)
     }
 
+    /// Whether a volume needs a disk of the pool: it may have data there, or changes of its map are still to be made durable, for which all
+    /// are needed. True for a volume that is not understood.
+    #[must_use]
+    pub fn needs_disk(&self, id: VolumeId, disk: usize) -> bool {
+        let state = self.inner.state.borrow();
+        let Some(data) = state.volumes.get(&id).and_then(Volume::data) else { return true };
+        let stuck = state.read_only.is_some()
+            && data.device.as_ref().is_some_and(|device| device.core().is_pending());
+        stuck || data.disks & 1_u64.checked_shl(u32::try_from(disk).unwrap_or(u32::MAX)).unwrap_or(0) != 0
+    }
+
     /// All volumes by id, snapshots included.
     #[must_use]
     pub fn volumes(&self) -> Vec<(VolumeId, VolumeStatus)> {
