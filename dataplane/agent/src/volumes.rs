@@ -138,7 +138,8 @@ impl Inner {
             Ok(()) | Err(VolumeError::ReadOnly(_)) => {}
             Err(error) => return Err(volume_problem(&error).into()),
         }
-        if is_snapshot || record.size == wanted.size {
+        // What hosts see counts: a growth whose commit failed is in the record and not there yet.
+        if is_snapshot || device.info().bytes() == wanted.size {
             return Ok((device, None));
         }
         match pool.resize(wanted.id, wanted.size).await {
