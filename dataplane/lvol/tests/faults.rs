@@ -5,12 +5,12 @@ mod support;
 
 use std::sync::Arc;
 
-use basalt_bdev::{BlockDevice, IoError, Lba};
-use basalt_device_mem::{Fault, FaultyDevice, OperationKind};
+use basalt_bdev::{BlockDevice, BlockSize, IoError, Lba};
+use basalt_device_mem::{Fault, FaultyDevice, ImageDevice, OperationKind};
 use basalt_lvol::id::{Epoch, Generation};
 use basalt_lvol::layout::DamageReason;
 use basalt_lvol::{DiskRefusal, ImportError, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus};
-use support::{Bytes, CLUSTER, MIB, create, named_all, page_of_volume, ram, run, volume, volume_id};
+use support::{Bytes, CLUSTER, MIB, create, named_all, page_of_volume, ram, run, thin, volume, volume_id};
 
 /// Journals and metadata area of the smallest lead disk, in blocks of 512 bytes.
 const METADATA: std::ops::Range<Lba> = Lba(MIB / 512)..Lba(5 * MIB / 512);
@@ -174,5 +174,77 @@ fn a_disk_that_fails_altogether_is_named() {
         let failed = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
         assert!(matches!(&failed, ImportError::Disk(DiskRefusal::Fault(_))));
         assert_eq!(failed.to_string(), "disk disk-0: flush failed: the device is gone");
+    });
+}
+
+/// A disk with a write cache in one of its lives.
+fn in_life(content: Vec<u8>, life: u64) -> Arc<ImageDevice> {
+    Arc::new(ImageDevice::new(Arc::new(content), BlockSize::B512, true).with_cache_lifetime(life))
+}
+
+/// Seed 316 of the simulator's data.
+#[test]
+fn a_flush_covers_what_only_the_journal_says_after_a_restart() {
+    run(7, |handle| async move {
+        let disk = in_life(vec![0; 16 << 20], 1);
+        let pool = create(&handle, &[Arc::clone(&disk) as Arc<dyn BlockDevice>]).await.unwrap();
+        let device = pool.create_volume(thin(1, MIB)).await.unwrap();
+        Bytes::open(&handle, &*device).write(0, &[7; 4096]).await.unwrap();
+        // The process ends. The next one believes the group, as the cache is the same, and cannot write a checkpoint.
+        drop((device, pool));
+        let faulty = FaultyDevice::new(Arc::clone(&disk) as Arc<dyn BlockDevice>);
+        let faults = Arc::clone(faulty.faults());
+        faults.inject(fault(OperationKind::Write, METADATA));
+        let disks = [Arc::new(faulty) as Arc<dyn BlockDevice>];
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(1)) else { panic!("it is there") };
+        let bytes = Bytes::open(&handle, &*device);
+        assert_eq!(bytes.read(0, 4096).await, Ok(vec![7; 4096]));
+        assert!(bytes.flush().await.is_err(), "it cannot be made durable");
+        faults.clear();
+        pool.resume().await.unwrap();
+        bytes.flush().await.unwrap();
+        // Power fails: only firm groups count.
+        let later = [in_life(disk.to_vec(), 2) as Arc<dyn BlockDevice>];
+        let pool = Pool::import(&handle, CLUSTER, named_all(&later)).await.unwrap();
+        let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(1)) else { panic!("it is there") };
+        assert_eq!(Bytes::open(&handle, &*device).read(0, 4096).await, Ok(vec![7; 4096]));
+    });
+}
+
+/// Seed 12 of the simulator's data: what cannot be read is not taken for damage, behind which older data would be served.
+#[test]
+fn a_journal_that_cannot_be_read_is_waited_for() {
+    run(8, |handle| async move {
+        let faulty = FaultyDevice::new(ram(16 * MIB));
+        let faults = Arc::clone(faulty.faults());
+        let disks: [Arc<dyn BlockDevice>; 1] = [Arc::new(faulty)];
+        let pool = create(&handle, &disks).await.unwrap();
+        let device = pool.create_volume(thin(1, MIB)).await.unwrap();
+        Bytes::open(&handle, &*device).write_durably(0, &[7; 4096]).await.unwrap();
+        drop((device, pool));
+        let raw = Bytes::open(&handle, &*disks[0]);
+        let mut copies = Vec::new();
+        for block in METADATA.start.0..METADATA.end.0 {
+            if raw.read(block * 512, 512).await.unwrap().starts_with(b"BSLTJRNL") {
+                copies.push(block);
+            }
+        }
+        let [.., first, second] = copies[..] else { panic!("a group has two copies: {copies:?}") };
+        let unreadable = |block: u64| fault(OperationKind::Read, Lba(block)..Lba(block + 1));
+        faults.inject(unreadable(first));
+        faults.inject(unreadable(second));
+        let failed = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
+        assert!(matches!(&failed, ImportError::Disk(DiskRefusal::Fault(_))), "{failed}");
+        // One copy is enough, and one block behind the last group cannot hide another one.
+        for alone in [first, second, second + 1, second + 9] {
+            faults.clear();
+            faults.inject(unreadable(alone));
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(1)) else {
+                panic!("it is there")
+            };
+            assert_eq!(Bytes::open(&handle, &*device).read(0, 4096).await, Ok(vec![7; 4096]), "{alone}");
+        }
     });
 }

@@ -211,6 +211,11 @@ pub fn copies_of_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Option<
     Some((length, copies.into_iter().flatten().count()))
 }
 
+/// The most that a group takes with both of its copies.
+pub fn group_bytes_max(block_bytes: usize) -> usize {
+    2 * round_up(HEADER_BYTES + GROUP_BYTES_MAX, block_bytes)
+}
+
 /// Sequence numbers and trust of all intact copies of groups of this checkpoint from `id` on. If one is to be believed, what lies
 /// before it was written to its end, so a gap before it is damage and not the journal's end.
 pub fn later_groups(

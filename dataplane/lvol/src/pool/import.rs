@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
@@ -306,7 +307,10 @@ impl Image {
             checkpoint: superblock.sequence,
             first: top.root.first_group,
         };
-        let state = empty(superblock.clone(), top.root.revision, space, journal, read_only.clone());
+        let mut state = empty(superblock.clone(), top.root.revision, space, journal, read_only.clone());
+        // What only the journal says is not for good before the next checkpoint: groups may count only while the caches live on.
+        state.map_changes = u64::from(!replay.records.is_empty());
+        state.map_written = state.map_changes;
         let inner = Rc::new(Inner {
             handle: handle.clone(),
             cluster: superblock.cluster,
@@ -432,6 +436,7 @@ impl Inner {
                     if read_only {
                         device.core().info.set_read_only(true);
                     }
+                    device.core().changed.store(state.map_changes, Ordering::Release);
                     data.device = Some(device);
                     Volume::Ready(Box::new(data))
                 }

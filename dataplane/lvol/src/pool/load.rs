@@ -18,7 +18,7 @@ use crate::layout::{
     DIRECTORY_RECORDS, DamageReason, DirectoryRecord, DiskGeometry, DiskRecord, Group, GroupId,
     JournalRecord, LEAF_EXTENTS, Leaf, MapRoot, NODE_CHILDREN, PAGE_BYTES, PageHeader, PageKind, PageNumber,
     PagePointer, Root, RootError, Superblock, Trust, TwinPointer, VolumeRecord, decode_directory,
-    decode_group, decode_node, later_groups,
+    decode_group, decode_node, group_bytes_max, later_groups,
 };
 use crate::pages::{PageHold, Pages};
 use crate::tree::{Body, Node, Tree, covered};
@@ -329,7 +329,7 @@ pub(super) async fn read_journals(
     for checkpoint in [superblock.sequence, superblock.sequence + 1] {
         let geometry = &superblock.geometry;
         let offset = geometry.journal_offset + checkpoint % 2 * geometry.journal_bytes;
-        let bytes = read_journal(lead, offset, geometry.journal_bytes).await?;
+        let (bytes, unreadable) = read_journal(lead, offset, geometry.journal_bytes).await?;
         let block = lead.block().bytes() as usize;
         let id = |sequence| GroupId { pool: superblock.pool, checkpoint, sequence };
         let mut at = 0;
@@ -338,6 +338,14 @@ pub(super) async fn read_journals(
             seen = Some(next);
             next += 1;
             groups.push(group);
+        }
+        // Whether a group follows is not known if a block of each of its copies may be among these: going on without it would serve what
+        // was there before it.
+        let mut hidden =
+            unreadable.into_iter().filter(|(place, _)| (at..at + group_bytes_max(block)).contains(place));
+        if let (Some(_), Some((_, fault))) = (hidden.next(), hidden.next()) {
+            mark!("lvol-journal-unreadable");
+            return Err(fault);
         }
         for (sequence, trust) in later_groups(&bytes, id(next), block) {
             seen = seen.max(Some(sequence));
@@ -363,23 +371,29 @@ pub(super) async fn read_journals(
     Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used })
 }
 
-/// A journal's bytes. What the medium cannot give reads as zeroes: a group there counts as damaged.
-async fn read_journal(lead: &DiskIo, offset: u64, bytes: u64) -> Result<Vec<u8>, DiskFault> {
+/// A journal's bytes. What the medium cannot give reads as zeroes: such blocks are told, with what was wrong.
+async fn read_journal(
+    lead: &DiskIo,
+    offset: u64,
+    bytes: u64,
+) -> Result<(Vec<u8>, Vec<(usize, DiskFault)>), DiskFault> {
     match lead.read(offset, bytes).await {
-        Ok(content) => return Ok(content),
+        Ok(content) => return Ok((content, Vec::new())),
         Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {}
         Err(fault) => return Err(fault),
     }
+    let mut unreadable = Vec::new();
     let block = u64::from(lead.block().bytes());
     let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
     for at in (0..bytes).step_by(lead.block().bytes() as usize) {
         match lead.read(offset + at, block).await {
             Ok(part) => content.extend(part),
             Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
+                unreadable.push((content.len(), fault));
                 content.resize(content.len() + lead.block().bytes() as usize, 0);
             }
             Err(fault) => return Err(fault),
         }
     }
-    Ok(content)
+    Ok((content, unreadable))
 }
