@@ -1,4 +1,5 @@
-//! Lists the marks and planted bugs of the production code, so that neither list can be forgotten.
+//! Lists the marks and planted bugs of the production code, and the marks of the data plane's world, so that neither list can be
+//! forgotten.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,6 +30,10 @@ fn main() -> io::Result<()> {
             }
         }
     }
+    // What hosts must come to do, so that a run in which they do not is noticed.
+    let (world, owner) = (root.join("tests/simulator/src/data"), "tests/simulator");
+    println!("cargo::rerun-if-changed={}", world.display());
+    scan(&world, owner, &mut marks, &mut bugs)?;
     let mut code = String::new();
     list(&mut code, "MARKS", "Every mark and the folder of the crate that holds it.", &marks);
     list(&mut code, "BUGS", "Every planted bug and the folder of the crate that holds it.", &bugs);

@@ -11,25 +11,50 @@
 //! * after a crash every durable candidate is possible; what is then read has been on the medium and stays;
 //! * two reads with nothing between them agree;
 //! * until a write is acknowledged only the running target may know where it lies: one that was read before may be gone after the
-//!   target's end, as it may be after a power failure.
+//!   target's end, as it may be after a power failure;
+//! * a volume that was restored begins with what its snapshot may hold ([`Holding`]), all of it durable.
 
+use crate::holding::{Contradiction, Holding, Shared};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::rc::Rc;
 
 /// A position in the one order of everything that hosts and the world did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(pub u64);
 
 impl Moment {
-    const NEVER: Self = Self(u64::MAX);
+    pub(crate) const NEVER: Self = Self(u64::MAX);
 }
 
-/// What stands for the content of one block; [`Stamp::ZEROES`] is a block that was never written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// What stands for the content of one block; [`Stamp::ZEROES`] is a block that was never written. All others are of one volume.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stamp(pub u64);
+
+/// Bits of a stamp that count the writes of its volume.
+const COUNT_BITS: u32 = 40;
 
 impl Stamp {
     /// All bytes are zero.
     pub const ZEROES: Self = Self(0);
+
+    /// The stamp of a volume's write with this number; neither is zero.
+    pub fn of(volume: u64, count: u64) -> Self {
+        debug_assert!(volume > 0 && count > 0 && count >> COUNT_BITS == 0, "{volume} {count}");
+        Self(volume << COUNT_BITS | count)
+    }
+
+    /// The number of the volume that it was written to.
+    pub fn volume(self) -> u64 {
+        self.0 >> COUNT_BITS
+    }
+}
+
+impl fmt::Debug for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stamp({}.{})", self.volume(), self.0 & ((1 << COUNT_BITS) - 1))
+    }
 }
 
 /// The number of a write, for its end.
@@ -58,9 +83,37 @@ struct Write {
     perhaps_lost: bool,
     /// A later read saw something else, which ended then; until the next crash no read that is issued after that can see it.
     hidden: Option<Moment>,
+    /// The volume began with it.
+    inherited: bool,
 }
 
 impl Write {
+    /// One that the hosts of the volume have issued.
+    fn issued(id: WriteId, effect: Effect, issued: Moment) -> Self {
+        Self {
+            id,
+            effect,
+            issued,
+            settled: Moment::NEVER,
+            acknowledged: false,
+            durable: false,
+            perhaps_lost: false,
+            hidden: None,
+            inherited: false,
+        }
+    }
+
+    /// What the volume perhaps began with.
+    fn inherited(id: WriteId, stamp: Stamp) -> Self {
+        Self {
+            settled: Moment(0),
+            acknowledged: true,
+            durable: true,
+            inherited: true,
+            ..Self::issued(id, Effect::Content(stamp), Moment(0))
+        }
+    }
+
     fn stamp(&self) -> Stamp {
         match self.effect {
             Effect::Content(stamp) => stamp,
@@ -83,20 +136,6 @@ struct Block {
 }
 
 impl Block {
-    fn new() -> Self {
-        let zeroes = Write {
-            id: WriteId(0),
-            effect: Effect::Content(Stamp::ZEROES),
-            issued: Moment(0),
-            settled: Moment(0),
-            acknowledged: true,
-            durable: true,
-            perhaps_lost: false,
-            hidden: None,
-        };
-        Self { writes: vec![zeroes] }
-    }
-
     /// Forgets writes that can neither be seen now, nor by a read that was issued since `oldest_read`, nor after a crash.
     fn prune(&mut self, oldest_read: Moment) {
         let durable: Vec<Moment> = self
@@ -113,6 +152,14 @@ impl Block {
     fn visible(&self, write: &Write, read: Moment) -> bool {
         write.hidden.is_none_or(|since| read < since)
             && self.writes.iter().all(|other| !(other.replaces(write) && other.settled < read))
+    }
+
+    /// Tells a snapshot that is under way what of this block it may hold if it is taken now.
+    fn tell(&self, number: u64, now: Moment, snapshot: &Shared) {
+        let mut snapshot = snapshot.borrow_mut();
+        for write in self.writes.iter().filter(|write| self.visible(write, now)) {
+            snapshot.may_hold(number, write.id, write.stamp(), write.issued);
+        }
     }
 }
 
@@ -140,11 +187,15 @@ pub struct Blocks {
     reads: BTreeSet<Moment>,
     crashed: Moment,
     volatile_cache: bool,
+    base: Option<Shared>,
+    /// Snapshots that were ordered and not reported.
+    snapshots: Vec<Shared>,
 }
 
 impl Blocks {
-    /// A volume that reads as zeroes. Without a `volatile_cache` every acknowledged write is durable.
-    pub fn new(volatile_cache: bool) -> Self {
+    /// A volume that reads as what its snapshot holds, if it was restored from one, and as zeroes otherwise. Without a
+    /// `volatile_cache` every acknowledged write is durable.
+    pub fn new(volatile_cache: bool, base: Option<Shared>) -> Self {
         Self {
             moment: Moment(0),
             writes: 0,
@@ -153,6 +204,8 @@ impl Blocks {
             reads: BTreeSet::new(),
             crashed: Moment(0),
             volatile_cache,
+            base,
+            snapshots: Vec::new(),
         }
     }
 
@@ -165,23 +218,75 @@ impl Blocks {
     /// A write of blocks `first..first + count` was issued.
     pub fn write_issued(&mut self, first: u64, count: u64, effect: Effect) -> WriteId {
         let issued = self.now();
-        self.writes += 1;
-        let id = WriteId(self.writes);
-        for block in first..first + count {
-            let write = Write {
-                id,
-                effect,
-                issued,
-                settled: Moment::NEVER,
-                acknowledged: false,
-                durable: false,
-                perhaps_lost: false,
-                hidden: None,
-            };
-            self.blocks.entry(block).or_insert_with(Block::new).writes.push(write);
+        let id = self.next_id();
+        for number in first..first + count {
+            if !self.blocks.contains_key(&number) {
+                let inherited =
+                    self.base.as_ref().map_or(vec![Stamp::ZEROES], |base| base.borrow().stamps(number));
+                let writes =
+                    inherited.into_iter().map(|stamp| Write::inherited(self.next_id(), stamp)).collect();
+                self.blocks.insert(number, Block { writes });
+            }
+            let Some(block) = self.blocks.get_mut(&number) else { continue };
+            block.writes.push(Write::issued(id, effect, issued));
+            self.snapshots.iter().for_each(|snapshot| block.tell(number, issued, snapshot));
         }
         self.open.insert(id, (first, count));
         id
+    }
+
+    fn next_id(&mut self) -> WriteId {
+        self.writes += 1;
+        WriteId(self.writes)
+    }
+
+    /// A snapshot of the volume was ordered. It may hold whatever the volume may until it is reported.
+    pub fn snapshot_ordered(&mut self) -> Shared {
+        let now = self.now();
+        let snapshot = Rc::new(RefCell::new(Holding::ordered(now, self.base.clone())));
+        self.snapshots.push(Rc::clone(&snapshot));
+        self.tell_snapshots();
+        snapshot
+    }
+
+    /// A snapshot was reported to be there.
+    pub fn snapshot_reported(&mut self, snapshot: &Shared) {
+        let now = self.now();
+        snapshot.borrow_mut().reported(now);
+        self.snapshots.retain(|other| !Rc::ptr_eq(other, snapshot));
+    }
+
+    /// Tells snapshots that are under way what the volume may hold now.
+    fn tell_snapshots(&mut self) {
+        let now = self.now();
+        for snapshot in &self.snapshots {
+            self.blocks.iter().for_each(|(number, block)| block.tell(*number, now, snapshot));
+        }
+    }
+
+    /// The target's process ended: snapshots that are under way are taken again.
+    fn interrupt_snapshots(&mut self) {
+        self.snapshots.iter().for_each(|snapshot| snapshot.borrow_mut().interrupted());
+        self.tell_snapshots();
+    }
+
+    /// Tells snapshots that are under way what the write takes the place of.
+    fn tell_of_replacement(&self, id: WriteId, now: Moment) {
+        let Some((first, count)) = self.open.get(&id).filter(|_| !self.snapshots.is_empty()) else { return };
+        for number in *first..first + count {
+            let Some(block) = self.blocks.get(&number) else { continue };
+            let Some(write) = block.writes.iter().find(|write| write.id == id) else { continue };
+            if write.effect == Effect::PerhapsZeroes {
+                continue;
+            }
+            let replaced = |other| {
+                let other = block.writes.iter().find(|write| write.id == other);
+                other.is_some_and(|other| other.settled < write.issued)
+            };
+            for snapshot in &self.snapshots {
+                snapshot.borrow_mut().replaced(number, now, replaced);
+            }
+        }
     }
 
     fn oldest_read(&self) -> Moment {
@@ -214,6 +319,7 @@ impl Blocks {
     pub fn write_acknowledged(&mut self, id: WriteId, fua: bool) {
         let now = self.now();
         let durable = fua || !self.volatile_cache;
+        self.tell_of_replacement(id, now);
         self.each(id, |write| {
             write.acknowledged = true;
             write.settled = now;
@@ -260,6 +366,7 @@ impl Blocks {
             }
             block.prune(oldest_read);
         }
+        self.interrupt_snapshots();
     }
 
     /// The target lost everything that was not on its medium; writes that are still open will not have an effect any more.
@@ -275,6 +382,7 @@ impl Blocks {
             }
             block.prune(oldest_read);
         }
+        self.interrupt_snapshots();
     }
 
     /// A read that was issued at `issued` returned `read` for `block`.
@@ -283,11 +391,7 @@ impl Blocks {
     /// When no history explains that.
     pub fn read(&mut self, issued: Moment, block: u64, read: Stamp) -> Result<(), WrongRead> {
         let (now, crashed) = (self.now(), self.crashed);
-        let Some(state) = self.blocks.get_mut(&block) else {
-            let (permitted, detail) = (vec![Stamp::ZEROES], "it was never written");
-            let wrong = WrongRead { block, read, permitted, detail };
-            return if read == Stamp::ZEROES { Ok(()) } else { Err(wrong) };
-        };
+        let Some(state) = self.blocks.get_mut(&block) else { return self.read_unwritten(block, read) };
         let seen = |write: &&Write| write.stamp() == read && state.visible(write, issued);
         // With several candidates of one content nothing can be concluded about which it was.
         let matching: Vec<WriteId> = state.writes.iter().filter(seen).map(|write| write.id).collect();
@@ -302,6 +406,11 @@ impl Blocks {
                 if known { "it was replaced" } else { "it was replaced for good or never written there" };
             return Err(WrongRead { block, read, permitted, detail });
         };
+        if state.writes.iter().any(|write| write.id == id && write.inherited)
+            && let Some(base) = &self.base
+        {
+            saw(base, block, read)?;
+        }
         // What was read before a crash and arrives after it says nothing about now.
         if issued <= crashed {
             return Ok(());
@@ -321,6 +430,32 @@ impl Blocks {
         }
         Ok(())
     }
+
+    /// A block was read that no host of this volume has written.
+    fn read_unwritten(&self, block: u64, read: Stamp) -> Result<(), WrongRead> {
+        match &self.base {
+            Some(base) => saw(base, block, read),
+            None if read == Stamp::ZEROES => Ok(()),
+            None => {
+                let (permitted, detail) = (vec![Stamp::ZEROES], "it was never written");
+                Err(WrongRead { block, read, permitted, detail })
+            }
+        }
+    }
+}
+
+/// Something was read that only the snapshot can have brought.
+fn saw(base: &Shared, block: u64, read: Stamp) -> Result<(), WrongRead> {
+    base.borrow_mut().saw(block, read).map_err(|contradiction| match contradiction {
+        Contradiction::Other(permitted) => {
+            let detail = "the snapshot that the volume was restored from does not hold it";
+            WrongRead { block, read, permitted, detail }
+        }
+        Contradiction::OtherMoment => {
+            let detail = "with what else is known of the snapshot it is not of one moment";
+            WrongRead { block, read, permitted: Vec::new(), detail }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -347,13 +482,13 @@ mod tests {
 
     #[test]
     fn never_written_blocks_read_as_zeroes() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         assert!(reads(&mut blocks, Stamp::ZEROES) && !reads(&mut blocks, A));
     }
 
     #[test]
     fn an_acknowledged_write_is_read_and_what_it_replaced_is_not() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, false);
         assert!(reads(&mut blocks, A) && !reads(&mut blocks, Stamp::ZEROES));
         write(&mut blocks, B, false);
@@ -362,7 +497,7 @@ mod tests {
 
     #[test]
     fn while_a_write_is_open_both_contents_are_possible_but_not_back_and_forth_once_it_ended() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, false);
         let open = blocks.write_issued(5, 1, Effect::Content(B));
         assert!(reads(&mut blocks, A));
@@ -374,7 +509,7 @@ mod tests {
 
     #[test]
     fn a_read_that_began_before_the_acknowledgement_may_see_the_old_content() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, false);
         for fua in [false, true] {
             let open = blocks.write_issued(5, 1, Effect::Content(B));
@@ -389,7 +524,7 @@ mod tests {
     #[test]
     fn concurrent_writes_may_end_in_either_order_and_then_stay() {
         for (seen, other) in [(A, B), (B, A)] {
-            let mut blocks = Blocks::new(true);
+            let mut blocks = Blocks::new(true, None);
             let first = blocks.write_issued(5, 1, Effect::Content(A));
             let second = blocks.write_issued(5, 1, Effect::Content(B));
             blocks.write_acknowledged(first, false);
@@ -401,7 +536,7 @@ mod tests {
     #[test]
     fn an_unflushed_write_may_be_lost_by_a_crash_but_one_outcome_stays() {
         for (seen, other) in [(A, B), (B, A)] {
-            let mut blocks = Blocks::new(true);
+            let mut blocks = Blocks::new(true, None);
             write(&mut blocks, A, true);
             write(&mut blocks, B, false);
             blocks.crashed();
@@ -414,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_read_that_arrives_after_a_crash_tells_of_before() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, true);
         write(&mut blocks, B, false);
         let issued = blocks.read_issued();
@@ -425,7 +560,7 @@ mod tests {
 
     #[test]
     fn what_was_flushed_or_written_with_fua_survives() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, false);
         flush(&mut blocks);
         blocks.crashed();
@@ -437,7 +572,7 @@ mod tests {
 
     #[test]
     fn a_long_read_may_see_what_was_replaced_since_it_was_issued() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, false);
         let issued = blocks.read_issued();
         let id = blocks.write_issued(5, 1, Effect::PerhapsZeroes);
@@ -448,7 +583,7 @@ mod tests {
 
     #[test]
     fn without_a_volatile_cache_acknowledged_writes_survive() {
-        let mut blocks = Blocks::new(false);
+        let mut blocks = Blocks::new(false, None);
         write(&mut blocks, A, false);
         blocks.crashed();
         assert!(!reads(&mut blocks, Stamp::ZEROES) && reads(&mut blocks, A));
@@ -456,7 +591,7 @@ mod tests {
 
     #[test]
     fn a_flush_does_not_cover_a_write_that_was_acknowledged_after_it_was_issued() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         let open = blocks.write_issued(5, 1, Effect::Content(A));
         let issued = blocks.now();
         blocks.write_acknowledged(open, false);
@@ -467,7 +602,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_may_appear_until_it_is_given_up_and_replaced() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, true);
         let failed = blocks.write_issued(5, 1, Effect::Content(B));
         assert!(reads(&mut blocks, A));
@@ -480,7 +615,7 @@ mod tests {
 
     #[test]
     fn a_killed_target_keeps_what_it_acknowledged() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, false);
         let open = blocks.write_issued(5, 1, Effect::Content(B));
         blocks.killed();
@@ -493,7 +628,7 @@ mod tests {
     #[test]
     fn a_write_that_was_read_and_not_acknowledged_may_be_gone_after_the_targets_end() {
         for seen in [A, B] {
-            let mut blocks = Blocks::new(true);
+            let mut blocks = Blocks::new(true, None);
             write(&mut blocks, A, true);
             let _open = blocks.write_issued(5, 1, Effect::Content(B));
             assert!(
@@ -503,7 +638,7 @@ mod tests {
             blocks.killed();
             assert!(reads(&mut blocks, seen), "{seen:?}");
         }
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         write(&mut blocks, A, true);
         write(&mut blocks, B, false);
         blocks.killed();
@@ -513,7 +648,7 @@ mod tests {
     #[test]
     fn a_discard_may_or_may_not_zero() {
         for seen in [A, Stamp::ZEROES] {
-            let mut blocks = Blocks::new(true);
+            let mut blocks = Blocks::new(true, None);
             write(&mut blocks, A, true);
             let discard = blocks.write_issued(5, 1, Effect::PerhapsZeroes);
             blocks.write_acknowledged(discard, false);
@@ -524,7 +659,7 @@ mod tests {
 
     #[test]
     fn a_write_to_one_block_says_nothing_of_another() {
-        let mut blocks = Blocks::new(true);
+        let mut blocks = Blocks::new(true, None);
         let id = blocks.write_issued(4, 2, Effect::Content(A));
         blocks.write_acknowledged(id, false);
         for (block, stamp) in [(3, Stamp::ZEROES), (4, A), (5, A), (6, Stamp::ZEROES)] {

@@ -14,14 +14,9 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
     ("lvol-disk-added", NOT_BY_THE_AGENT),
     ("lvol-disk-grown", NOT_BY_THE_AGENT),
     ("lvol-epoch-raised", NOT_BY_THE_AGENT),
-    ("lvol-hole-copied", NOT_BY_THE_AGENT),
     ("lvol-journal-damaged", "disks of the simulation do not rot; the tests of dataplane/lvol reach it"),
     ("lvol-journal-full", "pools come to a checkpoint before; the tests of dataplane/lvol reach it"),
     ("lvol-metadata-full", "pools are too small for it; the tests of dataplane/lvol reach it"),
-    (
-        "lvol-piece-copied",
-        "hosts do not write to what snapshots are taken of; the tests of dataplane/lvol reach it",
-    ),
     ("proposal-lost", "a second line of defence: the loss of the leadership answers proposals first"),
     (
         "request-repeated",

@@ -5,6 +5,7 @@ pub mod fleet;
 pub mod node;
 pub mod nvme;
 pub mod script;
+pub mod snapshots;
 pub mod volume;
 pub mod world;
 
@@ -44,8 +45,14 @@ pub fn run(seed: Seed) -> Result<Tally, Violation> {
     for number in 0..world.host_machines.len() {
         world.start_hosts(number);
     }
+    if random.chance(1, 6) {
+        troubled_beginning(&mut world, &mut random)?;
+    }
     turmoil(&mut world, &mut random)?;
     calm(&mut world)?;
+    all_that_is_owed(&mut world)?;
+    world.restore_witnesses();
+    all_that_is_owed(&mut world)?;
     verify_all(&mut world)?;
     // What is on the disks is what was read.
     for number in 0..world.nodes.len() {
@@ -54,6 +61,19 @@ pub fn run(seed: Seed) -> Result<Tally, Violation> {
     }
     verify_all(&mut world)?;
     Ok(world.finish())
+}
+
+/// Power fails again and again while the pools are made.
+fn troubled_beginning(world: &mut World, random: &mut SeededRandom) -> Result<(), Violation> {
+    for _ in 0..4 {
+        for number in 0..world.nodes.len() {
+            world.beat(Duration::from_micros(200 + random.below(12_000)))?;
+            world.tally.fault("power failure", 1);
+            world.node_dies(number, true);
+            world.start_node(number);
+        }
+    }
+    Ok(())
 }
 
 fn turmoil(world: &mut World, random: &mut SeededRandom) -> Result<(), Violation> {
@@ -107,6 +127,21 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// Waits until the nodes have done all that was ordered.
+fn all_that_is_owed(world: &mut World) -> Result<(), Violation> {
+    let end = world.now() + RECOVERY_MAX;
+    loop {
+        world.beat(Duration::from_millis(20))?;
+        match world.owed() {
+            None => return Ok(()),
+            Some(detail) if world.now() > end => {
+                return Err(Violation::Stuck { waited: RECOVERY_MAX, detail });
+            }
+            Some(_) => {}
+        }
+    }
 }
 
 /// Reads all volumes, trying again until each could be read as a whole.

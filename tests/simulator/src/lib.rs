@@ -13,6 +13,7 @@ pub mod data;
 pub mod drift;
 pub mod findings;
 pub mod history;
+pub mod holding;
 pub mod linearize;
 pub mod network;
 pub mod pattern;

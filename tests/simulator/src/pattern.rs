@@ -1,16 +1,7 @@
-//! The content of blocks: every byte follows from the volume, the block's number and a stamp, so that a block that is torn, or
-//! comes from another place, is recognised.
+//! The content of blocks: every byte follows from the block's number and a stamp, which tells the volume and the write, so that a
+//! block that is torn, or comes from another place, is recognised.
 
 use crate::blocks::Stamp;
-
-/// Which block of which volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// A number for the volume.
-    pub volume: u64,
-    /// The block's number.
-    pub block: u64,
-}
 
 /// Why bytes are no block that was written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,41 +18,40 @@ pub enum Foreign {
 
 const WORD: usize = 8;
 
-fn word(place: Place, stamp: Stamp, index: usize) -> u64 {
+fn word(number: u64, stamp: Stamp, index: usize) -> u64 {
     if index == 0 {
         return stamp.0;
     }
     let mut mixed = stamp
         .0
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(place.volume.rotate_left(40))
-        .wrapping_add(place.block.rotate_left(17))
+        .wrapping_add(number.rotate_left(17))
         .wrapping_add(index as u64);
     mixed = (mixed ^ (mixed >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed ^ (mixed >> 29)
 }
 
-/// Fills one block.
-pub fn fill(block: &mut [u8], place: Place, stamp: Stamp) {
+/// Fills the block with this number.
+pub fn fill(block: &mut [u8], number: u64, stamp: Stamp) {
     if stamp == Stamp::ZEROES {
         block.fill(0);
         return;
     }
     for (index, chunk) in block.chunks_mut(WORD).enumerate() {
-        chunk.copy_from_slice(&word(place, stamp, index).to_le_bytes()[..chunk.len()]);
+        chunk.copy_from_slice(&word(number, stamp, index).to_le_bytes()[..chunk.len()]);
     }
 }
 
-/// The stamp with which a block was filled.
+/// The stamp with which the block with this number was filled.
 ///
 /// # Errors
-/// When the bytes are not those of any stamp at this place.
-pub fn stamp_of(block: &[u8], place: Place) -> Result<Stamp, Foreign> {
+/// When the bytes are not those of any stamp there.
+pub fn stamp_of(block: &[u8], number: u64) -> Result<Stamp, Foreign> {
     let mut first = [0; WORD];
     first.copy_from_slice(&block[..WORD]);
     let stamp = Stamp(u64::from_le_bytes(first));
     for (index, chunk) in block.chunks(WORD).enumerate() {
-        let expected = if stamp == Stamp::ZEROES { 0 } else { word(place, stamp, index) };
+        let expected = if stamp == Stamp::ZEROES { 0 } else { word(number, stamp, index) };
         if chunk != &expected.to_le_bytes()[..chunk.len()] {
             return Err(Foreign::Torn { stamp, at: index * WORD });
         }
@@ -73,11 +63,11 @@ pub fn stamp_of(block: &[u8], place: Place) -> Result<Stamp, Foreign> {
 mod tests {
     use super::*;
 
-    const HERE: Place = Place { volume: 3, block: 9 };
+    const HERE: u64 = 9;
 
-    fn block(place: Place, stamp: Stamp) -> Vec<u8> {
+    fn block(number: u64, stamp: Stamp) -> Vec<u8> {
         let mut block = vec![0xee; 512];
-        fill(&mut block, place, stamp);
+        fill(&mut block, number, stamp);
         block
     }
 
@@ -100,9 +90,15 @@ mod tests {
 
     #[test]
     fn a_block_from_another_place_is_recognised() {
-        let elsewhere = block(Place { block: 10, ..HERE }, Stamp(5));
-        assert!(stamp_of(&elsewhere, HERE).is_err());
-        let other_volume = block(Place { volume: 4, ..HERE }, Stamp(5));
-        assert!(stamp_of(&other_volume, HERE).is_err());
+        assert!(stamp_of(&block(HERE + 1, Stamp(5)), HERE).is_err());
+    }
+
+    #[test]
+    fn a_block_tells_its_volume() {
+        for volume in [3, 4] {
+            let stamp = stamp_of(&block(HERE, Stamp::of(volume, 5)), HERE).unwrap();
+            assert_eq!((stamp, stamp.volume()), (Stamp::of(volume, 5), volume));
+        }
+        assert_ne!(block(HERE, Stamp::of(3, 5))[8..], block(HERE, Stamp::of(4, 5))[8..]);
     }
 }

@@ -1,7 +1,7 @@
 //! What goes wrong in the data plane.
 
 use crate::data::script::nqn;
-use crate::data::world::{Later, World};
+use crate::data::world::{Later, Used, World};
 use crate::event;
 use basalt_agent::Provision;
 use basalt_clock::Random;
@@ -10,7 +10,7 @@ use basalt_reactor::sim::{Chance, DiskFaults};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// The most volumes of one node at a time.
+/// The most volumes of one node at a time that begin empty.
 const VOLUMES_MAX: usize = 4;
 
 /// The most deletions that a node may owe while volumes are still added to it.
@@ -147,13 +147,12 @@ impl World {
         self.hold(number, volume);
     }
 
-    /// The node is not told about a volume for a while: it must leave the data alone.
+    /// The node is not told about a volume or snapshot for a while: it must leave the data alone.
     fn forget(&mut self, number: usize) {
-        let Some(used) = self.volumes.iter().find(|used| used.node == number && used.seen && !used.going)
-        else {
-            return;
-        };
-        let id = used.id;
+        let snapshot = self.snapshots.iter().find(|snapshot| snapshot.node == number);
+        let snapshot = snapshot.map(|snapshot| snapshot.id).filter(|_| self.random.chance(1, 3));
+        let used = self.volumes.iter().find(|used| used.node == number && used.seen && !used.going);
+        let Some(id) = snapshot.or(used.map(|used| used.id)) else { return };
         let Some(volume) = self.scripts[number].forget(id) else { return };
         event!("node {number} is not told about {id}");
         self.tally.fault("forgotten volume", 1);
@@ -181,10 +180,15 @@ impl World {
         self.later(length, Later::Remember(number, Box::new(volume)));
     }
 
-    /// The node is told to serve a volume that it never had: it must say so, and create nothing.
+    /// The node is told to serve a volume, or to hold a snapshot, that it never had: it must say so, and create nothing.
     fn phantom(&mut self, number: usize) {
         let script = &mut self.scripts[number];
-        let id = script.create(1 << 20);
+        let origin = script.desired.volumes.first().map(|volume| volume.id);
+        let origin = origin.filter(|_| self.random.chance(1, 3));
+        let id = match origin.and_then(|origin| script.snapshot(origin)) {
+            Some(snapshot) => snapshot,
+            None => script.create(1 << 20),
+        };
         if let Some(volume) = script.desired.volumes.last_mut() {
             volume.provision = Provision::Expect;
         }
@@ -195,22 +199,32 @@ impl World {
         self.later(length, Later::Forget(number, id));
     }
 
-    /// Creates, deletes or changes a volume.
+    /// Creates, deletes or changes a volume or a snapshot.
     pub fn change_volumes(&mut self) {
         let number = self.some(self.nodes.len());
-        let own: Vec<VolumeId> = self
-            .volumes
-            .iter()
-            .filter(|used| used.node == number && !used.going)
-            .map(|used| used.id)
-            .collect();
+        match self.random.below(12) {
+            0..2 => self.take_snapshot(number),
+            2..4 => self.restore_snapshot(number),
+            4 => self.delete_snapshot(number),
+            5 => self.grow_volume(number),
+            _ => self.change_volume(number),
+        }
+    }
+
+    /// Creates a volume, or deletes or changes one.
+    fn change_volume(&mut self, number: usize) {
+        let own = self.volumes.iter().filter(|used| used.node == number && !used.going);
+        let own: Vec<VolumeId> = own.map(|used| used.id).collect();
+        let restored = |used: &&Used| used.node == number && used.hosts.base.is_some();
+        let blank = own.len() - self.volumes.iter().filter(|used| !used.going).filter(restored).count();
         // A pool that is lost deletes nothing.
         let backlog = self.scripts[number].desired.tombstones.len();
-        if own.len() < VOLUMES_MAX && backlog < TOMBSTONES_MAX && self.random.chance(1, 2) {
+        if blank < VOLUMES_MAX && backlog < TOMBSTONES_MAX && self.random.chance(1, 2) {
             let size = (1 << 20) * (1 + self.random.below(4)) - 4096 * self.random.below(3);
             let id = self.scripts[number].create(size);
             event!("volume {id} of {size} bytes is ordered on node {number}");
-            self.use_volume(id, number, nqn(id));
+            let used = self.use_volume(id, number, nqn(id));
+            used.hosts.ordered_bytes.borrow_mut().insert(size);
             return;
         }
         if own.is_empty() {
@@ -219,6 +233,9 @@ impl World {
         let id = own[self.some(own.len())];
         if self.random.chance(1, 2) {
             self.scripts[number].touch(id);
+            return;
+        }
+        if self.is_being_snapshotted(id) {
             return;
         }
         if let Some(used) = self.volumes.iter_mut().find(|used| used.id == id) {

@@ -6,15 +6,18 @@ use crate::event;
 use basalt_agent::Exporter;
 use basalt_agent::nvme_tcp::NvmeTcpExporter;
 use basalt_dma::Buffer;
+use basalt_nvme_wire::identify::{self, Cns, IDENTIFY_LEN, IdentifyNamespace};
+use basalt_nvme_wire::log::{AsyncEvent, GetLogPage, LogId};
+use basalt_nvme_wire::opcode::Admin;
 use basalt_nvme_wire::pdu::Digests;
-use basalt_nvme_wire::{ReadWrite, Status, dsm};
+use basalt_nvme_wire::{ReadWrite, Sqe, Status, dsm};
 use basalt_nvmf_host::{Command, Data, HostOptions, IoCommand, NamespaceFacts};
 use basalt_nvmf_target::{Target as Subsystems, TargetOptions};
 use basalt_nvmf_tcp::host::{AsyncIoQueue, Controller, TcpHostOptions, connect};
 use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
 use basalt_nvmf_transport::{HostId, Nqn};
 use basalt_reactor::Handle;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -77,8 +80,8 @@ impl Connector for NvmeConnector {
             };
             let namespace = controller.facts().namespaces.first()?.clone();
             let queue = queues.into_iter().next()?.into_async(&handle);
-            let controller = RefCell::new(Some(Rc::new(controller)));
-            Some(Rc::new(NvmeIo { controller, queue, namespace }) as Rc<dyn VolumeIo>)
+            let (controller, blocks) = (RefCell::new(Some(Rc::new(controller))), Cell::new(namespace.blocks));
+            Some(Rc::new(NvmeIo { controller, queue, namespace, blocks: Rc::new(blocks) }) as Rc<dyn VolumeIo>)
         })
     }
 }
@@ -86,7 +89,10 @@ impl Connector for NvmeConnector {
 struct NvmeIo {
     controller: RefCell<Option<Rc<Controller>>>,
     queue: AsyncIoQueue,
+    /// As it was when it was connected.
     namespace: NamespaceFacts,
+    /// Its size now.
+    blocks: Rc<Cell<u64>>,
 }
 
 impl NvmeIo {
@@ -119,13 +125,54 @@ impl NvmeIo {
     }
 }
 
+fn changed_namespaces() -> Command {
+    let length = 4096;
+    let page = LogId::ChangedNamespaces.code();
+    let wanted =
+        GetLogPage { page, specific: 0, retain_event: false, length, offset: 0, index_offset: false };
+    let mut sqe = Sqe::new(Admin::GetLogPage.code(), 0);
+    wanted.emit(&mut sqe);
+    Command { sqe, data: Data::ToHost(Buffer::zeroed(usize::try_from(length).unwrap_or(0))) }
+}
+
+fn identify_namespace(nsid: u32) -> Command {
+    let mut sqe = Sqe::new(Admin::Identify.code(), 0);
+    sqe.nsid = nsid.into();
+    sqe.cdw10 = u32::from(Cns::Namespace.code()).into();
+    Command { sqe, data: Data::ToHost(Buffer::zeroed(IDENTIFY_LEN)) }
+}
+
 impl VolumeIo for NvmeIo {
     fn block_bytes(&self) -> u64 {
         1 << self.namespace.block_shift
     }
 
     fn blocks(&self) -> u64 {
-        self.namespace.blocks
+        self.blocks.get()
+    }
+
+    fn look_again(&self) -> Option<Local<bool>> {
+        let controller = self.controller.borrow().clone()?;
+        let told = controller.take_events().events.contains(&AsyncEvent::NamespaceAttributeChanged);
+        let (blocks, nsid) = (Rc::clone(&self.blocks), self.namespace.nsid);
+        told.then(|| {
+            Box::pin(async move {
+                // Reading the page lets the next event come.
+                if controller.admin(changed_namespaces()).await.is_err() {
+                    return false;
+                }
+                let Ok((cqe, page)) = controller.admin(identify_namespace(nsid)).await else { return false };
+                let page = page.to_vec();
+                // One that is not there any more is one whose connections end.
+                if cqe.status().is_success()
+                    && let Ok(page) = identify::parse::<IdentifyNamespace>(&page)
+                    && page.nsze.get() > 0
+                {
+                    blocks.set(page.nsze.get());
+                }
+                true
+            }) as Local<bool>
+        })
     }
 
     fn volatile_cache(&self) -> bool {

@@ -53,9 +53,24 @@ impl Script {
 
     /// Orders one more volume.
     pub fn create(&mut self, size: u64) -> VolumeId {
+        let thin = self.random.chance(1, 2);
+        self.order(size, thin, Content::Blank)
+    }
+
+    /// Orders a snapshot of a volume that the node was told about; `None` if it is not told at the moment.
+    pub fn snapshot(&mut self, origin: VolumeId) -> Option<VolumeId> {
+        let size = self.volume(origin)?.size;
+        Some(self.order(size, true, Content::SnapshotOf(origin)))
+    }
+
+    /// Orders a volume that begins with what a snapshot holds.
+    pub fn restore(&mut self, snapshot: VolumeId, size: u64) -> VolumeId {
+        self.order(size, true, Content::RestoredFrom(snapshot))
+    }
+
+    fn order(&mut self, size: u64, thin: bool, content: Content) -> VolumeId {
         let bits = u128::from(self.random.next_u64()) << 64 | u128::from(self.random.next_u64());
         let id = VolumeId(Uuid::from_u128(bits));
-        let thin = self.random.chance(1, 2);
         self.desired.volumes.push(DesiredVolume {
             id,
             generation: Generation(1),
@@ -64,18 +79,33 @@ impl Script {
             pool: POOL.to_owned(),
             size,
             thin,
-            content: Content::Blank,
+            content,
             provision: Provision::Create,
             nqn: nqn(id),
             nsid: 1,
             uuid: id.to_bytes(),
             nguid: id.to_bytes(),
             serial: format!("BSLT{:016X}", bits >> 64),
-            serve: true,
+            serve: !matches!(content, Content::SnapshotOf(_)),
             allowed_hosts: AllowedHosts::Any,
         });
         self.changed();
         id
+    }
+
+    /// What the node is told about a volume or snapshot at the moment.
+    pub fn volume(&self, id: VolumeId) -> Option<&DesiredVolume> {
+        self.desired.volumes.iter().find(|volume| volume.id == id)
+    }
+
+    /// Orders a volume to be larger; its new size if the node is told about it at the moment.
+    pub fn grow(&mut self, id: VolumeId, more: u64) -> Option<u64> {
+        let volume = self.desired.volumes.iter_mut().find(|volume| volume.id == id)?;
+        volume.size += more;
+        volume.generation.0 += 1;
+        let size = volume.size;
+        self.changed();
+        Some(size)
     }
 
     /// Orders the end of a volume.

@@ -1,13 +1,15 @@
 //! One volume as its hosts know it: what they wrote, what they may read, and how they go on after a lost connection.
 
-use crate::blocks::{Blocks, Effect, Stamp};
+use crate::blocks::{Blocks, Effect, Moment, Stamp};
 use crate::event;
-use crate::pattern::{self, Place};
+use crate::holding::Shared;
+use crate::pattern;
 use crate::run::Violation;
 use crate::trace;
-use basalt_clock::{Random, SeededRandom};
+use basalt_clock::{Random, SeededRandom, mark};
 use basalt_reactor::Handle;
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -73,8 +75,10 @@ pub enum End {
 pub trait VolumeIo {
     /// Bytes of a block.
     fn block_bytes(&self) -> u64;
-    /// Blocks of the volume.
+    /// Blocks of the volume, as far as is known.
     fn blocks(&self) -> u64;
+    /// If the volume has said that something about it has changed, looks at its size again; false if the connection is lost.
+    fn look_again(&self) -> Option<Local<bool>>;
     /// Whether acknowledged writes need a flush to be durable.
     fn volatile_cache(&self) -> bool;
     /// What the volume says it is: anything that must never change.
@@ -99,6 +103,16 @@ pub struct HostVolume {
     pub nqn: String,
     /// What reads may return.
     pub oracle: RefCell<Option<Blocks>>,
+    /// What it began with, if it was restored from a snapshot.
+    pub base: Option<Shared>,
+    /// Sizes in bytes that were ordered; nobody looks if there are none.
+    pub ordered_bytes: RefCell<BTreeSet<u64>>,
+    /// The largest size in bytes that hosts have seen.
+    pub bytes: Cell<u64>,
+    /// The first size in bytes that hosts have seen.
+    bytes_at_first: Cell<u64>,
+    /// Blocks that were read as the snapshot's, and whether the power has failed since.
+    inherited: RefCell<BTreeMap<u64, bool>>,
     /// What it said it is.
     identity: RefCell<Option<String>>,
     /// The first thing that went wrong.
@@ -130,11 +144,22 @@ impl fmt::Debug for HostVolume {
 
 impl HostVolume {
     /// A volume that nobody has seen yet.
-    pub fn new(number: u64, nqn: String, budget: Rc<Cell<u64>>, random: SeededRandom) -> Rc<Self> {
+    pub fn new(
+        number: u64,
+        nqn: String,
+        base: Option<Shared>,
+        budget: Rc<Cell<u64>>,
+        random: SeededRandom,
+    ) -> Rc<Self> {
         Rc::new(Self {
             number,
             nqn,
             oracle: RefCell::new(None),
+            base,
+            ordered_bytes: RefCell::default(),
+            bytes: Cell::new(0),
+            bytes_at_first: Cell::new(0),
+            inherited: RefCell::default(),
             identity: RefCell::new(None),
             violation: RefCell::new(None),
             stop: Cell::new(false),
@@ -167,14 +192,16 @@ impl HostVolume {
         if let Some(oracle) = self.oracle.borrow_mut().as_mut() {
             oracle.crashed();
         }
+        self.inherited.borrow_mut().values_mut().for_each(|failed| *failed = true);
     }
 
-    fn met(&self, io: &dyn VolumeIo) {
+    /// A host is connected; it began to when this was the largest size that was known.
+    fn met(&self, io: &dyn VolumeIo, bytes_before: u64) {
         self.connections.set(self.connections.get() + 1);
         let volatile = io.volatile_cache();
-        self.oracle.borrow_mut().get_or_insert_with(|| Blocks::new(volatile));
-        let found =
-            format!("{} of {} x {} bytes, volatile {volatile}", io.identity(), io.blocks(), io.block_bytes());
+        self.oracle.borrow_mut().get_or_insert_with(|| Blocks::new(volatile, self.base.clone()));
+        self.sized(io, bytes_before);
+        let found = format!("{} of blocks of {} bytes, volatile {volatile}", io.identity(), io.block_bytes());
         let mut known = self.identity.borrow_mut();
         match known.as_ref() {
             Some(known) if *known != found => {
@@ -185,6 +212,38 @@ impl HostVolume {
         }
     }
 
+    /// A host has seen a size that it asked for when `bytes_before` was the largest that was known; true if that is news.
+    fn sized(&self, io: &dyn VolumeIo, bytes_before: u64) -> bool {
+        let bytes = io.blocks() * io.block_bytes();
+        if bytes < bytes_before {
+            self.broken("a volume never shrinks", format!("it had {bytes_before} bytes and has {bytes}"));
+        }
+        let ordered = self.ordered_bytes.borrow();
+        if !ordered.is_empty() && !ordered.contains(&bytes) {
+            self.broken("a volume is as large as was ordered", format!("{bytes} bytes, not {ordered:?}"));
+        }
+        if self.bytes_at_first.get() == 0 {
+            self.bytes_at_first.set(bytes);
+        }
+        let news = bytes > self.bytes.get();
+        self.bytes.set(self.bytes.get().max(bytes));
+        news
+    }
+
+    /// Looks at the size again if the volume has said that it changed; false if the connection is lost.
+    async fn look_again(&self, io: &dyn VolumeIo) -> bool {
+        let bytes_before = self.bytes.get();
+        let Some(looking) = io.look_again() else { return true };
+        if !looking.await {
+            return false;
+        }
+        if self.sized(io, bytes_before) {
+            event!("volume {} has grown to {} bytes", self.number, self.bytes.get());
+            mark!("volume-grown-under-requests");
+        }
+        true
+    }
+
     fn below(&self, bound: u64) -> u64 {
         self.random.borrow_mut().below(bound)
     }
@@ -193,8 +252,10 @@ impl HostVolume {
     fn choose(&self, io: &dyn VolumeIo) -> Io {
         let count = 1 + self.below(BLOCKS_MAX);
         let room = io.blocks() - BLOCKS_MAX;
-        let first = match self.below(8) {
+        let first = match self.below(9) {
             0 => self.below(room),
+            // The end, which moves away when the volume grows.
+            8 => room - self.below(2 * BLOCKS_MAX),
             region => (region * (room / 8)) / BLOCKS_MAX * BLOCKS_MAX + self.below(2 * BLOCKS_MAX),
         };
         let ask = match self.below(100) {
@@ -208,19 +269,9 @@ impl HostVolume {
         let mut data = Vec::new();
         if matches!(ask, Ask::Write { .. } | Ask::Compare) {
             self.stamps.set(self.stamps.get() + 1);
-            data = self.content(io, first, count, Stamp(self.stamps.get()));
+            data = content(io, first, count, Stamp::of(self.number, self.stamps.get()));
         }
         Io { ask, first: first.min(room), count, data }
-    }
-
-    fn content(&self, io: &dyn VolumeIo, first: u64, count: u64, stamp: Stamp) -> Vec<u8> {
-        let first = first.min(io.blocks() - BLOCKS_MAX);
-        let bytes = usize::try_from(io.block_bytes()).unwrap_or(512);
-        let mut data = vec![0; bytes * usize::try_from(count).unwrap_or(0)];
-        for (block, chunk) in (first..).zip(data.chunks_mut(bytes)) {
-            pattern::fill(chunk, Place { volume: self.number, block }, stamp);
-        }
-        data
     }
 
     /// Runs one request and tells the oracle; false if the connection is lost.
@@ -265,6 +316,7 @@ impl HostVolume {
             }
             (End::Done(_), _, Some(write)) => {
                 oracle.write_acknowledged(write, ask == Ask::Write { fua: true });
+                self.note_written(connection, first + count);
             }
             // A write that failed at the target has ended there.
             (End::Failed(_), _, Some(write)) => oracle.write_given_up(write),
@@ -285,10 +337,27 @@ impl HostVolume {
         end != End::Lost
     }
 
+    /// A write that ends at this block was acknowledged.
+    fn note_written(&self, connection: &dyn VolumeIo, end: u64) {
+        if self.base.is_some() {
+            mark!("restored-volume-written");
+        }
+        if end * connection.block_bytes() > self.bytes_at_first.get() {
+            mark!("volume-used-at-its-new-end");
+        }
+    }
+
+    /// What a block of the volume's snapshot holds was read.
+    fn note_inherited(&self, block: u64) {
+        if *self.inherited.borrow_mut().entry(block).or_insert(false) {
+            mark!("restored-volume-read-after-power-failure");
+        }
+    }
+
     fn check(
         &self,
         oracle: &mut Blocks,
-        issued: crate::blocks::Moment,
+        issued: Moment,
         connection: &dyn VolumeIo,
         first: u64,
         count: u64,
@@ -303,30 +372,42 @@ impl HostVolume {
             return;
         }
         for (block, chunk) in (first..).zip(data.chunks(bytes)) {
-            let place = Place { volume: self.number, block };
-            match pattern::stamp_of(chunk, place) {
+            match pattern::stamp_of(chunk, block) {
                 Err(foreign) => self.broken("a block is written whole", format!("block {block}: {foreign}")),
-                Ok(stamp) => {
-                    if let Err(wrong) = oracle.read(issued, block, stamp) {
-                        self.broken("a read gives what was written", wrong.to_string());
+                Ok(stamp) => match oracle.read(issued, block, stamp) {
+                    Err(wrong) => self.broken("a read gives what was written", wrong.to_string()),
+                    Ok(()) if stamp != Stamp::ZEROES && stamp.volume() != self.number => {
+                        self.note_inherited(block);
                     }
-                }
+                    Ok(()) => {}
+                },
             }
         }
     }
+}
+
+fn content(io: &dyn VolumeIo, first: u64, count: u64, stamp: Stamp) -> Vec<u8> {
+    let first = first.min(io.blocks() - BLOCKS_MAX);
+    let bytes = usize::try_from(io.block_bytes()).unwrap_or(512);
+    let mut data = vec![0; bytes * usize::try_from(count).unwrap_or(0)];
+    for (block, chunk) in (first..).zip(data.chunks_mut(bytes)) {
+        pattern::fill(chunk, block, stamp);
+    }
+    data
 }
 
 /// One host of a volume: connects, works with so many requests at a time, and connects again.
 pub async fn host(handle: Handle, volume: Rc<HostVolume>, connector: Rc<dyn Connector>, depth: u32) {
     volume.hosts.set(volume.hosts.get() + 1);
     while !volume.stop.get() {
+        let bytes_before = volume.bytes.get();
         let Some(connection) = connector.connect(&handle, &volume).await else {
             let pause = Duration::from_millis(20 + volume.below(200));
             handle.sleep(pause).await;
             continue;
         };
         event!("volume {} is connected", volume.number);
-        volume.met(&*connection);
+        volume.met(&*connection, bytes_before);
         let workers: Vec<_> = (0..depth)
             .map(|_| {
                 let (handle, volume, connection) =
@@ -335,6 +416,9 @@ pub async fn host(handle: Handle, volume: Rc<HostVolume>, connector: Rc<dyn Conn
                     while !volume.stop.get() && volume.budget.get() > 0 {
                         volume.budget.set(volume.budget.get() - 1);
                         volume.made.set(volume.made.get() + 1);
+                        if !volume.look_again(&*connection).await {
+                            return false;
+                        }
                         let io = volume.choose(&*connection);
                         if !volume.perform(&handle, &*connection, io).await {
                             return false;
@@ -366,8 +450,9 @@ pub async fn host(handle: Handle, volume: Rc<HostVolume>, connector: Rc<dyn Conn
 
 /// Reads the whole volume once; true if it could be read and is right.
 pub async fn verify(handle: Handle, volume: Rc<HostVolume>, connector: Rc<dyn Connector>) -> bool {
+    let bytes_before = volume.bytes.get();
     let Some(connection) = connector.connect(&handle, &volume).await else { return false };
-    volume.met(&*connection);
+    volume.met(&*connection, bytes_before);
     let mut first = 0;
     while first < connection.blocks() {
         let count = (connection.blocks() - first).min(128);

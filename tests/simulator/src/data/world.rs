@@ -5,11 +5,13 @@ use crate::data::fleet::{Fleet, MachineId};
 use crate::data::node::{Node, Target};
 use crate::data::nvme::{NvmeConnector, NvmeTarget};
 use crate::data::script::Script;
+use crate::data::snapshots::Snapshot;
 use crate::data::volume::{Connector, HostVolume, host};
 use crate::event;
+use crate::holding::Shared;
 use crate::run::{Tally, Violation};
 use crate::trace;
-use basalt_agent::{DesiredVolume, NodeReport, Refused, VolumeHealth};
+use basalt_agent::{DesiredVolume, NodeReport, Refused, VolumeHealth, VolumeReport};
 use basalt_clock::{Instant, Random, SeededRandom};
 use basalt_lvol::id::{Epoch, VolumeId};
 use basalt_nvme_wire::pdu::Digests;
@@ -46,6 +48,15 @@ pub struct Used {
     pub going: bool,
     /// Whether it was seen in service.
     pub seen: bool,
+    /// Its size in bytes as it was reported last.
+    pub bytes: u64,
+}
+
+impl Used {
+    /// Whether it was restored from the snapshot that holds this.
+    pub fn is_of(&self, holding: &Shared) -> bool {
+        self.hosts.base.as_ref().is_some_and(|base| Rc::ptr_eq(base, holding))
+    }
 }
 
 /// The world.
@@ -63,6 +74,8 @@ pub struct World {
     host_handles: Vec<Option<Handle>>,
     /// Volumes in use.
     pub volumes: Vec<Used>,
+    /// Snapshots that were ordered and not to be deleted yet.
+    pub snapshots: Vec<Snapshot>,
     /// Requests that hosts may still make.
     pub budget: Rc<Cell<u64>>,
     /// Chooses.
@@ -127,7 +140,7 @@ impl World {
             let paths: Vec<String> =
                 (0..1 + random.below(3)).map(|disk| format!("/dev/disk{disk}")).collect();
             for path in &paths {
-                let length = (16 + 4 * random.below(6)) << 20;
+                let length = (12 + 4 * random.below(7)) << 20;
                 fleet.world.create_disk(fleet.node(machine), path, length);
             }
             let listener = SocketAddr::new(fleet.world.address(fleet.node(machine)), PORT);
@@ -145,6 +158,7 @@ impl World {
             host_handles: vec![None; host_machines.len()],
             host_machines,
             volumes: Vec::new(),
+            snapshots: Vec::new(),
             budget: Rc::default(),
             random,
             tally: Tally::default(),
@@ -234,24 +248,30 @@ impl World {
         }
     }
 
-    /// Uses a volume that exists or is going to.
-    pub fn use_volume(&mut self, id: VolumeId, node: usize, nqn: String) {
+    /// Lets hosts use a volume that exists or is going to.
+    pub fn use_volume(&mut self, id: VolumeId, node: usize, nqn: String) -> &Used {
+        let count = 1 + self.random.below(2);
+        self.add_volume(id, node, nqn, (None, u32::try_from(count).unwrap_or(1)))
+    }
+
+    /// Adds a volume, with what it begins with if it is restored, and how many hosts it has.
+    pub fn add_volume(
+        &mut self,
+        id: VolumeId,
+        node: usize,
+        nqn: String,
+        (base, count): (Option<Shared>, u32),
+    ) -> &Used {
         self.numbers += 1;
         let chosen = self.random.below(self.host_machines.len() as u64);
         let machine = self.host_machines[usize::try_from(chosen).unwrap_or(0)];
-        let (count, depth) = (1 + self.random.below(2), 1 + self.random.below(6));
-        let hosts = HostVolume::new(self.numbers, nqn, Rc::clone(&self.budget), self.random.fork());
-        self.volumes.push(Used {
-            id,
-            node,
-            machine,
-            hosts,
-            count: u32::try_from(count).unwrap_or(1),
-            depth: u32::try_from(depth).unwrap_or(1),
-            going: false,
-            seen: false,
-        });
+        let depth = u32::try_from(1 + self.random.below(6)).unwrap_or(1);
+        let (budget, random) = (Rc::clone(&self.budget), self.random.fork());
+        let hosts = HostVolume::new(self.numbers, nqn, base, budget, random);
+        let (going, seen, bytes) = (false, false, 0);
+        self.volumes.push(Used { id, node, machine, hosts, count, depth, going, seen, bytes });
         self.start_hosts_of(self.volumes.len() - 1);
+        &self.volumes[self.volumes.len() - 1]
     }
 
     /// Ends a node's process: by SIGKILL, or with its power.
@@ -376,13 +396,15 @@ impl World {
     }
 
     fn take_report(&mut self, number: usize, report: &NodeReport) {
-        let online = |id: VolumeId| {
-            let health = report.volumes.iter().find(|volume| volume.id == id).map(|volume| &volume.health);
-            health == Some(&VolumeHealth::Online)
-        };
-        for used in self.volumes.iter_mut().filter(|used| used.node == number && !used.seen) {
-            used.seen = online(used.id);
+        for used in self.volumes.iter_mut().filter(|used| used.node == number) {
+            let online =
+                |volume: &&VolumeReport| volume.id == used.id && volume.health == VolumeHealth::Online;
+            if let Some(volume) = report.volumes.iter().find(online) {
+                used.seen = true;
+                used.bytes = volume.size;
+            }
         }
+        self.note_snapshots(number, report);
         self.scripts[number].reported(report);
     }
 
@@ -394,7 +416,13 @@ impl World {
             }
         }
         for (number, node) in self.nodes.iter().enumerate() {
-            let Some(report) = node.report().filter(|_| !self.unreadable[number]) else { continue };
+            let Some(report) = node.report() else { continue };
+            if self.scripted {
+                self.check_sizes(number, &report)?;
+            }
+            if self.unreadable[number] {
+                continue;
+            }
             for volume in &report.volumes {
                 if volume.health == VolumeHealth::Online && self.phantoms.contains(&volume.id) {
                     return Err(Violation::Invariant {
@@ -406,7 +434,8 @@ impl World {
                     });
                 }
                 let ordered =
-                    self.volumes.iter().any(|used| used.id == volume.id && used.seen && !used.going);
+                    self.volumes.iter().any(|used| used.id == volume.id && used.seen && !used.going)
+                        || self.snapshots.iter().any(|snapshot| snapshot.id == volume.id && snapshot.there);
                 if let VolumeHealth::Faulted(problem) = &volume.health
                     && ordered
                 {
@@ -425,7 +454,9 @@ impl World {
         let mut at = 0;
         while at < self.volumes.len() {
             let used = &self.volumes[at];
-            if used.going && used.hosts.hosts.get() == 0 {
+            // One that the node is not told about at the moment waits until it is.
+            let told = self.scripts[used.node].volume(used.id).is_some();
+            if used.going && used.hosts.hosts.get() == 0 && told {
                 let used = self.volumes.swap_remove(at);
                 self.finished(&used.hosts);
                 event!("volume {} is ordered to be deleted", used.hosts.number);
