@@ -186,6 +186,7 @@ pub struct Blocks {
     open: BTreeMap<WriteId, (u64, u64)>,
     reads: BTreeSet<Moment>,
     crashed: Moment,
+    killed: Moment,
     volatile_cache: bool,
     base: Option<Shared>,
     /// Snapshots that were ordered and not reported.
@@ -203,6 +204,7 @@ impl Blocks {
             open: BTreeMap::new(),
             reads: BTreeSet::new(),
             crashed: Moment(0),
+            killed: Moment(0),
             volatile_cache,
             base,
             snapshots: Vec::new(),
@@ -357,6 +359,7 @@ impl Blocks {
     /// never will.
     pub fn killed(&mut self) {
         let (now, oldest_read) = (self.now(), self.oldest_read());
+        self.killed = now;
         self.open.clear();
         for block in self.blocks.values_mut() {
             let unacknowledged = block.writes.iter().any(|write| !write.acknowledged);
@@ -390,7 +393,7 @@ impl Blocks {
     /// # Errors
     /// When no history explains that.
     pub fn read(&mut self, issued: Moment, block: u64, read: Stamp) -> Result<(), WrongRead> {
-        let (now, crashed) = (self.now(), self.crashed);
+        let (now, crashed, killed) = (self.now(), self.crashed, self.killed);
         let Some(state) = self.blocks.get_mut(&block) else { return self.read_unwritten(block, read) };
         let seen = |write: &&Write| write.stamp() == read && state.visible(write, issued);
         // With several candidates of one content nothing can be concluded about which it was.
@@ -411,8 +414,10 @@ impl Blocks {
         {
             saw(base, block, read)?;
         }
-        // What was read before a crash and arrives after it says nothing about now.
-        if issued <= crashed {
+        // What was read before a crash and arrives after it says nothing about now, nor before the target's end if that may have
+        // undone it.
+        let unacknowledged = state.writes.iter().any(|write| !write.acknowledged);
+        if issued <= crashed || (issued <= killed && unacknowledged) {
             return Ok(());
         }
         let on_medium = state.writes.iter().any(|write| write.id == id && write.settled <= crashed);
@@ -643,6 +648,19 @@ mod tests {
         write(&mut blocks, B, false);
         blocks.killed();
         assert!(!reads(&mut blocks, A), "what was acknowledged stays");
+    }
+
+    #[test]
+    fn a_read_that_arrives_after_the_targets_end_tells_of_before() {
+        let mut blocks = Blocks::new(true, None);
+        write(&mut blocks, A, true);
+        let failed = blocks.write_issued(5, 1, Effect::Content(B));
+        blocks.write_given_up(failed);
+        let issued = blocks.read_issued();
+        blocks.killed();
+        assert!(blocks.read(issued, 5, B).is_ok());
+        assert!(reads(&mut blocks, A), "nobody acknowledged B");
+        assert!(!reads(&mut blocks, B));
     }
 
     #[test]
