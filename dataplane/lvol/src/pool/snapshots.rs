@@ -109,7 +109,9 @@ impl Inner {
         let cut = self.cut(origin, id);
         self.wake(origin);
         cut?;
-        self.commit().await?;
+        if !planted!("lvol-snapshot-not-committed") {
+            self.commit().await?;
+        }
         mark!("lvol-snapshot-taken");
         self.take_into_service(id)
     }
