@@ -9,7 +9,6 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
         "too rare for a full run; the tests of controlplane/core reach it",
     ),
     ("lvol-brought-together", "hosts do not compare and write; the tests of dataplane/lvol reach it"),
-    ("lvol-capacity-exceeded", "pools are never that full; the tests of dataplane/lvol reach it"),
     ("lvol-discarded", "hosts discard less than a piece; the tests of dataplane/lvol reach it"),
     ("lvol-disk-added", NOT_BY_THE_AGENT),
     ("lvol-disk-grown", NOT_BY_THE_AGENT),
