@@ -26,9 +26,12 @@ impl FeatureLevel {
     /// From here on a node can be abandoned.
     pub const ABANDON: FeatureLevel = FeatureLevel(2);
     /// From here on a pool can be striped.
-    pub const STRIPED: FeatureLevel = FeatureLevel(2);
+    pub const STRIPED: FeatureLevel = FeatureLevel(3);
+    /// From here on a pool can be abandoned, its disks are not exchanged while it runs on them, and nothing is placed on one that says
+    /// that its disks are not those that are named.
+    pub const POOLS: FeatureLevel = FeatureLevel(3);
     /// The highest level that this program supports.
-    pub const SUPPORTED: FeatureLevel = Self::THIN;
+    pub const SUPPORTED: FeatureLevel = Self::POOLS;
 }
 
 impl fmt::Display for FeatureLevel {

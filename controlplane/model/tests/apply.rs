@@ -280,6 +280,10 @@ fn check_snapshots(before: &State, after: &State, body: &Body) {
                 Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
                 Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
                 Body::DeleteSnapshot { name, .. } => *name == old.name && node.abandoned,
+                Body::DeleteVolume { .. } => {
+                    let aside = old.lifecycle == Lifecycle::Released && old.taken_at.is_none();
+                    aside && node.abandoned && !after.volumes().contains_key(&old.source)
+                }
                 _ => false,
             };
             assert!(rightly, "{body:?}");
@@ -706,6 +710,46 @@ fn an_abandoned_node_that_comes_back_is_a_node_again() {
     assert!(!state.nodes()[&node(1)].abandoned);
     apply(&mut state, Body::DeleteVolume { name: name(1), uid: uid(1) });
     assert_eq!(state.desired(&node(1)).unwrap().tombstones.len(), 1, "it has to delete the data itself");
+}
+
+/// A volume of node 1 with a snapshot that nobody took, which was put aside, and the node lost for good.
+fn with_an_untaken_snapshot_put_aside(level: FeatureLevel) -> State {
+    let mut state = ready_at(level);
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let online = BTreeMap::from([(VolumeId::from_random(1), seen_online())]);
+    apply(&mut state, report(1, 1, 1, 100, online));
+    assert!(apply(&mut state, snapshot(1, 1, 1, 2, false)).result.is_ok());
+    let release = Body::ReleaseSnapshot { name: snapshot_name(1), uid: uid(1) };
+    assert!(apply(&mut state, release).result.is_ok());
+    let lost = Body::SetNodeLiveness { node: node(1), liveness: Liveness::Lost { since: Timestamp(2) } };
+    apply(&mut state, lost);
+    state
+}
+
+#[test]
+fn a_snapshot_that_never_will_be_taken_holds_no_volume_whose_data_is_lost() {
+    let mut state = with_an_untaken_snapshot_put_aside(FeatureLevel::SUPPORTED);
+    let delete = Body::DeleteVolume { name: name(1), uid: uid(1) };
+    let refused = apply(&mut state, delete.clone()).result;
+    assert!(matches!(refused, Err(Refusal::BeingSnapshotted { .. })), "its node may come back: {refused:?}");
+    apply(&mut state, Body::AbandonNode { name: node(1) });
+    // One that is in use has an owner, who is asked.
+    let adopt = apply(&mut state, snapshot(2, 1, 1, 2, true)).result;
+    assert!(adopt.is_ok(), "{adopt:?}");
+    let refused = apply(&mut state, delete.clone()).result;
+    assert!(matches!(refused, Err(Refusal::BeingSnapshotted { .. })), "{refused:?}");
+    apply(&mut state, Body::ReleaseSnapshot { name: snapshot_name(2), uid: uid(1) });
+    assert!(apply(&mut state, delete).result.is_ok());
+    assert_eq!((state.volumes().len(), state.snapshots().len()), (0, 0));
+    assert!(apply(&mut state, Body::DeleteNode { name: node(1), uid: uid(1) }).result.is_ok());
+}
+
+#[test]
+fn members_that_do_not_know_better_apply_deletions_as_before() {
+    let mut state = with_an_untaken_snapshot_put_aside(FeatureLevel::THIN);
+    apply(&mut state, Body::AbandonNode { name: node(1) });
+    let refused = apply(&mut state, Body::DeleteVolume { name: name(1), uid: uid(1) }).result;
+    assert!(matches!(refused, Err(Refusal::BeingSnapshotted { .. })), "{refused:?}");
 }
 
 #[test]

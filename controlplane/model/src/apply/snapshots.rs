@@ -180,13 +180,21 @@ impl State {
         }
     }
 
-    /// A snapshot that nobody has taken yet, of this volume: the volume has to stay until then.
-    pub(super) fn snapshot_to_take(&self, volume: &Volume) -> Option<&Snapshot> {
-        self.snapshots_on(&volume.placement.node).find(|snapshot| {
-            snapshot.source == volume.id
+    /// The snapshots that nobody has taken yet, of this volume: the volume has to stay until then.
+    pub(super) fn snapshots_to_take(&self, volume: &Volume) -> impl Iterator<Item = &Snapshot> {
+        let source = volume.id;
+        self.snapshots_on(&volume.placement.node).filter(move |snapshot| {
+            snapshot.source == source
                 && snapshot.taken_at.is_none()
                 && !matches!(snapshot.lifecycle, Lifecycle::Deleting(_))
         })
+    }
+
+    /// Those of them that were put aside: nobody can delete them first, for they have no name any more.
+    pub(super) fn put_aside_untaken(&self, volume: &Volume) -> Vec<VolumeId> {
+        let aside =
+            self.snapshots_to_take(volume).filter(|snapshot| snapshot.lifecycle == Lifecycle::Released);
+        aside.map(|snapshot| snapshot.id).collect()
     }
 
     /// A node said something new about a snapshot.

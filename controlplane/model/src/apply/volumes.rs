@@ -111,7 +111,7 @@ impl State {
             return Ok((volume.size, volume.footprint));
         }
         self.needs(FeatureLevel::THIN)?;
-        if let Some(snapshot) = self.snapshot_to_take(volume) {
+        if let Some(snapshot) = self.snapshots_to_take(volume).next() {
             let (volume, snapshot) = (volume.name.clone(), snapshot.name.clone());
             return Err(Refusal::BeingSnapshotted { volume, snapshot });
         }
@@ -194,12 +194,20 @@ impl State {
         if matches!(volume.lifecycle, Lifecycle::Deleting(_)) {
             return Ok(Receipt::Volume { id });
         }
-        if let Some(snapshot) = self.snapshot_to_take(volume) {
+        let Placement { node, pool } = volume.placement.clone();
+        let lost = self.nodes.get(&node).is_some_and(|node| node.abandoned);
+        // What was put aside before it was taken never will be, once the volume's data is lost.
+        let never = match lost && self.level >= FeatureLevel::POOLS {
+            true => self.put_aside_untaken(volume),
+            false => Vec::new(),
+        };
+        if let Some(snapshot) = self.snapshots_to_take(volume).find(|snapshot| !never.contains(&snapshot.id))
+        {
             let (volume, snapshot) = (name.clone(), snapshot.name.clone());
             return Err(Refusal::BeingSnapshotted { volume, snapshot });
         }
-        let Placement { node, pool } = volume.placement.clone();
-        if self.nodes.get(&node).is_some_and(|node| node.abandoned) {
+        if lost {
+            never.into_iter().for_each(|snapshot| self.remove_snapshot(context, snapshot));
             self.remove_volume(context, id);
             return Ok(Receipt::Volume { id });
         }
