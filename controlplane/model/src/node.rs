@@ -192,6 +192,14 @@ pub struct PoolObserved {
     pub problem: Option<Problem>,
 }
 
+impl PoolObserved {
+    /// What is wrong if its disks are not those that are named: then nothing new is put on it, for it is not certain that it is found again.
+    pub fn other_disks(&self) -> Option<&Problem> {
+        let reasons = ["DiskNotNamed", "DiskNotInUse", "PoolMissing"];
+        self.problem.as_ref().filter(|problem| reasons.contains(&problem.reason.as_str()))
+    }
+}
+
 /// The health of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -215,6 +223,14 @@ pub struct DiskObserved {
     pub capacity: Bytes,
     /// Why it is not online, if it is not.
     pub problem: Option<Problem>,
+}
+
+impl DiskObserved {
+    /// Whether its node looked at it and said that the pool does not need it, as it is not one of its disks.
+    pub fn is_not_the_pools(&self) -> bool {
+        let reasons = ["DiskNotInUse", "DiskHoldsForeignData", "DiskOfAnotherCluster", "DiskOfAnotherPool"];
+        self.problem.as_ref().is_some_and(|problem| reasons.contains(&problem.reason.as_str()))
+    }
 }
 
 /// The health of a disk.

@@ -41,6 +41,9 @@ pub struct NoFit {
     pub not_live: u32,
     /// Not yet, or not, in service.
     pub not_online: u32,
+    /// Running on other disks than those that are named.
+    #[serde(default)]
+    pub other_disks: u32,
     /// Too full for anything thin.
     pub near_full: u32,
     /// Without enough free space.
@@ -95,6 +98,7 @@ impl fmt::Display for NoFit {
             (self.unschedulable, "on unschedulable nodes"),
             (self.not_live, "on nodes that are not connected"),
             (self.not_online, "not online"),
+            (self.other_disks, "running on other disks than are named"),
             (self.near_full, "too full for thin volumes"),
             (self.too_small, "with too little free space"),
         ];
@@ -122,7 +126,7 @@ impl NoFit {
     pub const fn is_waiting(&self) -> bool {
         self.too_small == 0
             && self.near_full == 0
-            && (self.pools == 0 || self.not_live > 0 || self.not_online > 0)
+            && (self.pools == 0 || self.not_live > 0 || self.not_online > 0 || self.other_disks > 0)
     }
 }
 
@@ -159,6 +163,10 @@ pub fn place(
                 refused.not_online += 1;
                 continue;
             };
+            if observed.other_disks().is_some() {
+                refused.other_disks += 1;
+                continue;
+            }
             let placement = Placement { node: node.name.clone(), pool: pool.clone() };
             let mut claim = state.claim(&placement);
             claim.add(reserved.get(&placement).copied().unwrap_or_default());

@@ -2,7 +2,7 @@
 
 use crate::command::FeatureLevel;
 use crate::ids::{
-    Bytes, ClusterId, InstanceId, MemberId, NodeName, PoolName, SnapshotName, VolumeId, VolumeName,
+    Bytes, ClusterId, DiskPath, InstanceId, MemberId, NodeName, PoolName, SnapshotName, VolumeId, VolumeName,
 };
 use crate::placement::NoFit;
 use serde::{Deserialize, Serialize};
@@ -161,6 +161,49 @@ pub enum Refusal {
         pool: PoolName,
         /// How many.
         volumes: u64,
+    },
+    /// The pool holds volumes and runs on the disk, which is not named any more.
+    #[error(
+        "disk {disk} of pool {pool} of node {node} is in use, and the pool holds {volumes} volumes and snapshots: name it again in \
+         spec.pools[].disks. Disks cannot be exchanged or taken away; one that has moved is named anew once its node reports that it is \
+         missing under its old path"
+    )]
+    DiskInService {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+        /// The disk.
+        disk: DiskPath,
+        /// How many.
+        volumes: u64,
+    },
+    /// The pool holds volumes that may need the disk, for which no other path is named.
+    #[error(
+        "disk {disk} of pool {pool} of node {node} is taken away, and the pool holds {volumes} volumes and snapshots that may need it: name \
+         it again in spec.pools[].disks, or its new path in its place if it has moved"
+    )]
+    DiskNeeded {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+        /// The disk.
+        disk: DiskPath,
+        /// How many.
+        volumes: u64,
+    },
+    /// Nothing new is put where it may not be found again.
+    #[error(
+        "nothing new is put on pool {pool} of node {node} until its disks are those that are named: {problem}"
+    )]
+    PoolHasOtherDisks {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+        /// What its node says.
+        problem: String,
     },
     /// No pool fits a new volume.
     #[error(transparent)]
@@ -464,6 +507,9 @@ impl Refusal {
             | Refusal::NodeHoldsVolumes { .. }
             | Refusal::NodeConnected { .. }
             | Refusal::PoolHoldsVolumes { .. }
+            | Refusal::DiskInService { .. }
+            | Refusal::DiskNeeded { .. }
+            | Refusal::PoolHasOtherDisks { .. }
             | Refusal::PoolNotUsable { .. }
             | Refusal::BeingDeleted { .. }
             | Refusal::SnapshotBeingDeleted { .. }

@@ -631,6 +631,105 @@ fn a_pool_that_is_another_one_is_not_used() {
     assert_eq!(fit.unwrap_err().not_online, 1);
 }
 
+/// What is asked of node 1 with these disks in its pool.
+fn put_disks(disks: &[&str]) -> Body {
+    let mut spec = node_spec(false);
+    spec.pools.get_mut(&pool()).unwrap().disks =
+        disks.iter().map(|disk| DiskPath::new(*disk).unwrap()).collect();
+    Body::PutNode { name: node(1), uid: uid(1), spec }
+}
+
+/// Node 1 says this about its pool and the pool's disks: a reason of a problem, or none.
+fn report_disks(
+    health: PoolHealth,
+    problem: Option<&str>,
+    disks: &[(&str, DiskHealth, Option<&str>)],
+) -> Body {
+    let problem_of = |reason: &str| Problem { reason: reason.to_owned(), message: "so it is".to_owned() };
+    let Body::ReportNode(mut body) = report(1, 1, 1, 100, BTreeMap::new()) else { unreachable!() };
+    let seen = body.observed.as_mut().unwrap().pools.get_mut(&pool()).unwrap();
+    seen.health = health;
+    seen.problem = problem.map(problem_of);
+    let disk = |(path, health, reason): &(&str, DiskHealth, Option<&str>)| {
+        let seen = DiskObserved { health: *health, capacity: Bytes(1), problem: reason.map(problem_of) };
+        (DiskPath::new(*path).unwrap(), seen)
+    };
+    seen.disks = disks.iter().map(disk).collect();
+    Body::ReportNode(body)
+}
+
+#[test]
+fn disks_that_a_pool_runs_on_are_not_exchanged_under_its_volumes() {
+    use DiskHealth::{Faulted, Offline, Online};
+    let mut state = ready();
+    assert!(apply(&mut state, put_disks(&["/a", "/b"])).result.is_ok());
+    apply(&mut state, report_disks(PoolHealth::Online, None, &[("/a", Online, None), ("/b", Online, None)]));
+    let put = |state: &State, disks: &[&str]| apply(&mut state.clone(), put_disks(disks)).result;
+    assert!(put(&state, &["/c"]).is_ok(), "nothing is on it");
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    for disks in [["/a", "/c"].as_slice(), &["/c", "/b"], &["/a"], &["/c", "/d", "/e"]] {
+        let refused = put(&state, disks);
+        assert!(matches!(refused, Err(Refusal::DiskInService { volumes: 1, .. })), "{disks:?}: {refused:?}");
+    }
+    let words = put(&state, &["/a", "/c"]).unwrap_err().to_string();
+    assert!(words.contains("disk /b of pool p of node n1") && words.contains("name it again"), "{words}");
+    assert!(put(&state, &["/b", "/a", "/c"]).is_ok(), "it grows");
+    // One that is not there can be somewhere else, but not nowhere.
+    let seen = [("/a", Online, None), ("/b", Offline, Some("DiskMissing"))];
+    apply(&mut state, report_disks(PoolHealth::Online, None, &seen));
+    assert!(put(&state, &["/a", "/new-b"]).is_ok());
+    assert!(matches!(put(&state, &["/a"]), Err(Refusal::DiskNeeded { .. })));
+    assert!(matches!(put(&state, &["/new-a", "/b"]), Err(Refusal::DiskInService { .. })));
+    // A pool that does not run may be under any names, as long as there are as many.
+    let seen = [("/a", Offline, Some("DiskMissing")), ("/b", Online, None)];
+    apply(&mut state, report_disks(PoolHealth::Faulted, Some("DiskMissing"), &seen));
+    assert!(put(&state, &["/new-a", "/new-b"]).is_ok());
+    assert!(matches!(put(&state, &["/new-a"]), Err(Refusal::DiskNeeded { .. })));
+    // What was named by mistake goes.
+    let seen = [("/a", Online, None), ("/b", Faulted, Some("DiskNotInUse"))];
+    apply(&mut state, report_disks(PoolHealth::Online, Some("DiskNotInUse"), &seen));
+    assert!(put(&state, &["/a"]).is_ok() && put(&state, &["/a", "/c"]).is_ok());
+}
+
+#[test]
+fn a_snapshot_keeps_the_disks_of_its_pool_too_and_older_members_are_not_surprised() {
+    let (seen, exchanged) = ([("/d", DiskHealth::Online, None)], put_disks(&["/e"]));
+    let mut old = ready_at(FeatureLevel::THIN);
+    apply(&mut old, report_disks(PoolHealth::Online, None, &seen));
+    apply(&mut old, create(1, 1, 1, 1, 10, false));
+    assert!(apply(&mut old, exchanged.clone()).result.is_ok());
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([(VolumeId::from_random(1), seen_online())])));
+    apply(&mut state, snapshot(1, 1, 1, 2, false));
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([(VolumeId::from_random(2), seen_online())])));
+    apply(&mut state, Body::DeleteVolume { name: name(1), uid: uid(1) });
+    let done = Body::ConfirmVolumeDeleted { node: node(1), volume: VolumeId::from_random(1), generation: 2 };
+    assert!(apply(&mut state, done).result.is_ok());
+    apply(&mut state, report_disks(PoolHealth::Online, None, &seen));
+    let refused = apply(&mut state, exchanged).result;
+    assert!(matches!(refused, Err(Refusal::DiskInService { volumes: 1, .. })), "{refused:?}");
+}
+
+#[test]
+fn nothing_new_is_put_on_a_pool_that_runs_on_other_disks_than_are_named() {
+    let mut state = ready();
+    apply(&mut state, create_thin(1, 1));
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([(VolumeId::from_random(1), seen_online())])));
+    let seen = [("/d", DiskHealth::Faulted, Some("DiskNotInUse")), ("/c", DiskHealth::Online, None)];
+    apply(&mut state, report_disks(PoolHealth::Online, Some("DiskNotNamed"), &seen));
+    let demand = Demand { size: Bytes(1), thin: false };
+    let none = placement::place(&state, &Selector::default(), demand, &BTreeMap::new()).unwrap_err();
+    assert!(none.other_disks == 1 && none.is_waiting(), "{none}");
+    assert!(none.to_string().contains("1 running on other disks than are named"), "{none}");
+    for body in [create(2, 1, 1, 2, 1, false), snapshot(1, 1, 1, 3, false)] {
+        let refused = apply(&mut state, body).result;
+        assert!(matches!(refused, Err(Refusal::PoolHasOtherDisks { .. })), "{refused:?}");
+    }
+    apply(&mut state, report_disks(PoolHealth::Online, None, &[("/d", DiskHealth::Online, None)]));
+    assert!(apply(&mut state, snapshot(1, 1, 1, 3, false)).result.is_ok());
+}
+
 #[test]
 fn a_volume_that_was_online_is_never_created_again() {
     let mut state = ready();

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod nodes;
+mod pools;
 mod snapshots;
 mod volumes;
 

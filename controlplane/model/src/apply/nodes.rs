@@ -41,15 +41,7 @@ impl State {
         };
         check_uid(node.uid.as_ref(), uid, name)?;
         check_layouts(node, spec)?;
-        for pool in node.spec.pools.keys().filter(|pool| !spec.pools.contains_key(pool)) {
-            let volumes = self.volumes_on(name).map(|volume| &volume.placement);
-            let held = volumes.chain(self.snapshots_on(name).map(|snapshot| &snapshot.placement));
-            let volumes = held.filter(|placement| placement.pool == *pool).count();
-            if volumes > 0 {
-                let (node, pool) = (name.clone(), pool.clone());
-                return Err(Refusal::PoolHoldsVolumes { node, pool, volumes: volumes as u64 });
-            }
-        }
+        self.check_pools(node, spec)?;
         let node = self.nodes.get_mut(name).ok_or_else(|| Refusal::NoSuchNode { node: name.clone() })?;
         let adopted = node.uid.is_none() && uid.is_some();
         if node.spec == *spec && !adopted {

@@ -71,6 +71,7 @@ impl State {
     /// What a snapshot takes from its pool. All of a thick volume may be overwritten after it, and every write must find space.
     fn room_for_snapshot(&self, volume: &Volume) -> Result<Claim, Refusal> {
         let demand = Demand { size: volume.size, thin: volume.spec.thin };
+        self.check_whole(&volume.placement)?;
         if demand.thin {
             let Placement { node, pool } = volume.placement.clone();
             return match self.room(&volume.placement) {

@@ -90,6 +90,7 @@ impl State {
         let (Some(observed), Some(room)) = (usable, self.room(placement)) else {
             return Err(Refusal::PoolNotUsable { node, pool });
         };
+        self.check_whole(placement)?;
         if demand.thin && room.near_full {
             return Err(Refusal::PoolNearFull { node, pool });
         }
