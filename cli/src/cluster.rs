@@ -26,7 +26,7 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
         .iter()
         .filter_map(member_problem)
         .chain(nodes.iter().flat_map(node_problems))
-        .chain(volumes.iter().filter_map(volume_problem))
+        .chain(volumes.iter().filter_map(|volume| volume_problem(volume, &nodes)))
         .collect::<Vec<_>>();
     if format == Format::Json {
         return print_json(&json!({
@@ -287,6 +287,47 @@ pub(crate) async fn abandon_node(
     }
 }
 
+/// Says that the disks of one pool are gone for good.
+pub(crate) async fn abandon_pool(
+    client: &Client,
+    node: &str,
+    pool: &str,
+    disks_are_lost: bool,
+    format: Format,
+) -> anyhow::Result<()> {
+    let place = Placement { node: node.parse()?, pool: pool.parse()? };
+    let (volumes, snapshots) = (client.volumes().all().await?.items, client.snapshots().all().await?.items);
+    let volumes = volumes.iter().filter(|volume| volume.placement == place).map(Volume::is_going);
+    let snapshots = snapshots.iter().filter(|snapshot| snapshot.placement == place).map(Snapshot::is_going);
+    let (going, left): (Vec<_>, Vec<_>) = volumes.chain(snapshots).partition(|going| *going);
+    if !disks_are_lost {
+        bail!(
+            "pool {pool} of node {node} holds {} volumes and snapshots, of which {} being deleted would be forgotten, and so would every one that \
+             is deleted later: use --disks-are-lost if its disks are gone for good",
+            going.len() + left.len(),
+            going.len()
+        );
+    }
+    let revision = client.abandon_pool(&Mutation::once(None), &place.node, &place.pool).await?;
+    match format {
+        Format::Json => print_json(&json!({ "revision": revision, "left": left.len() })),
+        Format::Table if left.is_empty() => {
+            print_line(&format!(
+                "pool {pool} of node {node} holds nothing any more; take it out of spec.pools of the StorageNode"
+            ));
+            Ok(())
+        }
+        Format::Table => {
+            print_line(&format!(
+                "deletions do not wait for pool {pool} of node {node} any more; left on it: {}; delete what is left, then take the pool \
+                 out of spec.pools of the StorageNode",
+                left.len()
+            ));
+            Ok(())
+        }
+    }
+}
+
 /// Where hosts reach a volume.
 pub(crate) fn address(volume: &Volume) -> Option<String> {
     let paths = &volume.observed.as_ref()?.paths;
@@ -342,6 +383,9 @@ fn node_problems(node: &Node) -> Vec<String> {
     for problem in &node.observed.problems {
         problems.push(format!("node {name}: {}: {}", problem.reason, problem.message));
     }
+    for pool in &node.abandoned_pools {
+        problems.push(format!("node {name}, pool {pool}: its disks were declared lost"));
+    }
     // What an absent daemon said of its pools was so once.
     let pools = node.observed.pools.iter().filter(|_| node.liveness.is_live());
     for (pool, observed) in pools {
@@ -359,7 +403,7 @@ fn node_problems(node: &Node) -> Vec<String> {
     problems
 }
 
-fn volume_problem(volume: &Volume) -> Option<String> {
+fn volume_problem(volume: &Volume, nodes: &[Node]) -> Option<String> {
     match &volume.state {
         VolumeState::Unavailable { reason, message } | VolumeState::Faulted { reason, message } => {
             Some(format!("volume {}: {}: {reason}: {message}", volume.name, phase(&volume.state)))
@@ -368,7 +412,11 @@ fn volume_problem(volume: &Volume) -> Option<String> {
             Some(format!("volume {}: Creating: node {} is at it", volume.name, volume.placement.node))
         }
         VolumeState::Deleting => {
-            Some(format!("volume {}: Deleting: waiting for node {}", volume.name, volume.placement.node))
+            let Placement { node: name, pool } = &volume.placement;
+            let node = nodes.iter().find(|node| node.name == *name);
+            let why =
+                node.and_then(|node| node.hindrance(pool)).map_or(String::new(), |why| format!(": {why}"));
+            Some(format!("volume {}: Deleting: waiting for node {name}{why}", volume.name))
         }
         VolumeState::Online | VolumeState::Released => None,
     }

@@ -251,6 +251,8 @@ mod tests {
             },
             binding: None,
             abandoned: false,
+            abandoned_pools: BTreeSet::new(),
+            forgotten: Vec::new(),
             pool_ids: BTreeMap::new(),
             observed: NodeObserved { pools: BTreeMap::from([(pool, seen)]), ..NodeObserved::default() },
             liveness: Liveness::Never,

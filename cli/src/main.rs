@@ -75,6 +75,16 @@ enum Command {
         #[arg(long)]
         disks_are_lost: bool,
     },
+    /// Say that the disks of one pool are gone for good, so that its volumes can be deleted without it
+    AbandonPool {
+        /// The node
+        node: String,
+        /// The pool on it
+        pool: String,
+        /// These disks will never come back
+        #[arg(long)]
+        disks_are_lost: bool,
+    },
     /// Measure a volume: IOPS, bandwidth, latencies. Reads only, unless told to write
     Perf(PerfArguments),
     /// Write a pattern to a volume and read it back
@@ -128,6 +138,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 Command::UnbindNode { name } => cluster::unbind_node(&client, &name, format).await,
                 Command::AbandonNode { name, disks_are_lost } => {
                     cluster::abandon_node(&client, &name, disks_are_lost, format).await
+                }
+                Command::AbandonPool { node, pool, disks_are_lost } => {
+                    cluster::abandon_pool(&client, &node, &pool, disks_are_lost, format).await
                 }
                 Command::Perf(_) | Command::Verify(_) | Command::Completions { .. } => Ok(()),
             }?;

@@ -27,6 +27,7 @@ pub const RULES: &[Rule] = &[
     rule("/basalt.api.v1.ControlPlane/DeleteNode", PEOPLE_AND_OPERATOR),
     rule("/basalt.api.v1.ControlPlane/UnbindNode", CLI),
     rule("/basalt.api.v1.ControlPlane/AbandonNode", CLI),
+    rule("/basalt.api.v1.ControlPlane/AbandonPool", CLI),
     rule("/basalt.api.v1.ControlPlane/CreateVolume", PEOPLE_AND_OPERATOR),
     rule("/basalt.api.v1.ControlPlane/UpdateVolume", PEOPLE_AND_OPERATOR),
     rule("/basalt.api.v1.ControlPlane/GetVolume", PEOPLE_AND_OPERATOR),

@@ -9,8 +9,8 @@ use std::{
 
 use basalt_identity::{ASSERTED_IDENTITY_HEADER, Connector, Security};
 use basalt_model::{
-    ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, RequestId, Revision,
-    Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
+    ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, PoolName, RequestId,
+    Revision, Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
 };
 use basalt_proto::{
     CLUSTER_ID_HEADER,
@@ -246,6 +246,21 @@ impl Client {
         let request = api::AbandonNodeRequest { context: mutation.encode(), name: name.to_string() };
         let answer = self
             .call(request, |channel, request| async move { control(channel).abandon_node(request).await })
+            .await?;
+        Ok(Revision(answer.revision))
+    }
+
+    /// Says that the disks of one pool are gone for good: deletions do not wait for it any more.
+    pub async fn abandon_pool(
+        &self,
+        mutation: &Mutation,
+        node: &NodeName,
+        pool: &PoolName,
+    ) -> Result<Revision, ClientError> {
+        let (node, pool) = (node.to_string(), pool.to_string());
+        let request = api::AbandonPoolRequest { context: mutation.encode(), node, pool };
+        let answer = self
+            .call(request, |channel, request| async move { control(channel).abandon_pool(request).await })
             .await?;
         Ok(Revision(answer.revision))
     }

@@ -34,6 +34,7 @@ pub(crate) fn compose(
         Mutation::DeleteNode { name, uid } => Body::DeleteNode { name, uid },
         Mutation::UnbindNode { name } => Body::UnbindNode { name },
         Mutation::AbandonNode { name } => Body::AbandonNode { name },
+        Mutation::AbandonPool { node, pool } => Body::AbandonPool { node, pool },
         Mutation::CreateVolume { name, uid, adopt, spec } => {
             return create_volume(state, reserved, random, name, uid, adopt, spec);
         }

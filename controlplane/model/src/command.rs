@@ -1,7 +1,7 @@
 //! Commands: the only things that change a state. Versioned, and complete: nothing is decided when they are applied.
 
 use crate::ids::{
-    BootId, Bytes, ClusterId, Incarnation, InstanceId, MemberId, NodeName, ObjectUid, RequestId,
+    BootId, Bytes, ClusterId, Incarnation, InstanceId, MemberId, NodeName, ObjectUid, PoolName, RequestId,
     SnapshotName, Timestamp, VolumeId, VolumeName,
 };
 use crate::node::{Liveness, NodeObserved, NodeSpec};
@@ -109,6 +109,13 @@ pub enum Body {
         /// The node.
         name: NodeName,
     },
+    /// Says that the disks of one pool are gone for good: deletions do not wait for it any more.
+    AbandonPool {
+        /// The node.
+        node: NodeName,
+        /// The pool on it.
+        pool: PoolName,
+    },
     /// Creates a volume, or adopts a released one.
     CreateVolume(CreateVolume),
     /// Changes a volume.
@@ -201,6 +208,7 @@ impl Body {
             Body::CreateSnapshot(_) | Body::DeleteSnapshot { .. } | Body::ReleaseSnapshot { .. } => {
                 FeatureLevel::THIN
             }
+            Body::AbandonPool { .. } => FeatureLevel::POOLS,
             Body::CreateVolume(create) if create.restored_from.is_some() => FeatureLevel::THIN,
             _ => FeatureLevel::FIRST,
         }

@@ -4,8 +4,9 @@ use crate::ids::{
     BootId, Bytes, DiskPath, InstanceId, NodeName, ObjectUid, PoolId, PoolName, Revision, Timestamp,
 };
 use crate::space::OverProvisioning;
+use crate::volume::Tombstone;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// A machine that runs one daemon.
@@ -22,6 +23,12 @@ pub struct Node {
     /// Whether a person said that its disks are gone for good. Ends when a daemon is let in again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub abandoned: bool,
+    /// The pools of which a person said that their disks are gone for good. Ends for one that is reported to be online again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub abandoned_pools: BTreeSet<PoolName>,
+    /// Deletions of what was forgotten with an abandoned pool: should its disks come back after all, they are carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forgotten: Vec<Tombstone>,
     /// The UUIDs that its pools had when they were first reported; a pool with another one is not used.
     pub pool_ids: BTreeMap<PoolName, PoolId>,
     /// What the daemon reported last.
@@ -37,6 +44,27 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether deletions of what is on a pool do not wait for it.
+    pub fn is_lost(&self, pool: &PoolName) -> bool {
+        self.abandoned || self.abandoned_pools.contains(pool)
+    }
+
+    /// Why what is ordered on a pool may have to wait, as far as is known.
+    pub fn hindrance(&self, pool: &PoolName) -> Option<String> {
+        if !self.liveness.is_live() {
+            return Some("its daemon is not connected".to_owned());
+        }
+        let observed = self.observed.pools.get(pool).filter(|pool| pool.health != PoolHealth::Online)?;
+        let problem = observed.problem.as_ref();
+        let why = problem.map_or_else(|| "not in service".to_owned(), |problem| problem.message.clone());
+        Some(format!("pool {pool}: {why}"))
+    }
+
+    /// Whether a pool is in service, as was reported last.
+    pub(crate) fn has_online(&self, pool: &PoolName) -> bool {
+        self.pool(pool).is_some_and(|pool| pool.health == PoolHealth::Online)
+    }
+
     /// What was reported about a pool, if it is the pool that belongs here.
     pub fn pool(&self, name: &PoolName) -> Option<&PoolObserved> {
         let observed = self.observed.pools.get(name)?;

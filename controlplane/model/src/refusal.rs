@@ -56,6 +56,14 @@ pub enum Refusal {
         /// Its name.
         node: NodeName,
     },
+    /// The node has no such pool.
+    #[error("node {node} has no pool {pool}")]
+    NoSuchPool {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
+    },
     /// No such volume.
     #[error("there is no volume {volume}")]
     NoSuchVolume {
@@ -151,6 +159,16 @@ pub enum Refusal {
     NodeConnected {
         /// The node.
         node: NodeName,
+    },
+    /// The pool is in service, so its disks are not gone.
+    #[error(
+        "node {node} reported pool {pool} to be online, so its disks are not lost: if it is the node that is lost, abandon that"
+    )]
+    PoolOnline {
+        /// The node.
+        node: NodeName,
+        /// The pool.
+        pool: PoolName,
     },
     /// The pool holds volumes, so that it cannot go from the node's specification.
     #[error("pool {pool} of node {node} holds {volumes} volumes and snapshots; delete or move them first")]
@@ -474,6 +492,7 @@ impl Refusal {
     pub fn kind(&self) -> RefusalKind {
         match self {
             Refusal::NoSuchNode { .. }
+            | Refusal::NoSuchPool { .. }
             | Refusal::NoSuchVolume { .. }
             | Refusal::NoSuchSnapshot { .. }
             | Refusal::NothingToRestore { .. }
@@ -506,6 +525,7 @@ impl Refusal {
             | Refusal::LastMember { .. }
             | Refusal::NodeHoldsVolumes { .. }
             | Refusal::NodeConnected { .. }
+            | Refusal::PoolOnline { .. }
             | Refusal::PoolHoldsVolumes { .. }
             | Refusal::DiskInService { .. }
             | Refusal::DiskNeeded { .. }

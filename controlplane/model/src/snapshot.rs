@@ -55,6 +55,11 @@ impl Snapshot {
         Claim { guaranteed: self.footprint, ..Claim::default() }
     }
 
+    /// Whether it is being deleted.
+    pub fn is_going(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Deleting(_))
+    }
+
     /// Whether volumes can be restored from it.
     pub fn is_usable(&self) -> bool {
         self.lifecycle == Lifecycle::Active && self.taken_at.is_some()

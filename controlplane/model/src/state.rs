@@ -263,14 +263,16 @@ impl State {
         ids.filter_map(|id| self.snapshots.get(id))
     }
 
-    /// The deletions that a node is ordered, of volumes, then of snapshots.
+    /// The deletions that a node is ordered, of volumes, then of snapshots, then of what was forgotten with an abandoned pool.
     pub fn tombstones_on(&self, node: &NodeName) -> impl Iterator<Item = &Tombstone> {
         let volumes = self.volumes_on(node).map(|volume| &volume.lifecycle);
         let lifecycles = volumes.chain(self.snapshots_on(node).map(|snapshot| &snapshot.lifecycle));
-        lifecycles.filter_map(|lifecycle| match lifecycle {
+        let forgotten = self.nodes.get(node).into_iter().flat_map(|node| &node.forgotten);
+        let going = lifecycles.filter_map(|lifecycle| match lifecycle {
             Lifecycle::Deleting(tombstone) => Some(tombstone),
             Lifecycle::Active | Lifecycle::Released => None,
-        })
+        });
+        going.chain(forgotten)
     }
 
     /// What volumes and snapshots take from a pool.

@@ -58,6 +58,11 @@ impl Volume {
     /// Sizes are multiples of this many bytes.
     pub const SIZE_UNIT: Bytes = Bytes(1 << 20);
 
+    /// Whether it is being deleted.
+    pub fn is_going(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Deleting(_))
+    }
+
     /// What it takes from its pool.
     pub fn claim(&self) -> Claim {
         let guaranteed = self.footprint;

@@ -149,6 +149,7 @@ fn any_body() -> impl Strategy<Value = Body> {
             .prop_map(|(n, i)| Body::BindNodeInstance { node: node(n), instance: instance(i) }),
         small.clone().prop_map(|n| Body::UnbindNode { name: node(n) }),
         small.clone().prop_map(|n| Body::AbandonNode { name: node(n) }),
+        small.clone().prop_map(|n| Body::AbandonPool { node: node(n), pool: pool() }),
         (small.clone(), small.clone(), 1..3_u128, 20..60_u64, prop::option::of(volume_id.clone())).prop_map(
             |(n, i, p, mib, v)| report(n, i, p, mib, v.map(|v| (v, seen_online())).into_iter().collect())
         ),
@@ -211,6 +212,10 @@ fn apply(state: &mut State, body: Body) -> Outcome {
     state.apply(revision, &Command::new(Timestamp(revision.0), None, body))
 }
 
+fn is_online(node: &Node) -> bool {
+    node.pool(&pool()).is_some_and(|pool| pool.health == PoolHealth::Online)
+}
+
 fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
     // Names are unique, and the index agrees with the volumes.
     let named: Vec<_> = after.volumes().values().filter(|v| v.lifecycle != Lifecycle::Released).collect();
@@ -227,12 +232,21 @@ fn check_laws(before: &State, after: &State, body: &Body, outcome: &Outcome) {
         let rightly = match body {
             Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
             Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
-            Body::DeleteVolume { name, .. } => *name == volume.name && node.abandoned,
+            Body::AbandonPool { node: name, .. } => *name == node.name && deleted && !is_online(node),
+            Body::DeleteVolume { name, .. } => *name == volume.name && node.is_lost(&pool()),
             _ => false,
         };
         assert!(rightly, "{body:?}");
     }
     assert!(after.nodes().values().all(|node| !(node.abandoned && node.binding.is_some())));
+    // What is ordered to be deleted is not ordered to be there, nor ordered twice.
+    for node in after.nodes().values() {
+        assert!(!(node.abandoned_pools.contains(&pool()) && is_online(node)));
+        let desired = after.desired(&node.name).unwrap();
+        let ids = desired.volumes.iter().map(|volume| volume.id);
+        let ids: Vec<_> = ids.chain(desired.tombstones.iter().map(|order| order.volume)).collect();
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
+    }
     check_snapshots(before, after, body);
     // Nothing is put where there is no room.
     let larger =
@@ -279,10 +293,11 @@ fn check_snapshots(before: &State, after: &State, body: &Body) {
             let rightly = match body {
                 Body::ConfirmVolumeDeleted { volume, .. } => volume == id && deleted,
                 Body::AbandonNode { name } => *name == node.name && deleted && !node.liveness.is_live(),
-                Body::DeleteSnapshot { name, .. } => *name == old.name && node.abandoned,
+                Body::AbandonPool { node: name, .. } => *name == node.name && deleted && !is_online(node),
+                Body::DeleteSnapshot { name, .. } => *name == old.name && node.is_lost(&pool()),
                 Body::DeleteVolume { .. } => {
                     let aside = old.lifecycle == Lifecycle::Released && old.taken_at.is_none();
-                    aside && node.abandoned && !after.volumes().contains_key(&old.source)
+                    aside && node.is_lost(&pool()) && !after.volumes().contains_key(&old.source)
                 }
                 _ => false,
             };
@@ -795,6 +810,69 @@ fn deletions_do_not_wait_for_a_node_whose_disks_are_lost() {
     assert!(apply(&mut state, delete(2)).result.is_ok());
     assert!(state.volumes().is_empty());
     assert!(apply(&mut state, Body::DeleteNode { name: node(1), uid: uid(1) }).result.is_ok());
+}
+
+#[test]
+fn deletions_do_not_wait_for_a_pool_whose_disks_are_lost_and_are_caught_up_with() {
+    let mut state = ready();
+    for n in 1..4 {
+        apply(&mut state, create(n, 1, 1, u128::from(n), 10, false));
+    }
+    let online = |n| (VolumeId::from_random(n), seen_online());
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::from([online(1), online(2), online(3)])));
+    apply(&mut state, snapshot(1, 1, 2, 4, false));
+    let delete = |n| Body::DeleteVolume { name: name(n), uid: uid(1) };
+    assert!(apply(&mut state, delete(1)).result.is_ok());
+    let abandon = Body::AbandonPool { node: node(1), pool: pool() };
+    let refused = apply(&mut state, abandon.clone()).result;
+    assert!(matches!(refused, Err(Refusal::PoolOnline { .. })), "{refused:?}");
+    let other = Body::AbandonPool { node: node(1), pool: PoolName::new("q").unwrap() };
+    assert!(matches!(apply(&mut state, other).result, Err(Refusal::NoSuchPool { .. })));
+
+    // The disk is dead, its daemon lives.
+    let dead = [("/d", DiskHealth::Faulted, Some("DiskErrors"))];
+    apply(&mut state, report_disks(PoolHealth::ReadOnly, Some("DiskErrors"), &dead));
+    assert!(apply(&mut state, abandon.clone()).result.is_ok());
+    assert_eq!(state.volumes().len(), 2, "what nobody deleted stays");
+    let delete_snapshot = Body::DeleteSnapshot { name: snapshot_name(1), uid: uid(1) };
+    assert!(apply(&mut state, delete_snapshot).result.is_ok());
+    assert!(apply(&mut state, delete(2)).result.is_ok());
+    assert_eq!((state.volumes().len(), state.snapshots().len()), (1, 0));
+    let mut without = node_spec(false);
+    without.pools.clear();
+    let without = Body::PutNode { name: node(1), uid: uid(1), spec: without };
+    let held = apply(&mut state, without.clone()).result;
+    assert!(matches!(held, Err(Refusal::PoolHoldsVolumes { volumes: 1, .. })), "{held:?}");
+
+    // Whatever comes back, what was deleted is not served again.
+    let desired = state.desired(&node(1)).unwrap();
+    let ordered: Vec<_> = desired.tombstones.iter().map(|order| (order.volume, order.generation)).collect();
+    assert_eq!(ordered, [1, 4, 2].map(|n| (VolumeId::from_random(n), 2)));
+    assert_eq!(desired.volumes.len(), 1);
+    let confirm =
+        |n| Body::ConfirmVolumeDeleted { node: node(1), volume: VolumeId::from_random(n), generation: 2 };
+    assert!(apply(&mut state, confirm(1)).result.is_ok());
+    assert!(apply(&mut state, confirm(1)).result.is_err());
+    apply(&mut state, report(1, 1, 1, 100, BTreeMap::new()));
+    assert!(state.nodes()[&node(1)].abandoned_pools.is_empty(), "it is a pool again");
+    assert_eq!(state.desired(&node(1)).unwrap().tombstones.len(), 2);
+    apply(&mut state, delete(3));
+    assert_eq!(state.volumes().len(), 1, "its node deletes it itself");
+
+    apply(&mut state, report_disks(PoolHealth::Faulted, Some("PoolMissing"), &[]));
+    assert!(apply(&mut state, abandon).result.is_ok());
+    assert!(state.volumes().is_empty());
+    assert!(apply(&mut state, without).result.is_ok());
+    let known = &state.nodes()[&node(1)];
+    assert!(known.abandoned_pools.is_empty() && known.forgotten.is_empty() && known.pool_ids.is_empty());
+    assert!(state.desired(&node(1)).unwrap().tombstones.is_empty());
+}
+
+#[test]
+fn a_pool_is_not_abandoned_before_all_members_know_the_word() {
+    let mut state = ready_at(FeatureLevel::THIN);
+    let refused = apply(&mut state, Body::AbandonPool { node: node(1), pool: pool() }).result;
+    assert!(matches!(refused, Err(Refusal::FeatureLevel { needed: FeatureLevel::POOLS, .. })), "{refused:?}");
 }
 
 #[test]

@@ -127,6 +127,18 @@ impl ControlPlane for ControlPlaneService {
         Ok(Response::new(api::AbandonNodeResponse { revision: done.revision.0 }))
     }
 
+    async fn abandon_pool(
+        &self,
+        request: Request<api::AbandonPoolRequest>,
+    ) -> Result<Response<api::AbandonPoolResponse>, Status> {
+        let (caller, message) = edge::open(request)?;
+        let (id, _) = edge::context(message.context.as_ref())?;
+        let pool = wire::name("pool", &message.pool).map_err(|error| errors::invalid(&error))?;
+        let mutation = Mutation::AbandonPool { node: node_name(&message.node)?, pool };
+        let done = change_or_forward!(self, caller, id, mutation, About::Nothing, message, abandon_pool);
+        Ok(Response::new(api::AbandonPoolResponse { revision: done.revision.0 }))
+    }
+
     async fn create_volume(
         &self,
         request: Request<api::CreateVolumeRequest>,

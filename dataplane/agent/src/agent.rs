@@ -154,7 +154,7 @@ impl Agent {
     ///
     /// # Errors
     /// It is older than one that was seen, from another cluster, malformed, or could not be kept.
-    pub async fn apply(&self, desired: DesiredNode) -> Result<(), Refused> {
+    pub async fn apply(&self, mut desired: DesiredNode) -> Result<(), Refused> {
         check(&desired)?;
         let inner = &self.inner;
         // One after the other, so that what is kept last is the highest.
@@ -163,6 +163,7 @@ impl Agent {
             if current.cluster != desired.cluster {
                 return Err(Refused::OtherCluster { given: desired.cluster, own: current.cluster });
             }
+            inner.items.borrow().note_former_disks(current, &mut desired);
             if *current == desired {
                 inner.note_kept(Ok(()));
                 return Ok(());

@@ -46,6 +46,9 @@ pub struct DesiredPool {
     pub layout: DiskLayout,
     /// Its disks, the lead first.
     pub disks: Vec<DesiredDisk>,
+    /// Paths of disks that were named before, and under which the pool may still be; empty in what is ordered, the agent notes them.
+    #[serde(default)]
+    pub former: Vec<String>,
 }
 
 /// A disk of a pool.

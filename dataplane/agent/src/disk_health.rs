@@ -93,6 +93,11 @@ impl DiskWatch {
         &self.path
     }
 
+    /// Bytes of the disk.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.device.info().bytes()
+    }
+
     /// The disk, if nothing succeeds on it any more: then no host asks it for anything either, and only a probe can find that it works.
     pub(crate) fn to_probe(&self) -> Option<Arc<dyn BlockDevice>> {
         let faulted = self.reads.verdict.max(self.writes.verdict) == Verdict::Faulted;

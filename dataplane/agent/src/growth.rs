@@ -36,8 +36,14 @@ impl Inner {
         };
         let mut obstacle = None;
         for disk in disks {
-            let (watch, report) = self.add_disk(pool, &disk).await;
+            let (watch, mut report) = self.add_disk(pool, &disk).await;
             obstacle = obstacle.or_else(|| report.problem.clone());
+            // Where none of the pool's disks is missing, it is certain that this is none of them.
+            if let Some(problem) = &mut report.problem
+                && pool.disks().iter().all(|disk| disk.name.is_some())
+            {
+                problem.reason = Reason::DiskNotInUse;
+            }
             let mut items = self.items.borrow_mut();
             let item = items.pools.entry(wanted.name.clone()).or_default();
             item.watches.extend(watch);

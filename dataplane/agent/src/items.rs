@@ -9,11 +9,14 @@ use basalt_clock::Instant;
 use basalt_lvol::id::{Generation, Revision, VolumeId};
 use basalt_lvol::{Pool, PoolHealth, ReadOnlyReason};
 
-use crate::desired::{DesiredNode, DesiredVolume};
+use crate::desired::{DesiredNode, DesiredPool, DesiredVolume};
 use crate::disk_health::DiskWatch;
 use crate::growth::newcomers;
 use crate::report::{DiskHealth, DiskReport, Problem};
 use crate::usage::Usage;
+
+/// Paths of disks that were named before which are remembered for a pool; older ones are forgotten.
+const FORMER_MAX: usize = 64;
 
 /// One thing that work is done for; never by two pieces of work at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,7 +132,7 @@ impl Items {
     pub(crate) fn take_due(&mut self, desired: &DesiredNode, now: Instant, room: usize) -> Due {
         let mut due = Due::default();
         for key in self.wanted(desired) {
-            if self.is_blocked(&key) {
+            if self.is_blocked(&key) || self.is_too_early(&key, desired) {
                 continue;
             }
             match self.failures.get(&key) {
@@ -166,9 +169,16 @@ impl Items {
                 keys.push(Key::Listener(listener.bind));
             }
         }
+        let closing = self.pools.keys().filter(|pool| self.is_to_close(pool, desired));
+        keys.extend(closing.map(|pool| Key::Pool(pool.clone())));
+        let any_closing = matches!(keys.last(), Some(Key::Pool(_)));
         for pool in &desired.pools {
             let item = self.pools.get(&pool.name);
             let open = item.and_then(|item| Some((item, item.pool.as_ref()?)));
+            // What is closed first may be what its disks are in use by.
+            if any_closing && (open.is_none() || self.is_to_close(&pool.name, desired)) {
+                continue;
+            }
             let due = open
                 .is_none_or(|(item, open)| needs_resumption(open) || newcomers(item, pool).next().is_some());
             if due {
@@ -188,6 +198,56 @@ impl Items {
             }
         }
         keys
+    }
+
+    /// Whether a pool is open that is not wanted any more, or in whose place another one is wanted. One of whose volumes anything is known
+    /// or served stays open.
+    pub(crate) fn is_to_close(&self, name: &str, desired: &DesiredNode) -> bool {
+        let Some(item) = self.pools.get(name) else { return false };
+        let Some(open) = &item.pool else { return false };
+        let replaced =
+            desired.pools.iter().find(|pool| pool.name == name).is_none_or(|wanted| match wanted.id {
+                Some(id) => id != open.id(),
+                None => !wanted
+                    .disks
+                    .iter()
+                    .any(|disk| item.watches.iter().any(|watch| watch.path() == disk.path)),
+            });
+        let known = || {
+            let volumes = desired.volumes.iter().map(|volume| &volume.pool);
+            volumes.chain(desired.tombstones.iter().map(|tombstone| &tombstone.pool)).any(|pool| pool == name)
+        };
+        // Served, though nothing is known of it any more.
+        let served = || {
+            self.volumes.iter().any(|(id, item)| {
+                let here = item.applied.as_ref().is_none_or(|applied| applied.pool == name);
+                item.exported && here && desired.volumes.iter().all(|volume| volume.id != *id)
+            })
+        };
+        replaced && !known() && !served()
+    }
+
+    /// Notes in a new desired state under which paths a pool may still be: it was named there, and was not found elsewhere since.
+    pub(crate) fn note_former_disks(&self, current: &DesiredNode, desired: &mut DesiredNode) {
+        for wanted in desired.pools.iter_mut().filter(|pool| pool.id.is_some()) {
+            let Some(before) = current.pools.iter().find(|pool| pool.name == wanted.name) else { continue };
+            if before.id.is_some() && before.id != wanted.id {
+                continue;
+            }
+            let named = |path: &str, pool: &DesiredPool| pool.disks.iter().any(|disk| disk.path == path);
+            let item = self.pools.get(&wanted.name).filter(|item| item.pool.is_some());
+            let found = item.is_some_and(|item| item.watches.iter().all(|watch| named(watch.path(), before)));
+            let older = before.former.iter().filter(|_| !found);
+            let former = before.disks.iter().map(|disk| &disk.path).chain(older);
+            wanted.former = former.filter(|path| !named(path, wanted)).take(FORMER_MAX).cloned().collect();
+        }
+    }
+
+    /// A pool is closed when no work is under way that may be about one of its volumes.
+    fn is_too_early(&self, key: &Key, desired: &DesiredNode) -> bool {
+        let Key::Pool(pool) = key else { return false };
+        let about_volume = |key: &Key| matches!(key, Key::Volume(_) | Key::Deletion(_));
+        self.busy.iter().any(about_volume) && self.is_to_close(pool, desired)
     }
 
     /// Work for it, or for the same volume, is under way.
@@ -239,6 +299,8 @@ impl Items {
     pub(crate) fn forget_all_but(&mut self, desired: &DesiredNode) {
         let wanted: BTreeSet<Key> = self.wanted(desired).into_iter().collect();
         self.failures.retain(|key, _| wanted.contains(key));
+        let named = |name: &String| desired.pools.iter().any(|pool| pool.name == *name);
+        self.pools.retain(|name, item| item.pool.is_some() || named(name));
         let ordered: BTreeSet<VolumeId> =
             desired.tombstones.iter().map(|tombstone| tombstone.volume).collect();
         self.deleted.retain(|volume, _| ordered.contains(volume));

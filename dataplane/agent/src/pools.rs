@@ -1,5 +1,6 @@
 //! Opening pools: importing what is there, creating what never was.
 
+use std::fmt;
 use std::sync::Arc;
 
 use basalt_bdev::BlockDevice;
@@ -31,10 +32,13 @@ pub(crate) struct Obstacle {
 impl Inner {
     /// Opens a pool.
     pub(crate) async fn work_pool(&self, name: &str, desired: &DesiredNode) {
+        let key = Key::Pool(name.to_owned());
+        if self.items.borrow().is_to_close(name, desired) {
+            return self.close_pool(key, name).await;
+        }
         let Some(wanted) = desired.pools.iter().find(|pool| pool.name == name) else {
             return;
         };
-        let key = Key::Pool(name.to_owned());
         let open = self.items.borrow().pool(name).cloned();
         if let Some(pool) = open {
             return match needs_resumption(&pool) {
@@ -67,13 +71,16 @@ impl Inner {
                 items.succeeded(&key);
             }
             Err(Obstacle { problem, disk, lost }) => {
-                // Where a disk is missing, that is the reason, whatever follows from it; and nothing is lost yet.
-                let lost = lost && missing.is_none();
-                let problem = missing.unwrap_or(problem);
                 if let Some(report) = reports.iter_mut().find(|report| Some(&report.path) == disk.as_ref()) {
                     report.health = DiskHealth::Faulted;
                     report.problem = Some(problem.clone());
                 }
+                // Where a disk is missing, or others are named than before, that is the reason, whatever follows from it; and
+                // nothing is lost yet.
+                let renamed =
+                    (lost && !wanted.former.is_empty()).then(|| not_there(&problem, &wanted.former));
+                let lost = lost && missing.is_none() && renamed.is_none();
+                let problem = missing.or(renamed).unwrap_or(problem);
                 if lost { self.lost(key, problem) } else { self.failed(key, problem) }
             }
         }
@@ -87,6 +94,27 @@ impl Inner {
             Remedy::Rewrite => tracing::warn!(pool = name, "{subject}: {explanation}"),
             Remedy::AcceptLoss | Remedy::ByHand => tracing::error!(pool = name, "{subject}: {explanation}"),
         });
+    }
+
+    /// Closes a pool that is not wanted any more, so that its disks are free. What is on it stays as it is.
+    async fn close_pool(&self, key: Key, name: &str) {
+        // Nobody begins anything on it from here on.
+        let item = self.items.borrow_mut().pools.remove(name);
+        if let Some(pool) = item.and_then(|item| item.pool) {
+            match pool.export().await {
+                Ok(()) => tracing::info!(pool = name, "the pool is not wanted any more and is closed"),
+                Err(reason) => {
+                    tracing::warn!(
+                        pool = name,
+                        "the pool is closed as by a crash, for it takes no change: {reason}"
+                    );
+                }
+            }
+        }
+        let mut items = self.items.borrow_mut();
+        items.succeeded(&key);
+        // What failed for want of its disks is tried at once.
+        items.retry_now();
     }
 
     /// Makes a pool take changes again after a write of its metadata failed. Its volumes are served all the time.
@@ -149,7 +177,7 @@ impl Inner {
             return Ok(pool);
         }
         let message = format!("the disks hold the pool {}, expected was {id}", pool.id());
-        Err(Obstacle::of(Problem::new(Reason::DiskOfAnotherPool, message)))
+        Err(Obstacle::of(of_another_pool(message, &first_disk(&pool), pool.id())))
     }
 
     /// The disks that say that they are of this pool, the others being named for it to grow by; all if none does, so that what is wrong
@@ -184,7 +212,7 @@ impl Inner {
             let pool = pool.map_err(Obstacle::of_import)?;
             if pool.name() != wanted.name {
                 let message = format!("the disks hold the pool {} ({})", pool.name(), pool.id());
-                return Err(Obstacle::of(Problem::new(Reason::DiskOfAnotherPool, message)));
+                return Err(Obstacle::of(of_another_pool(message, &first_disk(&pool), pool.id())));
             }
             mark!("agent-pool-adopted");
             return Ok(pool);
@@ -234,6 +262,27 @@ pub(crate) fn opened(
     }
 }
 
+/// What to do with a disk that another pool is on.
+fn of_another_pool(what: impl fmt::Display, disk: &str, pool: PoolId) -> Problem {
+    let message = format!(
+        "{what}: name another disk, or the disk in that pool; if nothing on it is needed any more, run basaltd pool wipe {disk} \
+         --destroy-pool {pool} on the node"
+    );
+    Problem::new(Reason::DiskOfAnotherPool, message)
+}
+
+fn first_disk(pool: &Pool) -> String {
+    pool.disks().into_iter().find_map(|disk| disk.name).unwrap_or_default()
+}
+
+/// What to do about a pool that is not on the disks that are named in the place of others.
+fn not_there(problem: &Problem, former: &[String]) -> Problem {
+    let former = former.join(", ");
+    let message =
+        format!("{}; it was on {former}, which is not named any more: name that again", problem.message);
+    Problem::new(problem.reason, message)
+}
+
 fn reason_of(error: DiskError) -> Reason {
     match error {
         DiskError::NotFound | DiskError::Gone => Reason::DiskMissing,
@@ -279,11 +328,11 @@ impl Obstacle {
             }
             DiskRefusal::Blank { disk } => (Reason::PoolMissing, disk),
         };
-        Self {
-            problem: Problem::new(reason, refusal),
-            disk: Some(disk.clone()),
-            lost: reason == Reason::PoolMissing,
-        }
+        let problem = match refusal {
+            DiskRefusal::OtherPool { disk, pool } => of_another_pool(refusal, disk, *pool),
+            _ => Problem::new(reason, refusal),
+        };
+        Self { problem, disk: Some(disk.clone()), lost: reason == Reason::PoolMissing }
     }
 }
 

@@ -39,7 +39,7 @@ pub struct PoolReport {
     pub used: u64,
     /// Volumes take a multiple of this many bytes.
     pub allocation_unit: u64,
-    /// Its disks in the order of the desired state.
+    /// Its disks in the order of the desired state, then those that it runs on and that are not named any more.
     pub disks: Vec<DiskReport>,
     /// Why it is not online, if it is not.
     pub problem: Option<Problem>,

@@ -6,7 +6,7 @@ use basalt_lvol::{Pool, PoolHealth as Health};
 use crate::agent::Inner;
 use crate::desired::{Content, DesiredNode, DesiredPool, DesiredVolume, Provision};
 use crate::disk_health::DiskWatch;
-use crate::items::{Items, Key};
+use crate::items::{Items, Key, PoolItem};
 use crate::report::{
     DeletedVolume, DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, Reason, VolumeHealth,
     VolumeReport,
@@ -78,6 +78,23 @@ fn rotten(pool: &Pool) -> Option<Problem> {
     Some(Problem::new(Reason::PoolDamaged, message))
 }
 
+/// How the disks fare that a pool runs on and that are not named any more.
+fn unnamed<'a>(item: &'a PoolItem, desired: &'a DesiredPool) -> impl Iterator<Item = &'a DiskWatch> {
+    item.watches.iter().filter(|watch| desired.disks.iter().all(|disk| disk.path != watch.path()))
+}
+
+fn unnamed_disks<'a>(
+    item: Option<&'a PoolItem>,
+    desired: &'a DesiredPool,
+) -> impl Iterator<Item = DiskReport> + 'a {
+    item.into_iter().flat_map(move |item| unnamed(item, desired)).map(|watch| {
+        let (health, problem) = watch.judgement();
+        let path = watch.path().to_owned();
+        let problem = problem.unwrap_or_else(|| still_in_use(&path));
+        DiskReport { path, health, capacity: watch.capacity(), problem: Some(problem) }
+    })
+}
+
 fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
     let item = items.pools.get(&desired.name);
     let disks = desired.disks.iter().map(|disk| {
@@ -93,7 +110,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             problem: item.and_then(|item| item.pool.as_ref()).map(|_| not_in_use(&disk.path)),
         })
     });
-    let disks = disks.collect();
+    let disks = disks.chain(unnamed_disks(item, desired)).collect();
     let failure = items.failure(&Key::Pool(desired.name.clone()));
     let Some((item, pool)) = item.and_then(|item| item.pool.as_ref().map(|pool| (item, pool))) else {
         return PoolReport {
@@ -107,9 +124,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             problem: failure.map(|failure| failure.problem.clone()),
         };
     };
-    let unnamed =
-        item.watches.iter().find(|watch| desired.disks.iter().all(|disk| disk.path != watch.path()));
-    let unnamed = unnamed.map(|watch| still_in_use(watch.path()));
+    let unnamed = unnamed(item, desired).next().map(|watch| still_in_use(watch.path()));
     let (health, problem) = match pool.health() {
         Health::Online => match item.failing_disk() {
             Some(problem) => (PoolHealth::ReadOnly, Some(problem)),

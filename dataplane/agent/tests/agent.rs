@@ -143,6 +143,7 @@ fn desired(index: u64) -> DesiredNode {
             id: None,
             layout: DiskLayout::default(),
             disks: vec![disk],
+            former: Vec::new(),
         }],
         volumes: Vec::new(),
         tombstones: Vec::new(),
@@ -558,25 +559,161 @@ fn a_missing_disk_is_not_lost_data() {
     });
 }
 
+/// What `on_disks` says, with a volume that was there once.
+fn with_volume(index: u64, id: Option<PoolId>, paths: &[&str]) -> DesiredNode {
+    let known = DesiredVolume { provision: Provision::Expect, ..wanted(1, MIB) };
+    DesiredNode { volumes: vec![known], ..on_disks(index, id, paths) }
+}
+
+fn pool_reason(report: &NodeReport) -> Option<Reason> {
+    report.pools[0].problem.as_ref().map(|problem| problem.reason)
+}
+
 #[test]
-fn a_disk_that_is_named_later_is_said_not_to_be_in_use() {
+fn a_disk_that_a_pool_runs_on_is_told_also_when_another_one_is_named() {
     run(21, |handle| async move {
         let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/other".into(), Ok(ram(64 * MIB)));
         let agent = node.start(&handle).await;
         agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
         let id = settled(&handle, &agent).await.pools[0].id;
-        let known = DesiredVolume { provision: Provision::Expect, ..wanted(1, MIB) };
-        let mut exchanged = DesiredNode { volumes: vec![known], ..desired(2) };
-        exchanged.pools[0].id = id;
-        exchanged.pools[0].disks[0].path = "/other".into();
-        agent.apply(exchanged).await.unwrap();
+        agent.apply(with_volume(2, id, &["/other"])).await.unwrap();
         let report = settled(&handle, &agent).await;
-        let problem = report.pools[0].disks[0].problem.as_ref().unwrap();
-        assert_eq!(problem.reason, Reason::DiskNotInUse);
+        let seen: Vec<_> =
+            report.pools[0].disks.iter().map(|disk| (disk.path.as_str(), disk.health)).collect();
+        assert_eq!(seen, [("/other", DiskHealth::Offline), ("/disk", DiskHealth::Online)]);
+        let reasons: Vec<_> =
+            report.pools[0].disks.iter().map(|disk| disk.problem.as_ref().unwrap().reason).collect();
+        assert_eq!(reasons, [Reason::DiskNotInUse, Reason::DiskNotNamed]);
+        assert_eq!(report.pools[0].disks[1].capacity, 64 * MIB);
         let problem = report.pools[0].problem.as_ref().unwrap();
         assert_eq!(problem.reason, Reason::DiskNotNamed);
         assert!(problem.message.starts_with("/disk is a disk of the pool and is not named any more"));
         assert_eq!(report.volumes[0].health, VolumeHealth::Online, "what runs goes on");
+
+        // After a restart the pool is not found on the blank disk, and that is no loss.
+        agent.stop();
+        let agent = node.start(&handle).await;
+        agent.apply(with_volume(3, id, &["/other"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(pool_reason(&report), Some(Reason::PoolMissing));
+        let VolumeHealth::Unavailable(problem) = &report.volumes[0].health else { panic!("{report:?}") };
+        assert!(
+            problem.message.contains("it was on /disk, which is not named any more"),
+            "{}",
+            problem.message
+        );
+        agent.apply(with_volume(4, id, &["/disk"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.volumes[0].health, pool_reason(&report)), (&VolumeHealth::Online, None));
+    });
+}
+
+#[test]
+fn a_disk_that_moved_is_found_and_where_it_was_is_forgotten() {
+    run(40, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        agent.stop();
+        let disk = node.disks.borrow_mut().remove("/disk").unwrap();
+        node.disks.borrow_mut().insert("/moved".into(), disk);
+        let agent = node.start(&handle).await;
+        settled(&handle, &agent).await;
+        agent.apply(with_volume(2, id, &["/moved"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.volumes[0].health, pool_reason(&report)), (&VolumeHealth::Online, None));
+        agent.apply(with_volume(3, id, &["/moved"])).await.unwrap();
+        agent.stop();
+        // What is blank now is what the pool was on.
+        node.disks.borrow_mut().insert("/moved".into(), Ok(ram(64 * MIB)));
+        let agent = node.start(&handle).await;
+        let health = settled(&handle, &agent).await.volumes[0].health.clone();
+        assert!(matches!(&health, VolumeHealth::Faulted(p) if p.reason == Reason::PoolMissing), "{health:?}");
+    });
+}
+
+/// How many hold the disk, besides the test.
+fn holders(node: &Node, path: &str) -> usize {
+    Arc::strong_count(node.disks.borrow()[path].as_ref().unwrap()) - 1
+}
+
+#[test]
+fn a_pool_that_is_not_wanted_any_more_is_closed_and_its_disk_is_free() {
+    run(41, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write(0, &[9; 4096]).await.unwrap();
+        drop(bytes);
+        let renamed = |index| {
+            let mut desired = on_disks(index, None, &["/disk"]);
+            desired.pools[0].name = "another".into();
+            desired
+        };
+        // Nobody has said that what is served shall not be any more.
+        agent.apply(renamed(2)).await.unwrap();
+        settled(&handle, &agent).await;
+        assert_eq!((agent.pool_counts().len(), node.exports.borrow().len()), (1, 1));
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        assert_eq!(bytes.read(0, 4096).await.unwrap(), vec![9; 4096]);
+        drop(bytes);
+        let known = DesiredVolume { serve: false, generation: Generation(2), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![known], ..on_disks(3, id, &["/disk"]) }).await.unwrap();
+        settled(&handle, &agent).await;
+
+        // Nor is a pool closed of one of whose volumes something is known, served or not.
+        let aside = DesiredVolume { serve: false, generation: Generation(2), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![aside], ..renamed(4) }).await.unwrap();
+        settled(&handle, &agent).await;
+        assert_eq!((agent.pool_counts().len(), node.exports.borrow().len()), (1, 0));
+
+        agent.apply(renamed(5)).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let problem = report.pools[0].problem.as_ref().unwrap();
+        assert_eq!(problem.reason, Reason::DiskOfAnotherPool);
+        let remedy = format!("basaltd pool wipe /disk --destroy-pool {}", id.unwrap());
+        assert!(problem.message.contains(&remedy), "{}", problem.message);
+        assert_eq!((report.pools.len(), agent.pool_counts().len()), (1, 0));
+        assert_eq!(holders(&node, "/disk"), 0);
+
+        // It is as it was.
+        let known =
+            DesiredVolume { provision: Provision::Expect, generation: Generation(3), ..wanted(1, MIB) };
+        agent.apply(DesiredNode { volumes: vec![known], ..on_disks(6, id, &["/disk"]) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.volumes[0].health, pool_reason(&report)), (&VolumeHealth::Online, None));
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        assert_eq!(bytes.read(0, 4096).await.unwrap(), vec![9; 4096]);
+    });
+}
+
+#[test]
+fn another_pool_of_the_same_name_takes_the_place_of_one_that_was_taken_out() {
+    run(42, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/other".into(), Ok(ram(32 * MIB)));
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        agent
+            .apply(DesiredNode { tombstones: vec![tombstone(1, 1)], ..on_disks(2, id, &["/disk"]) })
+            .await
+            .unwrap();
+        settled(&handle, &agent).await;
+        // The order without the pool was never seen.
+        agent.apply(on_disks(3, None, &["/other"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].health, pool_reason(&report)), (PoolHealth::Online, None));
+        assert_ne!(report.pools[0].id, id);
+        assert_eq!((holders(&node, "/disk"), report.pools[0].disks.len()), (0, 1));
+        // And without any the last one is closed too.
+        agent.apply(DesiredNode { pools: Vec::new(), ..desired(4) }).await.unwrap();
+        settled(&handle, &agent).await;
+        assert_eq!(holders(&node, "/other"), 0);
     });
 }
 
@@ -600,7 +737,9 @@ fn a_pool_grows_by_a_disk_that_is_named_later() {
         agent.apply(on_disks(2, before.id, &["/disk", "/second"])).await.unwrap();
         let report = settled(&handle, &agent).await;
         assert_eq!((report.pools[0].health, report.pools[0].capacity), (PoolHealth::Online, before.capacity));
-        assert_eq!(report.pools[0].disks[1].problem.as_ref().unwrap().reason, Reason::DiskMissing);
+        assert_eq!(report.pools[0].problem.as_ref().unwrap().reason, Reason::DiskMissing);
+        let problem = report.pools[0].disks[1].problem.as_ref().unwrap();
+        assert_eq!(problem.reason, Reason::DiskNotInUse, "none of the pool's disks is missing");
         node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
         let grown = |report: &NodeReport| report.pools[0].capacity > before.capacity + 24 * MIB;
         let report = eventually(&handle, &agent, grown).await;
@@ -934,6 +1073,37 @@ fn a_disk_of_several_takes_only_the_volumes_with_it_that_have_data_there() {
         let report = agent.report();
         assert_eq!(healths(&report), [const { VolumeHealth::Online }; 3]);
         assert_eq!((report.pools[0].health, &report.pools[0].problem), (PoolHealth::Online, &None));
+    });
+}
+
+#[test]
+fn a_pool_whose_disk_is_dead_is_closed_and_a_new_one_takes_its_place() {
+    run(43, |handle| async move {
+        let (node, agent, faults, bytes) = on_a_faulty_disk(&handle).await;
+        for kind in [OperationKind::Write, OperationKind::Read, OperationKind::Flush] {
+            faults.inject(Fault::always(kind, IoError::DeviceGone));
+        }
+        bytes.write(0, &[1; 512]).await.unwrap_err();
+        drop(bytes);
+        let id = agent.report().pools[0].id;
+        let going = DesiredNode { tombstones: vec![tombstone(1, 1)], ..on_disks(2, id, &["/disk"]) };
+        agent.apply(going).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].health, report.deleted.len()), (PoolHealth::ReadOnly, 0));
+        assert!(node.exports.borrow().is_empty(), "what is to be deleted is not served");
+        // Somebody has said that the disks are lost, and taken the pool out; then there is another disk at its path.
+        agent.apply(DesiredNode { pools: Vec::new(), ..desired(3) }).await.unwrap();
+        settled(&handle, &agent).await;
+        assert_eq!(holders(&node, "/disk"), 0);
+        node.disks.borrow_mut().insert("/disk".into(), Ok(ram(64 * MIB)));
+        let again = DesiredVolume { pool: "pool".into(), ..wanted(2, MIB) };
+        agent.apply(DesiredNode { volumes: vec![again], ..desired(4) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(
+            (report.pools[0].health, &report.volumes[0].health),
+            (PoolHealth::Online, &VolumeHealth::Online)
+        );
+        assert_ne!(report.pools[0].id, id);
     });
 }
 

@@ -63,7 +63,12 @@ impl Managed for Volume {
             Some(id) if by_name.as_ref().is_some_and(|volume| volume.id == id) => by_name.clone(),
             Some(id) => control.volume_by_id(id).await?,
         };
-        Ok(VolumeSight { by_name, by_id })
+        let going = [&by_id, &by_name].into_iter().flatten().find(|volume| volume.is_going());
+        let node = match going {
+            Some(volume) => control.node(&volume.placement.node).await?,
+            None => None,
+        };
+        Ok(VolumeSight { by_name, by_id, node })
     }
 
     fn plan(&self, seen: &Seen<VolumeSight>, progress: &Progress, now: Timestamp) -> Plan<VolumeStatus> {
@@ -92,7 +97,12 @@ impl Managed for Snapshot {
             Some(id) if by_name.as_ref().is_some_and(|snapshot| snapshot.id == id) => by_name.clone(),
             Some(id) => control.snapshot_by_id(id).await?,
         };
-        Ok(SnapshotSight { by_name, by_id })
+        let going = [&by_id, &by_name].into_iter().flatten().find(|snapshot| snapshot.is_going());
+        let node = match going {
+            Some(snapshot) => control.node(&snapshot.placement.node).await?,
+            None => None,
+        };
+        Ok(SnapshotSight { by_name, by_id, node })
     }
 
     fn plan(&self, seen: &Seen<SnapshotSight>, progress: &Progress, now: Timestamp) -> Plan<SnapshotStatus> {

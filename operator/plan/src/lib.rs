@@ -56,6 +56,8 @@ pub struct DataSight<T> {
     pub by_name: Option<T>,
     /// What has the id in the object's status, whatever its name; may be the same one.
     pub by_id: Option<T>,
+    /// The node that is to delete it, if it is being deleted.
+    pub node: Option<Node>,
 }
 
 /// What concerns one `Volume` object.

@@ -37,11 +37,11 @@ pub fn plan_snapshot(
     now: Timestamp,
 ) -> Plan<SnapshotStatus> {
     let Some(facts) = Facts::of(&object.metadata, progress.accepted) else { return Plan::idle() };
-    let cluster = match seen {
-        Seen::Unreachable { .. } => None,
-        Seen::Answered { cluster, .. } => Some(*cluster),
+    let (cluster, node) = match seen {
+        Seen::Unreachable { .. } => (None, None),
+        Seen::Answered { cluster, found } => (Some(*cluster), found.node.as_ref()),
     };
-    let context = snapshot_status::Context { object, generation: facts.generation, cluster, now };
+    let context = snapshot_status::Context { object, generation: facts.generation, cluster, node, now };
     let rejection = progress.rejection.as_ref();
     match (facts.deleting, facts.has_finalizer) {
         (true, false) => Plan::idle(),

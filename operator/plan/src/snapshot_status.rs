@@ -3,13 +3,13 @@
 use basalt_crds as crds;
 use basalt_crds::snapshot::SnapshotPhase;
 use basalt_crds::{Conditions, SnapshotStatus, Status, format_bytes};
-use basalt_model::{ClusterId, Snapshot, VolumeState};
+use basalt_model::{ClusterId, Node, Snapshot, VolumeState};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::held::{Departure, Obstacle};
 use crate::intent::Rejection;
 use crate::snapshot::Situation;
-use crate::word::{Word, elsewhere, one_word, refused};
+use crate::word::{Word, elsewhere, hindrance, one_word, refused};
 
 const READY: &str = "Ready";
 const SYNCED: &str = "Synced";
@@ -21,6 +21,8 @@ pub(crate) struct Context<'a> {
     pub(crate) generation: i64,
     /// The cluster that answered; `None` when none did.
     pub(crate) cluster: Option<ClusterId>,
+    /// The node that is to delete it, if it is being deleted.
+    pub(crate) node: Option<&'a Node>,
     pub(crate) now: Timestamp,
 }
 
@@ -64,6 +66,7 @@ impl<'a> Context<'a> {
         departure: &Departure<'_, Snapshot>,
         rejection: Option<&Rejection>,
     ) -> SnapshotStatus {
+        let node_to_delete = self.node;
         let mut draft = self.draft();
         match departure {
             Departure::Unreachable(message) => draft.unreachable(message),
@@ -78,7 +81,8 @@ impl<'a> Context<'a> {
                 let ordered = Word::new("Synced", "the control plane has ordered the deletion");
                 draft.set(SYNCED, Status::True, &ordered);
                 let node = &present.placement.node;
-                let message = format!("waiting for node {node} to delete snapshot {}", present.id);
+                let why = hindrance(node_to_delete, &present.placement.pool);
+                let message = format!("waiting for node {node} to delete snapshot {}{why}", present.id);
                 draft.set(READY, Status::False, &Word::new("Deleting", message));
             }
             Departure::Gone => {

@@ -305,6 +305,11 @@ fn trouble_of(node: &Node, name: &PoolName) -> Option<Word> {
             |word| Word::new(word.reason, format!("pool {name} {what}: {}", word.message)),
         )
     };
+    if node.abandoned_pools.contains(name) {
+        let what = "was declared lost, so that volumes which are deleted on it are forgotten at once; delete what is on it, then take it \
+                    out of spec.pools";
+        return Some(said("PoolAbandoned", what));
+    }
     match observed.health {
         PoolHealth::Pending => Some(said("PoolPending", "is being created or imported")),
         PoolHealth::ReadOnly => Some(said("PoolReadOnly", "is in service for reading only")),
@@ -316,7 +321,8 @@ fn trouble_of(node: &Node, name: &PoolName) -> Option<Word> {
             ),
         )),
         PoolHealth::Online => {
-            disk.map(|disk| Word::new(disk.reason, format!("pool {name}: {}", disk.message)))
+            let word = problem.or(disk);
+            word.map(|word| Word::new(word.reason, format!("pool {name}: {}", word.message)))
         }
     }
 }

@@ -4,13 +4,13 @@ use basalt_crds as crds;
 use basalt_crds::volume::{AnaState, PathStatus, ReplicaState, ReplicaStatus, VolumePhase};
 use basalt_crds::{Conditions, Status, VolumeStatus, format_bytes};
 use basalt_model as model;
-use basalt_model::{ClusterId, Problem, Volume, VolumeState};
+use basalt_model::{ClusterId, Node, Problem, Volume, VolumeState};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::held::{Departure, Obstacle};
 use crate::intent::Rejection;
 use crate::volume::Situation;
-use crate::word::{Word, elsewhere, one_word, refused};
+use crate::word::{Word, elsewhere, hindrance, one_word, refused};
 
 const READY: &str = "Ready";
 const SYNCED: &str = "Synced";
@@ -23,6 +23,8 @@ pub(crate) struct Context<'a> {
     pub(crate) generation: i64,
     /// The cluster that answered; `None` when none did.
     pub(crate) cluster: Option<ClusterId>,
+    /// The node that is to delete it, if it is being deleted.
+    pub(crate) node: Option<&'a Node>,
     pub(crate) now: Timestamp,
 }
 
@@ -77,6 +79,7 @@ impl<'a> Context<'a> {
         departure: &Departure<'_, Volume>,
         rejection: Option<&Rejection>,
     ) -> VolumeStatus {
+        let node = self.node;
         let mut draft = self.draft();
         draft.status.phase = Some(VolumePhase::Deleting);
         match departure {
@@ -99,8 +102,10 @@ impl<'a> Context<'a> {
             }
             Departure::Going(present) => {
                 let message = format!(
-                    "waiting for node {} to delete the data of volume {}",
-                    present.placement.node, present.id
+                    "waiting for node {} to delete the data of volume {}{}",
+                    present.placement.node,
+                    present.id,
+                    hindrance(node, &present.placement.pool)
                 );
                 draft.conditions.set(
                     SYNCED,

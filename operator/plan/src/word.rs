@@ -1,7 +1,7 @@
 //! Reasons with their sentences, as conditions have them.
 
 use basalt_crds::FINALIZER;
-use basalt_model::ClusterId;
+use basalt_model::{ClusterId, Node, PoolName};
 
 use crate::intent::Rejection;
 
@@ -32,6 +32,19 @@ pub(crate) fn elsewhere(recorded: &str, answering: ClusterId) -> Word {
              the operator at the right one; if the other cluster is gone for good, remove the finalizer {FINALIZER} by hand"
         ),
     )
+}
+
+/// Why a node has not deleted what it was told to yet, to be appended to a sentence that says that it is waited for.
+pub(crate) fn hindrance(node: Option<&Node>, pool: &PoolName) -> String {
+    let Some((node, why)) = node.and_then(|node| Some((node, node.hindrance(pool)?))) else {
+        return String::new();
+    };
+    let name = &node.name;
+    let remedy = match node.liveness.is_live() {
+        true => format!("abandon-pool {name} {pool}"),
+        false => format!("abandon-node {name}"),
+    };
+    format!(": {why}. If its disks are gone for good: kubectl basalt {remedy}")
 }
 
 /// A word that comes from a daemon, if it can be a condition's reason: one CamelCase word.

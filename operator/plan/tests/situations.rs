@@ -7,7 +7,7 @@ mod world;
 use basalt_crds::storage_node::{DiskState, NodePhase, PoolState};
 use basalt_crds::volume::{AnaState, ReclaimPolicy, ReplicaState, VolumePhase};
 use basalt_crds::{Condition, OWNER_UID_ANNOTATION, Size, StorageNodeStatus, VolumeStatus};
-use basalt_model::NodeName;
+use basalt_model::{NodeName, PoolHealth};
 use world::{Control, Crash, World};
 
 /// A node with a volume that is served.
@@ -168,6 +168,43 @@ fn what_is_deleted_of_a_node_that_is_lost_for_good_goes_once_somebody_says_so() 
         world.reconcile_node("n", Crash::Never);
     }
     assert!(world.volumes.is_empty() && world.nodes.is_empty());
+}
+
+#[test]
+fn what_is_deleted_of_a_pool_that_is_lost_for_good_goes_once_somebody_says_so() {
+    let mut world = online();
+    let dead = "writes of /dev/dead fail";
+    world.control.break_pool("n", PoolHealth::ReadOnly, "DiskErrors", dead);
+    world.delete_volume("v");
+    for _ in 0..2 {
+        world.reconcile_volume("v", Crash::Never);
+    }
+    assert_eq!(volume(&world).phase, Some(VolumePhase::Deleting));
+    let (_, reason, message) = condition(&volume(&world).conditions, "Ready");
+    assert_eq!(reason, "Deleting");
+    assert!(message.contains("waiting for node n") && message.contains(dead), "{message}");
+    assert!(message.contains("kubectl basalt abandon-pool n pool"), "{message}");
+    world.control.abandon_pool("n");
+    for _ in 0..3 {
+        world.reconcile_volume("v", Crash::Never);
+        world.reconcile_node("n", Crash::Never);
+    }
+    assert!(world.volumes.is_empty());
+    let (_, reason, message) = condition(&node(&world).conditions, "Ready");
+    assert_eq!(reason, "DiskErrors");
+    assert!(message.contains("declared lost") && message.contains(dead), "{message}");
+}
+
+#[test]
+fn a_pool_in_service_says_what_is_wrong_with_it_before_what_is_wrong_with_a_disk() {
+    let mut world = online();
+    let words = "/dev/a is a disk of the pool and is not named any more";
+    world.control.break_pool("n", PoolHealth::Online, "DiskNotNamed", words);
+    world.reconcile_node("n", Crash::Never);
+    let (status, reason, message) = condition(&node(&world).conditions, "Ready");
+    assert_eq!((status, reason), ("False", "DiskNotNamed"));
+    assert!(message.contains(words), "{message}");
+    assert_eq!(node(&world).pools[0].state, PoolState::Degraded);
 }
 
 #[test]

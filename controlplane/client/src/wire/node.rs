@@ -41,6 +41,7 @@ pub fn encode(node: &Node) -> api::Node {
             problems: node.observed.problems.iter().map(encode_problem).collect(),
             desired_revision: node.desired.0,
             abandoned: node.abandoned,
+            abandoned_pools: node.abandoned_pools.iter().map(ToString::to_string).collect(),
         }),
         owner_uid: text(node.uid.as_ref()),
         created_revision: node.created.0,
@@ -72,6 +73,13 @@ pub fn decode(node: api::Node) -> Result<Node, WireError> {
         spec: decode_spec(required("spec", node.spec)?)?,
         binding: optional_uuid("status.instance_id", &status.instance_id)?,
         abandoned: status.abandoned,
+        abandoned_pools: status
+            .abandoned_pools
+            .iter()
+            .map(|pool| name("status.abandoned_pools", pool))
+            .collect::<Result<_, _>>()?,
+        // The control plane keeps these to itself.
+        forgotten: Vec::new(),
         pool_ids,
         observed: NodeObserved {
             version: status.version,
@@ -335,6 +343,8 @@ mod tests {
             },
             binding: Some(InstanceId::from_random(1)),
             abandoned: true,
+            abandoned_pools: [pool_name.clone()].into(),
+            forgotten: Vec::new(),
             pool_ids: BTreeMap::from([(pool_name.clone(), PoolId::from_random(4))]),
             observed: NodeObserved {
                 version: "1".into(),

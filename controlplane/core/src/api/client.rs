@@ -1,8 +1,9 @@
 //! What clients ask of a member, and what they are answered.
 
 use basalt_model::{
-    ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, Receipt, Refusal,
-    RequestId, Revision, Snapshot, SnapshotName, Volume, VolumeChange, VolumeId, VolumeName, VolumeSpec,
+    ClusterId, FeatureLevel, Incarnation, MemberId, Node, NodeName, NodeSpec, ObjectUid, PoolName, Receipt,
+    Refusal, RequestId, Revision, Snapshot, SnapshotName, Volume, VolumeChange, VolumeId, VolumeName,
+    VolumeSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -60,6 +61,13 @@ pub enum Mutation {
     AbandonNode {
         /// The node.
         name: NodeName,
+    },
+    /// Says that the disks of one pool are gone for good: deletions do not wait for it any more.
+    AbandonPool {
+        /// The node.
+        node: NodeName,
+        /// The pool on it.
+        pool: PoolName,
     },
     /// Creates a volume, or adopts a released one.
     CreateVolume {

@@ -87,6 +87,7 @@ impl State {
             Body::DeleteNode { name, uid } => self.delete_node(context, name, uid.as_ref()),
             Body::UnbindNode { name } => self.unbind_node(context, name),
             Body::AbandonNode { name } => self.abandon_node(context, name),
+            Body::AbandonPool { node, pool } => self.abandon_pool(context, node, pool),
             Body::BindNodeInstance { node, instance } => self.bind_node(context, node, *instance),
             Body::ReportNode(report) => self.report_node(context, report),
             Body::SetNodeLiveness { node, liveness } => self.set_liveness(context, node, *liveness),

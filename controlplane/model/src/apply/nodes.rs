@@ -53,6 +53,8 @@ impl State {
         if node.spec != *spec {
             node.pool_ids.retain(|pool, _| spec.pools.contains_key(pool));
             node.observed.pools.retain(|pool, _| spec.pools.contains_key(pool));
+            node.abandoned_pools.retain(|pool| spec.pools.contains_key(pool));
+            node.forgotten.retain(|tombstone| spec.pools.contains_key(&tombstone.pool));
             node.spec = spec.clone();
             context.desired(name);
         }
@@ -77,6 +79,8 @@ impl State {
             spec: spec.clone(),
             binding: None,
             abandoned: false,
+            abandoned_pools: BTreeSet::new(),
+            forgotten: Vec::new(),
             pool_ids: BTreeMap::new(),
             observed: NodeObserved::default(),
             liveness: Liveness::Never,
@@ -187,6 +191,9 @@ impl State {
             self.touch_node(context, &report.node, |node| {
                 node.observed = observed;
                 node.pool_ids.extend(new_ids);
+                let mut abandoned = std::mem::take(&mut node.abandoned_pools);
+                abandoned.retain(|pool| !node.has_online(pool));
+                node.abandoned_pools = abandoned;
             });
         }
         for (id, observed) in news.volumes {
@@ -264,11 +271,16 @@ impl State {
         Ok(Receipt::Done)
     }
 
-    fn node(&self, name: &NodeName) -> Result<&Node, Refusal> {
+    pub(super) fn node(&self, name: &NodeName) -> Result<&Node, Refusal> {
         self.nodes.get(name).ok_or_else(|| Refusal::NoSuchNode { node: name.clone() })
     }
 
-    fn touch_node(&mut self, context: &mut Context<'_>, name: &NodeName, change: impl FnOnce(&mut Node)) {
+    pub(super) fn touch_node(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        change: impl FnOnce(&mut Node),
+    ) {
         if let Some(node) = self.nodes.get_mut(name) {
             change(node);
             node.modified = context.revision;

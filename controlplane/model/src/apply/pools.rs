@@ -1,11 +1,14 @@
-//! What may become of a node's pools: which disks stay named while a pool holds something, and where nothing new is put.
+//! What may become of a node's pools: which disks stay named while a pool holds something, where nothing new is put, and what follows when
+//! the disks of one are given up.
 
-use crate::command::FeatureLevel;
-use crate::ids::{DiskPath, NodeName, PoolName};
+use super::Context;
+use crate::command::{FeatureLevel, Receipt};
+use crate::ids::{DiskPath, NodeName, PoolName, VolumeId};
 use crate::node::{DiskHealth, DiskObserved, Node, NodeSpec, PoolHealth, PoolObserved, PoolSpec};
 use crate::placement::Placement;
 use crate::refusal::Refusal;
 use crate::state::State;
+use crate::volume::Tombstone;
 
 impl State {
     /// Refuses a specification that takes away pools that hold something, or disks that they need.
@@ -19,11 +22,67 @@ impl State {
                 let (node, pool) = (node.name.clone(), pool.clone());
                 return Err(Refusal::PoolHoldsVolumes { node, pool, volumes });
             };
-            if self.level >= FeatureLevel::POOLS && !node.abandoned {
+            if self.level >= FeatureLevel::POOLS && !node.is_lost(pool) {
                 check_disks(node, pool, present, asked, volumes)?;
             }
         }
         Ok(())
+    }
+
+    /// Lets deletions on a pool be without it. They are kept as orders all the same, for disks that were given up may come back.
+    pub(super) fn abandon_pool(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        pool: &PoolName,
+    ) -> Result<Receipt, Refusal> {
+        let node = self.node(name)?;
+        if !node.spec.pools.contains_key(pool) {
+            return Err(Refusal::NoSuchPool { node: name.clone(), pool: pool.clone() });
+        }
+        if node.has_online(pool) {
+            return Err(Refusal::PoolOnline { node: name.clone(), pool: pool.clone() });
+        }
+        if !node.abandoned_pools.contains(pool) {
+            self.touch_node(context, name, |node| {
+                node.abandoned_pools.insert(pool.clone());
+            });
+        }
+        let orders: Vec<_> = self.tombstones_on(name).filter(|order| order.pool == *pool).cloned().collect();
+        orders.into_iter().for_each(|order| self.forget(context, order));
+        Ok(Receipt::Done)
+    }
+
+    /// Forgets a volume or snapshot on a pool or node that was given up.
+    pub(super) fn forget(&mut self, context: &mut Context<'_>, order: Tombstone) {
+        let id = order.volume;
+        if !self.volumes.contains_key(&id) && !self.snapshots.contains_key(&id) {
+            return;
+        }
+        // A node that was given up as a whole is bound to no daemon that could be ordered anything.
+        if self.nodes.get(&order.node).is_some_and(|node| !node.abandoned) {
+            let node = order.node.clone();
+            self.touch_node(context, &node, |node| node.forgotten.push(order));
+        }
+        self.remove_volume(context, id);
+        self.remove_snapshot(context, id);
+    }
+
+    /// A node has carried out the order to delete what was forgotten.
+    pub(super) fn confirm_forgotten(
+        &mut self,
+        context: &mut Context<'_>,
+        name: &NodeName,
+        id: VolumeId,
+        generation: u64,
+    ) -> Result<Receipt, Refusal> {
+        let ordered = |order: &Tombstone| order.volume == id && order.generation == generation;
+        if !self.nodes.get(name).is_some_and(|node| node.forgotten.iter().any(ordered)) {
+            return Err(Refusal::NoSuchTombstone { volume: id });
+        }
+        self.touch_node(context, name, |node| node.forgotten.retain(|order| !ordered(order)));
+        context.desired(name);
+        Ok(Receipt::Done)
     }
 
     /// How many volumes and snapshots a pool holds.

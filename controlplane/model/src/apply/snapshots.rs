@@ -123,16 +123,17 @@ impl State {
             let (snapshot, volume) = (name.clone(), volume.name.clone());
             return Err(Refusal::BeingRestored { snapshot, volume });
         }
-        if self.nodes.get(&node).is_some_and(|node| node.abandoned) {
-            self.remove_snapshot(context, id);
+        let lost = self.nodes.get(&node).is_some_and(|node| node.is_lost(&pool));
+        let generation = snapshot.generation + 1;
+        let order = Tombstone { cluster, volume: id, generation, node: node.clone(), pool };
+        if lost {
+            self.forget(context, order);
             return Ok(Receipt::Snapshot { id });
         }
         context.desired(&node);
         self.touch_snapshot(context, id, |snapshot| {
-            snapshot.generation += 1;
-            let generation = snapshot.generation;
-            snapshot.lifecycle =
-                Lifecycle::Deleting(Tombstone { cluster, volume: id, generation, node, pool });
+            snapshot.generation = generation;
+            snapshot.lifecycle = Lifecycle::Deleting(order);
         });
         Ok(Receipt::Snapshot { id })
     }
@@ -191,11 +192,12 @@ impl State {
         })
     }
 
-    /// Those of them that were put aside: nobody can delete them first, for they have no name any more.
-    pub(super) fn put_aside_untaken(&self, volume: &Volume) -> Vec<VolumeId> {
+    /// Those of them that were put aside, with the generation at which they go: nobody can delete them first, for they have no name any
+    /// more.
+    pub(super) fn put_aside_untaken(&self, volume: &Volume) -> Vec<(VolumeId, u64)> {
         let aside =
             self.snapshots_to_take(volume).filter(|snapshot| snapshot.lifecycle == Lifecycle::Released);
-        aside.map(|snapshot| snapshot.id).collect()
+        aside.map(|snapshot| (snapshot.id, snapshot.generation + 1)).collect()
     }
 
     /// A node said something new about a snapshot.

@@ -196,27 +196,31 @@ impl State {
             return Ok(Receipt::Volume { id });
         }
         let Placement { node, pool } = volume.placement.clone();
-        let lost = self.nodes.get(&node).is_some_and(|node| node.abandoned);
+        let lost = self.nodes.get(&node).is_some_and(|node| node.is_lost(&pool));
         // What was put aside before it was taken never will be, once the volume's data is lost.
         let never = match lost && self.level >= FeatureLevel::POOLS {
             true => self.put_aside_untaken(volume),
             false => Vec::new(),
         };
-        if let Some(snapshot) = self.snapshots_to_take(volume).find(|snapshot| !never.contains(&snapshot.id))
+        if let Some(snapshot) =
+            self.snapshots_to_take(volume).find(|snapshot| never.iter().all(|(id, _)| *id != snapshot.id))
         {
             let (volume, snapshot) = (name.clone(), snapshot.name.clone());
             return Err(Refusal::BeingSnapshotted { volume, snapshot });
         }
+        let generation = volume.generation + 1;
+        let order = Tombstone { cluster, volume: id, generation, node: node.clone(), pool };
         if lost {
-            never.into_iter().for_each(|snapshot| self.remove_snapshot(context, snapshot));
-            self.remove_volume(context, id);
+            for (volume, generation) in never {
+                self.forget(context, Tombstone { volume, generation, ..order.clone() });
+            }
+            self.forget(context, order);
             return Ok(Receipt::Volume { id });
         }
         context.desired(&node);
         self.touch_volume(context, id, |volume| {
-            volume.generation += 1;
-            let generation = volume.generation;
-            volume.lifecycle = Lifecycle::Deleting(Tombstone { cluster, volume: id, generation, node, pool });
+            volume.generation = generation;
+            volume.lifecycle = Lifecycle::Deleting(order);
         });
         Ok(Receipt::Volume { id })
     }
@@ -254,7 +258,7 @@ impl State {
             return Ok(receipt);
         }
         if !confirmed {
-            return Err(Refusal::NoSuchTombstone { volume: id });
+            return self.confirm_forgotten(context, node, id, generation);
         }
         self.remove_volume(context, id);
         Ok(Receipt::Volume { id })

@@ -100,7 +100,8 @@ fn pool(pool: &node::DesiredPool) -> Result<DesiredPool, ConvertError> {
         api::PoolLayout::Unspecified | api::PoolLayout::Concatenated => DiskLayout::Concatenated,
         api::PoolLayout::Striped => DiskLayout::Striped,
     };
-    Ok(DesiredPool { name: pool.name.clone(), id, layout, disks: pool.disks.iter().map(disk).collect() })
+    let disks = pool.disks.iter().map(disk).collect();
+    Ok(DesiredPool { name: pool.name.clone(), id, layout, disks, former: Vec::new() })
 }
 
 fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {

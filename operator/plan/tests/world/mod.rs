@@ -11,8 +11,8 @@ use basalt_model::placement::place;
 use basalt_model::{
     Body, BootId, Bytes, ClusterId, Command, CreateSnapshot, CreateVolume, Demand, FeatureLevel, InstanceId,
     Liveness, NodeName, NodeObserved, NodeReport, ObjectUid, PathObserved, PoolHealth, PoolId, PoolName,
-    PoolObserved, Refusal, RefusalKind, RequestKey, Revision, SnapshotName, State, Timestamp, VolumeHealth,
-    VolumeId, VolumeIdentity, VolumeName, VolumeObserved,
+    PoolObserved, Problem, Refusal, RefusalKind, RequestKey, Revision, SnapshotName, State, Timestamp,
+    VolumeHealth, VolumeId, VolumeIdentity, VolumeName, VolumeObserved,
 };
 use basalt_plan::{
     Finalizer, Intent, IntentBody, NodeSight, Plan, Progress, Rejection, RejectionKind, Seen, SnapshotSight,
@@ -443,20 +443,22 @@ impl Control {
         let name = VolumeName::new(object.metadata.name.clone().unwrap()).unwrap();
         let id = object.status.as_ref().and_then(|status| status.volume_id.as_ref());
         let id: Option<VolumeId> = id.map(|id| id.parse().unwrap());
-        self.see(VolumeSight {
-            by_name: self.state.volume_named(&name).cloned(),
-            by_id: id.and_then(|id| self.state.volumes().get(&id)).cloned(),
-        })
+        let by_name = self.state.volume_named(&name).cloned();
+        let by_id = id.and_then(|id| self.state.volumes().get(&id)).cloned();
+        let going = by_name.as_ref().filter(|volume| volume.is_going());
+        let node = going.and_then(|volume| self.state.nodes().get(&volume.placement.node)).cloned();
+        self.see(VolumeSight { by_name, by_id, node })
     }
 
     pub(crate) fn see_snapshot(&self, object: &Snapshot) -> Seen<SnapshotSight> {
         let name = SnapshotName::new(object.metadata.name.clone().unwrap()).unwrap();
         let id = object.status.as_ref().and_then(|status| status.snapshot_id.as_ref());
         let id: Option<VolumeId> = id.map(|id| id.parse().unwrap());
-        self.see(SnapshotSight {
-            by_name: self.state.snapshot_named(&name).cloned(),
-            by_id: id.and_then(|id| self.state.snapshots().get(&id)).cloned(),
-        })
+        let by_name = self.state.snapshot_named(&name).cloned();
+        let by_id = id.and_then(|id| self.state.snapshots().get(&id)).cloned();
+        let going = by_name.as_ref().filter(|snapshot| snapshot.is_going());
+        let node = going.and_then(|snapshot| self.state.nodes().get(&snapshot.placement.node)).cloned();
+        self.see(SnapshotSight { by_name, by_id, node })
     }
 
     pub(crate) fn see_node(&self, name: &str) -> Seen<NodeSight> {
@@ -592,6 +594,24 @@ impl Control {
 
     pub(crate) fn abandon(&mut self, name: &str) {
         self.apply(None, Body::AbandonNode { name: NodeName::new(name).unwrap() }).unwrap();
+    }
+
+    /// The daemon lives, and its pool has this problem.
+    pub(crate) fn break_pool(&mut self, name: &str, health: PoolHealth, reason: &str, message: &str) {
+        let node = NodeName::new(name).unwrap();
+        let mut observed = self.state.nodes()[&node].observed.clone();
+        let problem = Problem { reason: reason.to_owned(), message: message.to_owned() };
+        for pool in observed.pools.values_mut() {
+            (pool.health, pool.problem) = (health, Some(problem.clone()));
+        }
+        let (instance, boot) = (InstanceId::from_random(7), BootId::from_random(3));
+        let report = NodeReport { node, instance, boot, observed: Some(observed), volumes: BTreeMap::new() };
+        self.apply(None, Body::ReportNode(report)).unwrap();
+    }
+
+    pub(crate) fn abandon_pool(&mut self, name: &str) {
+        let (node, pool) = (NodeName::new(name).unwrap(), PoolName::new("pool").unwrap());
+        self.apply(None, Body::AbandonPool { node, pool }).unwrap();
     }
 
     fn revision_of_change(&self) -> Vec<(String, u64)> {

@@ -44,6 +44,7 @@ fn pool(pool: &model::DesiredPool) -> agent::DesiredPool {
             model::PoolLayout::Striped => DiskLayout::Striped,
         },
         disks: pool.disks.iter().map(disk).collect(),
+        former: Vec::new(),
     }
 }
 

@@ -35,6 +35,7 @@ impl Script {
             id: None,
             layout: DiskLayout::default(),
             disks: disks.iter().map(disk).collect(),
+            former: Vec::new(),
         };
         let desired = DesiredNode {
             cluster: ClusterId(Uuid::from_u128(u128::from(random.next_u64()))),
