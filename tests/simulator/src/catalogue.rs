@@ -29,7 +29,9 @@ const NOT_BY_THE_AGENT: &str = "the agent does not do it yet; the tests of datap
 pub const FOUND_ELSEWHERE: &[(&str, &str)] = &[
     ("lvol-discard-not-journalled", FOUND_BY_CRASHES),
     ("lvol-epoch-not-committed", FOUND_BY_CRASHES),
+    ("lvol-extent-freed-before-commit", FOUND_BY_CRASHES),
     ("lvol-loose-group-believed", "no seed has met it; the tests of dataplane/lvol find it"),
+    ("lvol-raise-not-committed", FOUND_BY_CRASHES),
     ("lvol-unshared-before-commit", FOUND_BY_CRASHES),
 ];
 
