@@ -44,7 +44,7 @@ pub(crate) fn hindrance(node: Option<&Node>, pool: &PoolName) -> String {
         true => format!("abandon-pool {name} {pool}"),
         false => format!("abandon-node {name}"),
     };
-    format!(": {why}. If its disks are gone for good: kubectl basalt {remedy}")
+    format!(": {why}. If its disks are gone for good: kubectl basalt {remedy} --disks-are-lost")
 }
 
 /// A word that comes from a daemon, if it can be a condition's reason: one CamelCase word.

@@ -183,7 +183,7 @@ fn what_is_deleted_of_a_pool_that_is_lost_for_good_goes_once_somebody_says_so() 
     let (_, reason, message) = condition(&volume(&world).conditions, "Ready");
     assert_eq!(reason, "Deleting");
     assert!(message.contains("waiting for node n") && message.contains(dead), "{message}");
-    assert!(message.contains("kubectl basalt abandon-pool n pool"), "{message}");
+    assert!(message.contains("kubectl basalt abandon-pool n pool --disks-are-lost"), "{message}");
     world.control.abandon_pool("n");
     for _ in 0..3 {
         world.reconcile_volume("v", Crash::Never);
