@@ -212,6 +212,15 @@ fn problem_of(health: &VolumeHealth) -> &Problem {
     }
 }
 
+/// A node on /disk that serves volume 1, and its pool.
+async fn with_one_volume(handle: &Handle) -> (Rc<Node>, Agent, Option<PoolId>) {
+    let node = Node::with_disk("/disk", 64 * MIB);
+    let agent = node.start(handle).await;
+    agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+    let id = settled(handle, &agent).await.pools[0].id;
+    (node, agent, id)
+}
+
 #[test]
 fn a_volume_comes_to_be_and_comes_back_without_a_control_plane() {
     run(1, |handle| async move {
@@ -506,10 +515,7 @@ fn retries_back_off() {
 #[test]
 fn lost_data_is_reported_and_never_replaced_by_nothing() {
     run(6, |handle| async move {
-        let node = Node::with_disk("/disk", 64 * MIB);
-        let agent = node.start(&handle).await;
-        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
-        let id = settled(&handle, &agent).await.pools[0].id;
+        let (node, agent, id) = with_one_volume(&handle).await;
         agent.stop();
         // The disk is replaced by a blank one.
         node.disks.borrow_mut().insert("/disk".into(), Ok(ram(64 * MIB)));
@@ -540,10 +546,7 @@ fn lost_data_is_reported_and_never_replaced_by_nothing() {
 #[test]
 fn a_missing_disk_is_not_lost_data() {
     run(7, |handle| async move {
-        let node = Node::with_disk("/disk", 64 * MIB);
-        let agent = node.start(&handle).await;
-        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
-        let id = settled(&handle, &agent).await.pools[0].id;
+        let (node, agent, id) = with_one_volume(&handle).await;
         agent.stop();
         let disk = node.disks.borrow_mut().remove("/disk").unwrap();
         let agent = node.start(&handle).await;
@@ -612,10 +615,7 @@ fn a_disk_that_a_pool_runs_on_is_told_also_when_another_one_is_named() {
 #[test]
 fn a_disk_that_moved_is_found_and_where_it_was_is_forgotten() {
     run(40, |handle| async move {
-        let node = Node::with_disk("/disk", 64 * MIB);
-        let agent = node.start(&handle).await;
-        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
-        let id = settled(&handle, &agent).await.pools[0].id;
+        let (node, agent, id) = with_one_volume(&handle).await;
         agent.stop();
         let disk = node.disks.borrow_mut().remove("/disk").unwrap();
         node.disks.borrow_mut().insert("/moved".into(), disk);
@@ -642,10 +642,7 @@ fn holders(node: &Node, path: &str) -> usize {
 #[test]
 fn a_pool_that_is_not_wanted_any_more_is_closed_and_its_disk_is_free() {
     run(41, |handle| async move {
-        let node = Node::with_disk("/disk", 64 * MIB);
-        let agent = node.start(&handle).await;
-        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
-        let id = settled(&handle, &agent).await.pools[0].id;
+        let (node, agent, id) = with_one_volume(&handle).await;
         let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
         bytes.write(0, &[9; 4096]).await.unwrap();
         drop(bytes);

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
-use super::pipe::{End, pipe};
-use super::raw::{NONE, capsule, connect, turns};
+use super::pipe::End;
+use super::raw::{NONE, capsule, connect_both, turns};
 use super::rig::{BLOCKS, Rig};
 use crate::target::connection::Connection;
 
@@ -35,12 +35,7 @@ struct Host {
 
 impl Host {
     fn new(mut rig: Rig) -> Self {
-        let (admin_wire, end) = pipe(0, 100_000);
-        let mut admin = rig.accept(end, 0);
-        connect(&mut rig, None, &mut admin, &admin_wire, 0, NONE);
-        let (io_wire, end) = pipe(1, 100_000);
-        let mut io = rig.accept(end, 1);
-        connect(&mut rig, Some(&mut admin), &mut io, &io_wire, 1, NONE);
+        let ([admin, io], [admin_wire, io_wire]) = connect_both(&mut rig);
         Self { rig, connections: vec![admin, io], admin: admin_wire, io: io_wire }
     }
 

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
 use super::pipe::{End, pipe};
-use super::raw::{NONE, capsule, connect, initialize, turns};
+use super::raw::{NONE, capsule, connect_both, initialize, turns};
 use super::rig::Rig;
 use crate::target::connection::Connection;
 
@@ -30,12 +30,7 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let mut rig = Rig::new();
-        let (admin_wire, end) = pipe(0, 100_000);
-        let mut admin = rig.accept(end, 0);
-        connect(&mut rig, None, &mut admin, &admin_wire, 0, NONE);
-        let (io_wire, end) = pipe(1, 100_000);
-        let mut io = rig.accept(end, 1);
-        connect(&mut rig, Some(&mut admin), &mut io, &io_wire, 1, NONE);
+        let ([admin, io], [admin_wire, io_wire]) = connect_both(&mut rig);
         Self { rig, admin, io, admin_wire, io_wire }
     }
 

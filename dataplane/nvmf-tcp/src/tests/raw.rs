@@ -6,7 +6,7 @@ use basalt_nvme_wire::pdu::{Digests, Frame, InitializeRequest, Kind};
 use basalt_nvme_wire::{Sgl, Sqe};
 use zerocopy::IntoBytes;
 
-use super::pipe::End;
+use super::pipe::{End, pipe};
 use super::rig::{Rig, SUBSYSTEM};
 use crate::target::connection::Connection;
 
@@ -80,4 +80,15 @@ pub(super) fn turns(rig: &mut Rig, connections: &mut [&mut Connection<End>]) {
     for _ in 0..2000 {
         rig.turn(connections);
     }
+}
+
+/// Connects an admin queue and I/O queue 1.
+pub(super) fn connect_both(rig: &mut Rig) -> ([Connection<End>; 2], [End; 2]) {
+    let (admin_wire, end) = pipe(0, 100_000);
+    let mut admin = rig.accept(end, 0);
+    connect(rig, None, &mut admin, &admin_wire, 0, NONE);
+    let (io_wire, end) = pipe(1, 100_000);
+    let mut io = rig.accept(end, 1);
+    connect(rig, Some(&mut admin), &mut io, &io_wire, 1, NONE);
+    ([admin, io], [admin_wire, io_wire])
 }
