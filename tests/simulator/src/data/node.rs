@@ -132,6 +132,13 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    /// The agent holds its memory, which holds the agent: this takes the ring of references apart.
+    fn drop(&mut self) {
+        self.ended();
+    }
+}
+
 struct Disks {
     handle: Handle,
 }
