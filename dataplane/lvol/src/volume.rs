@@ -41,12 +41,15 @@ pub(crate) struct PoolShared {
     data_starts: [AtomicU64; DISKS_MAX],
 }
 
-/// Names the lives of the volatile caches of a pool's disks together (FNV-1a), in the order of the disks; `None` if one is not known or
-/// there is none. Never 0.
+/// Names the lives of the volatile caches of a pool's disks together (FNV-1a), in the order of the disks; `None` if one is not known, a disk
+/// is missing (it may be there next time, and would make another name of the same lives), or there is none. Never 0.
 pub(crate) fn lifetime_of<'a>(disks: impl Iterator<Item = Option<&'a DeviceInfo>>) -> Option<u64> {
     let mut hash = None;
     for (index, info) in (0_u64..).zip(disks) {
-        let Some(info) = info.filter(|info| info.volatile_write_cache()) else { continue };
+        let info = info?;
+        if !info.volatile_write_cache() {
+            continue;
+        }
         let bytes = [index, info.cache_lifetime()?].map(u64::to_le_bytes).concat();
         let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64);
         hash = Some(bytes.into_iter().fold(hash.unwrap_or(0xcbf2_9ce4_8422_2325), fold));

@@ -274,6 +274,10 @@ impl Image {
             mark!("lvol-metadata-unreadable");
             return Some(ReadOnlyReason::Unreadable);
         }
+        if self.replay.loose && self.present.iter().any(Option::is_none) {
+            // With the missing disk they may be believed: they are kept as they are until it is there.
+            return Some(ReadOnlyReason::Unreadable);
+        }
         if self.replay.damaged {
             return Some(ReadOnlyReason::JournalDamaged);
         }

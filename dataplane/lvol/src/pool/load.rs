@@ -310,6 +310,8 @@ pub(super) struct Replay {
     pub(super) damaged: bool,
     /// There were groups, believed or not: the next one must not be written over them before a checkpoint was.
     pub(super) used: bool,
+    /// Groups were found that are not to be believed.
+    pub(super) loose: bool,
 }
 
 /// Reads the groups that follow a checkpoint: those of its own journal, then those that were written while the next checkpoint was.
@@ -360,7 +362,8 @@ pub(super) async fn read_journals(
     // All before a firm group was durable when that was written; what follows the last one was not, unless the caches live on.
     let firm = groups.iter().rposition(|group| group.trust == Trust::Firm).map_or(0, |last| last + 1);
     let mut kept = firm + groups[firm..].iter().take_while(|group| believed(group.trust)).count();
-    if kept < groups.len() {
+    let loose = kept < groups.len();
+    if loose {
         mark!("lvol-group-not-believed");
         kept = if planted!("lvol-loose-group-believed") { groups.len() } else { kept };
     }
@@ -368,7 +371,7 @@ pub(super) async fn read_journals(
     if planted!("lvol-journal-replayed-halfway") {
         records.truncate(records.len().min(2));
     }
-    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used })
+    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used, loose })
 }
 
 /// A journal's bytes. What the medium cannot give reads as zeroes: such blocks are told, with what was wrong.
