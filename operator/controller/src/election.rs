@@ -6,7 +6,7 @@
 //! has stopped when a candidate may begin, as long as clock rates differ by less than a quarter.
 //!
 //! The lease also tells when the apiserver has lost what it knew, because it was emptied or an older state was put back: the holder
-//! finds it gone, or older than it has written it. A watch does not tell: it goes on from where it was, behind all there is to come.
+//! finds it gone, or not as it has written it. A watch does not tell: it goes on from where it was, behind all there is to come.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Election {
     api: Api<Lease>,
     fence: Fence,
     watched: Watched,
-    /// The version of the lease that was written last. Only the holder writes, so it grows.
+    /// The version of the lease that was written last. Only the holder writes it.
     newest: u64,
 }
 
@@ -49,7 +49,7 @@ pub enum Lost {
     Taken,
     /// It could not be renewed in time.
     Expired,
-    /// It is gone, or as it was some time ago: nothing that was seen of the apiserver before is to be believed.
+    /// It is gone, or not as it was written last: nothing that was seen of the apiserver before is to be believed.
     Forgotten,
 }
 
@@ -159,7 +159,8 @@ impl Election {
         let Some(lease) = self.api.get_opt(&self.config.name).await? else {
             return Ok(Some(Lost::Forgotten));
         };
-        if version(&lease) < self.newest {
+        // Nobody else writes it while it is held. A write of ours that was not answered looks the same, and costs a list.
+        if version(&lease) != self.newest && holder(&lease) == Some(&self.config.identity) {
             return Ok(Some(Lost::Forgotten));
         }
         if holder(&lease) != Some(&self.config.identity) {

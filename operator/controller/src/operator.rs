@@ -72,7 +72,7 @@ pub async fn run(operator: Operator, shutdown: impl Future<Output = ()>) {
             fence.close();
             match lost {
                 Some(Lost::Forgotten) => tracing::warn!(
-                    "the apiserver was emptied or restored: its lease is gone, or older than it was; everything is listed anew"
+                    "the apiserver was emptied or restored: its lease is gone, or not as it was written; everything is listed anew"
                 ),
                 Some(Lost::Taken) => {
                     tracing::warn!("another process has taken the lease; not leading any more")
