@@ -232,7 +232,7 @@ pub struct Pool {
     /// Words to choose pools by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
-    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))").message(
+    #[x_kube(validation = Rule::new(LABEL_KEYS).message(
         "spec.pools[].labels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
     pub labels: BTreeMap<String, String>,
 
@@ -252,6 +252,10 @@ pub enum PoolLayout {
     /// From one after the other.
     Striped,
 }
+
+/// The rule of labels' keys.
+pub(crate) const LABEL_KEYS: &str =
+    "self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))";
 
 /// The schema of a label's value: Kubernetes' own limit.
 pub(crate) fn label_value() -> serde_json::Value {

@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::storage_node::label_value;
+use crate::storage_node::{LABEL_KEYS, label_value};
 use crate::{Condition, Size};
 
 /// What a user asks for: a block device of a size, served under one NQN and one namespace UUID for its whole life.
@@ -181,7 +181,7 @@ pub struct Topology {
     /// Only in pools that have all of these labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
-    #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))").message(
+    #[x_kube(validation = Rule::new(LABEL_KEYS).message(
         "spec.topology.poolLabels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
     pub pool_labels: BTreeMap<String, String>,
 }

@@ -3,6 +3,8 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::Status;
+
 /// One 16-byte SGL descriptor as it lies in dwords 6 to 9 of a command.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
@@ -32,6 +34,14 @@ pub enum SglError {
     /// A type or sub type that NVMe/TCP does not have, or not for data in this direction.
     #[error("SGL descriptor type {0:#04x} is not one that NVMe/TCP uses there")]
     Type(u8),
+}
+
+impl From<SglError> for Status {
+    fn from(error: SglError) -> Self {
+        match error {
+            SglError::Type(_) => Status::SGL_TYPE_INVALID.dnr(),
+        }
+    }
 }
 
 /// Where a command's data lies, for NVMe/TCP.

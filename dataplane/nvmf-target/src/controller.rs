@@ -488,7 +488,7 @@ impl Controller {
 
     fn set_host_behavior(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {
         let Some(data) = data else {
-            let length = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?.length();
+            let length = Sgl::parse(&sqe.sgl)?.length();
             let fits = length == HOST_BEHAVIOR_LEN;
             return fits.then_some(Step::Take { length }).ok_or(Status::SGL_LENGTH_INVALID.dnr());
         };

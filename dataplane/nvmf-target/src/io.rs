@@ -187,10 +187,10 @@ impl IoContext<'_> {
             return Err(Status::INVALID_FIELD.dnr());
         };
         let length = match operation {
-            Operation::Read => Sgl::parse_room(&sqe.sgl),
-            _ => Sgl::parse(&sqe.sgl).map(Sgl::length),
+            Operation::Read => Sgl::parse_room(&sqe.sgl)?,
+            _ => Sgl::parse(&sqe.sgl)?.length(),
         };
-        if length.map_err(|_| Status::SGL_TYPE_INVALID.dnr())? != bytes {
+        if length != bytes {
             return Err(Status::SGL_LENGTH_INVALID.dnr());
         }
         let lba = Lba(fields.first_block);
@@ -259,7 +259,7 @@ fn range_count(sqe: &Sqe) -> usize {
 }
 
 fn dataset_management(sqe: &Sqe) -> Result<Step, Status> {
-    let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
+    let sgl = Sgl::parse(&sqe.sgl)?;
     let length = range_count(sqe) * size_of::<Range>();
     // Linux sends the data of all 256 ranges whatever their number.
     if (sgl.length() as usize) < length || sgl.length() as usize > 256 * size_of::<Range>() {

@@ -93,7 +93,7 @@ impl Step {
 
 /// Gives `data` if the command's data pointer has room for it (Base 4.1.2.1: else Data SGL Length Invalid).
 pub(crate) fn give(sqe: &Sqe, data: Vec<u8>, reply: Reply) -> Result<Step, Status> {
-    let room = Sgl::parse_room(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
+    let room = Sgl::parse_room(&sqe.sgl)?;
     if (room as usize) < data.len() {
         return Err(Status::SGL_LENGTH_INVALID.dnr());
     }

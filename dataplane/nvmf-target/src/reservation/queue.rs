@@ -102,7 +102,7 @@ pub(crate) fn begin(opcode: Io, sqe: &Sqe) -> Result<Step, Status> {
     /// Hosts may send more than the keys; more than this is no such command.
     const DATA_MAX: u32 = 4096;
     let needed = if opcode == Io::ReservationRelease { ONE_KEY_LEN } else { TWO_KEYS_LEN };
-    let sgl = Sgl::parse(&sqe.sgl).map_err(|_| Status::SGL_TYPE_INVALID.dnr())?;
+    let sgl = Sgl::parse(&sqe.sgl)?;
     let length = sgl.length();
     if (length as usize) < needed || length > DATA_MAX {
         return Err(Status::SGL_LENGTH_INVALID.dnr());

@@ -358,7 +358,7 @@ impl<W: Wire> Connection<W> {
                 }
             }
             Ok(Sgl::Transport { .. }) => Ok(None),
-            Err(_) => Err(Status::SGL_TYPE_INVALID.dnr()),
+            Err(error) => Err(error.into()),
         }
     }
 
