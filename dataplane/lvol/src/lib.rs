@@ -26,6 +26,7 @@ mod refs;
 mod slow;
 mod space;
 mod tree;
+mod turns;
 mod volume;
 
 pub use disk::{DiskContent, PoolDisk, examine, wipe};

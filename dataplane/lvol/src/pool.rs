@@ -47,6 +47,7 @@ use crate::port::{Message, Port};
 use crate::refs::{Limbo, Refs};
 use crate::space::{Run, Space};
 use crate::tree::{Counts, FrozenTree, Tree};
+use crate::turns::Turns;
 use crate::volume::{LogicalVolume, PoolShared};
 use checkpoint::{Checkpoint, PageBytes, Written};
 use grants::OpenGrant;
@@ -78,7 +79,7 @@ struct Inner {
     /// Held while a checkpoint is written.
     committing: Mutex<()>,
     /// Held while a group of the journal is written.
-    journaling: Mutex<()>,
+    journaling: Turns,
     unmap_failures: Cell<u64>,
     /// Times that extents are just being given back.
     returning: Cell<u32>,

@@ -151,7 +151,7 @@ impl Inner {
 
     /// The state in memory as the next one on disk. Groups of the journal go to the other journal from now on.
     async fn capture(&self, exported: bool) -> Checkpoint {
-        let _quiet = self.journaling.lock().await;
+        let _quiet = self.journaling.take().await;
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let sequence = state.superblock.sequence + 1;

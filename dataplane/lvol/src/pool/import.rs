@@ -27,6 +27,7 @@ use crate::port::port;
 use crate::refs::{Limbo, Refs};
 use crate::space::{Space, runs_of};
 use crate::tree::{Counts, FrozenTree, Seen, Uncounted};
+use crate::turns::Turns;
 use crate::volume::{MappedDisk, PoolShared, lifetime_of};
 
 impl Pool {
@@ -328,7 +329,7 @@ impl Image {
             pages: loader.pages,
             state: RefCell::new(state),
             committing: Mutex::new(()),
-            journaling: Mutex::new(()),
+            journaling: Turns::default(),
             unmap_failures: Cell::new(0),
             returning: Cell::new(0),
             scrub: RefCell::default(),

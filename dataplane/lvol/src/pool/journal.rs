@@ -35,19 +35,22 @@ impl Inner {
     pub(super) async fn settle_maps(self: &Rc<Self>, until: Until) -> Result<bool, ReadOnlyReason> {
         let wanted = self.state.borrow().map_changes;
         loop {
+            let (written, durable) = {
+                let state = self.state.borrow();
+                (state.map_written.max(state.map_durable), state.map_durable)
+            };
+            if durable >= wanted || (until == Until::Written && written >= wanted) {
+                mark!("lvol-journal-shared");
+                return Ok(false);
+            }
+            if let Some(reason) = &self.state.borrow().read_only {
+                return Err(reason.clone());
+            }
             {
-                let _writing = self.journaling.lock().await;
-                let (written, durable) = {
-                    let state = self.state.borrow();
-                    (state.map_written.max(state.map_durable), state.map_durable)
+                let Some(_turn) = self.journaling.try_take() else {
+                    self.journaling.end().await;
+                    continue;
                 };
-                if durable >= wanted || (until == Until::Written && written >= wanted) {
-                    mark!("lvol-journal-shared");
-                    return Ok(false);
-                }
-                if let Some(reason) = &self.state.borrow().read_only {
-                    return Err(reason.clone());
-                }
                 if written >= wanted && self.shared.lifetime().is_none() {
                     self.flush_written().await.map_err(|fault| self.journal_failed(fault))?;
                     return Ok(true);
