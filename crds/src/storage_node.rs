@@ -234,6 +234,9 @@ pub struct Pool {
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     #[x_kube(validation = Rule::new(LABEL_KEYS).message(
         "spec.pools[].labels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
+    #[x_kube(validation = Rule::new(LABEL_VALUES).message(
+        "spec.pools[].labels must have values of letters, digits, dashes, dots and underscores that begin and end with a letter or \
+        digit, for example nvme"))]
     pub labels: BTreeMap<String, String>,
 
     /// How much thin volumes may be promised together, in percent of what thick volumes leave of the pool. Absent: 400.
@@ -256,6 +259,10 @@ pub enum PoolLayout {
 /// The rule of labels' keys.
 pub(crate) const LABEL_KEYS: &str =
     "self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))";
+
+/// The rule of labels' values: Kubernetes' own.
+pub(crate) const LABEL_VALUES: &str =
+    "self.all(key, self[key].matches('^([a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?)?$'))";
 
 /// The schema of a label's value: Kubernetes' own limit.
 pub(crate) fn label_value() -> serde_json::Value {

@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::storage_node::{LABEL_KEYS, label_value};
+use crate::storage_node::{LABEL_KEYS, LABEL_VALUES, label_value};
 use crate::{Condition, Size};
 
 /// What a user asks for: a block device of a size, served under one NQN and one namespace UUID for its whole life.
@@ -183,6 +183,9 @@ pub struct Topology {
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     #[x_kube(validation = Rule::new(LABEL_KEYS).message(
         "spec.topology.poolLabels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
+    #[x_kube(validation = Rule::new(LABEL_VALUES).message(
+        "spec.topology.poolLabels must have values of letters, digits, dashes, dots and underscores that begin and end with a letter \
+        or digit, for example nvme"))]
     pub pool_labels: BTreeMap<String, String>,
 }
 

@@ -182,6 +182,16 @@ fn labels_that_no_pool_has_are_refused() {
     for key in ["", "b c", "-x"] {
         refused::<Volume>(&labelled(key, "fast"), None, "topology.poolLabels");
     }
+    for value in ["", "a", "nvme-gen4_x.2"] {
+        accepted::<Volume>(&labelled("tier", value), None);
+    }
+    for value in [" ", "b c", "-x", "x/y", "x\n"] {
+        refused::<Volume>(
+            &labelled("tier", value),
+            None,
+            "spec.topology.poolLabels must have values of letters",
+        );
+    }
 }
 
 #[test]

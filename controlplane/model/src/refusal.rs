@@ -147,7 +147,7 @@ pub enum Refusal {
         id: VolumeId,
     },
     /// The node holds volumes.
-    #[error("node {node} holds {volumes} volumes and snapshots; delete or move them first")]
+    #[error("node {node} holds {volumes} volumes and snapshots; delete them first")]
     NodeHoldsVolumes {
         /// The node.
         node: NodeName,
@@ -171,7 +171,7 @@ pub enum Refusal {
         pool: PoolName,
     },
     /// The pool holds volumes, so that it cannot go from the node's specification.
-    #[error("pool {pool} of node {node} holds {volumes} volumes and snapshots; delete or move them first")]
+    #[error("pool {pool} of node {node} holds {volumes} volumes and snapshots; delete them first")]
     PoolHoldsVolumes {
         /// The node.
         node: NodeName,

@@ -700,6 +700,13 @@ fn disks_that_a_pool_runs_on_are_not_exchanged_under_its_volumes() {
     apply(&mut state, report_disks(PoolHealth::Faulted, Some("DiskMissing"), &seen));
     assert!(put(&state, &["/new-a", "/new-b"]).is_ok());
     assert!(matches!(put(&state, &["/new-a"]), Err(Refusal::DiskNeeded { .. })));
+    // What waits for a restart is the pool's, and nobody knows what is not added while one of the pool's own is missing.
+    for reason in ["DiskAwaitsRestart", "DiskNotAdded"] {
+        let seen = [("/a", Online, None), ("/b", Faulted, Some(reason))];
+        apply(&mut state, report_disks(PoolHealth::Online, Some("DiskMissing"), &seen));
+        assert!(matches!(put(&state, &["/a"]), Err(Refusal::DiskNeeded { .. })), "{reason}");
+        assert!(put(&state, &["/a", "/new-b"]).is_ok(), "{reason}");
+    }
     // What was named by mistake goes.
     let seen = [("/a", Online, None), ("/b", Faulted, Some("DiskNotInUse"))];
     apply(&mut state, report_disks(PoolHealth::Online, Some("DiskNotInUse"), &seen));
@@ -736,13 +743,19 @@ fn nothing_new_is_put_on_a_pool_that_runs_on_other_disks_than_are_named() {
     let demand = Demand { size: Bytes(1), thin: false };
     let none = placement::place(&state, &Selector::default(), demand, &BTreeMap::new()).unwrap_err();
     assert!(none.other_disks == 1 && none.is_waiting(), "{none}");
-    assert!(none.to_string().contains("1 running on other disks than are named"), "{none}");
+    assert!(none.to_string().contains("1 running without some of their disks, or on others than"), "{none}");
     for body in [create(2, 1, 1, 2, 1, false), snapshot(1, 1, 1, 3, false)] {
         let refused = apply(&mut state, body).result;
         assert!(matches!(refused, Err(Refusal::PoolHasOtherDisks { .. })), "{refused:?}");
     }
-    apply(&mut state, report_disks(PoolHealth::Online, None, &[("/d", DiskHealth::Online, None)]));
+    // Nor on one that runs without one of its own, named or not; what it serves is snapshotted all the same.
+    let online = ("/d", DiskHealth::Online, None);
+    apply(&mut state, report_disks(PoolHealth::Online, Some("DiskMissing"), &[online]));
+    let none = placement::place(&state, &Selector::default(), demand, &BTreeMap::new()).unwrap_err();
+    assert!(none.other_disks == 1 && none.is_waiting(), "{none}");
     assert!(apply(&mut state, snapshot(1, 1, 1, 3, false)).result.is_ok());
+    apply(&mut state, report_disks(PoolHealth::Online, None, &[online]));
+    assert!(placement::place(&state, &Selector::default(), demand, &BTreeMap::new()).is_ok());
 }
 
 #[test]

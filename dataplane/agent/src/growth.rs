@@ -37,13 +37,14 @@ impl Inner {
         let mut obstacle = None;
         for disk in disks {
             let (watch, mut report) = self.add_disk(pool, &disk).await;
-            obstacle = obstacle.or_else(|| report.problem.clone());
             // Where none of the pool's disks is missing, it is certain that this is none of them.
             if let Some(problem) = &mut report.problem
                 && pool.disks().iter().all(|disk| disk.name.is_some())
             {
                 problem.reason = Reason::DiskNotInUse;
             }
+            let told = report.problem.as_ref().map(|problem| &problem.message);
+            obstacle = obstacle.or_else(|| told.map(|message| Problem::new(Reason::DiskNotAdded, message)));
             let mut items = self.items.borrow_mut();
             let item = items.pools.entry(wanted.name.clone()).or_default();
             item.watches.extend(watch);
@@ -52,7 +53,6 @@ impl Inner {
                 None => item.disks.push(report),
             }
         }
-        self.items.borrow_mut().pools.entry(wanted.name.clone()).or_default().problem = obstacle.clone();
         match obstacle {
             None => self.items.borrow_mut().succeeded(&key),
             Some(problem) => self.failed(key, problem),
@@ -61,7 +61,7 @@ impl Inner {
 
     /// Opens a disk and makes it one of the pool's: how it is watched from then on, unless its report has a problem.
     async fn add_disk(&self, pool: &Pool, wanted: &DesiredDisk) -> (Option<DiskWatch>, DiskReport) {
-        let (device, report) = opened(&wanted.path, self.ports.disks.open(&wanted.path).await);
+        let (device, report) = opened(&wanted.path, true, self.ports.disks.open(&wanted.path).await);
         let Some(device) = device else { return (None, report) };
         let watch = DiskWatch::new(wanted.path.clone(), Arc::clone(&device.device));
         match self.add_opened(pool, device, wanted.overwrite_foreign_data).await {
@@ -84,16 +84,16 @@ impl Inner {
             && found.role != Role::MemberInCreation
         {
             let message = format!(
-                "{path} is a disk of the pool that was not there when the daemon started: restart it"
+                "{path} is a disk of the pool that was not there when the daemon started: restart the daemon"
             );
-            return Err(Problem::new(Reason::DiskNotInUse, message));
+            return Err(Problem::new(Reason::DiskAwaitsRestart, message));
         }
         if let Some(missing) = pool.disks().iter().find(|disk| disk.name.is_none()) {
             let message = format!(
                 "{path} is not added while disk {} of the pool is missing: bring that back first",
                 missing.record.id
             );
-            return Err(Problem::new(Reason::DiskNotInUse, message));
+            return Err(Problem::new(Reason::DiskNotAdded, message));
         }
         let added = pool.add_disk(NewPoolDisk { disk, overwrite_foreign_data: overwrite }).await;
         added.map_err(|error| Problem::new(Reason::DiskNotInUse, format!("{path} is not added: {error}")))

@@ -66,7 +66,7 @@ impl Inner {
                 let mut items = self.items.borrow_mut();
                 let item = items.pools.entry(name.to_owned()).or_default();
                 item.pool = Some(pool);
-                item.problem = missing.or(not_grown);
+                item.problem = not_grown;
                 item.watches = watches;
                 items.succeeded(&key);
             }
@@ -134,7 +134,8 @@ impl Inner {
     async fn open_disks(&self, wanted: &DesiredPool) -> (Vec<PoolDisk>, Vec<DiskReport>) {
         let (mut devices, mut reports) = (Vec::new(), Vec::new());
         for disk in &wanted.disks {
-            let (device, report) = opened(&disk.path, self.ports.disks.open(&disk.path).await);
+            let (device, report) =
+                opened(&disk.path, wanted.id.is_some(), self.ports.disks.open(&disk.path).await);
             devices.extend(device);
             reports.push(report);
         }
@@ -202,12 +203,18 @@ impl Inner {
         desired: &DesiredNode,
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
-        let mut exists = false;
+        let mut present = None;
         for device in &devices {
             let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
-            exists |= matches!(content, DiskContent::Pool(found) if found.role != Role::MemberInCreation);
+            match content {
+                DiskContent::Pool(found) if found.role != Role::MemberInCreation => {
+                    present = present.or(Some(found.pool));
+                }
+                _ => {}
+            }
         }
-        if exists {
+        if let Some(id) = present {
+            let devices = self.without_newcomers(id, devices).await?;
             let pool = Pool::import(&self.handle, desired.cluster, devices).await;
             let pool = pool.map_err(Obstacle::of_import)?;
             if pool.name() != wanted.name {
@@ -239,9 +246,10 @@ impl Inner {
     }
 }
 
-/// A disk as it was opened, and what is reported of it.
+/// A disk as it was opened, and what is reported of it. That of a pool which exists may be somewhere else.
 pub(crate) fn opened(
     path: &str,
+    exists: bool,
     outcome: Result<Arc<dyn BlockDevice>, DiskError>,
 ) -> (Option<PoolDisk>, DiskReport) {
     let path = path.to_owned();
@@ -252,11 +260,15 @@ pub(crate) fn opened(
             (Some(disk), DiskReport { path, health: DiskHealth::Online, capacity, problem: None })
         }
         Err(error) => {
-            let problem = Problem::new(reason_of(error), format!("{path}: {error}"));
-            let health = match error {
-                DiskError::NotFound | DiskError::Gone => DiskHealth::Offline,
-                _ => DiskHealth::Faulted,
+            let reason = reason_of(error);
+            let (health, remedy) = match reason {
+                Reason::DiskMissing if exists => {
+                    (DiskHealth::Offline, ", bring the disk back, or name the path that it has now")
+                }
+                Reason::DiskMissing => (DiskHealth::Offline, ""),
+                _ => (DiskHealth::Faulted, ""),
             };
+            let problem = Problem::new(reason, format!("{path}: {error}{remedy}"));
             (None, DiskReport { path, health, capacity: 0, problem: Some(problem) })
         }
     }
@@ -330,6 +342,10 @@ impl Obstacle {
         };
         let problem = match refusal {
             DiskRefusal::OtherPool { disk, pool } => of_another_pool(refusal, disk, *pool),
+            DiskRefusal::Blank { .. } => {
+                let remedy = "bring back the disk that it is on, or name the path that this one has now";
+                Problem::new(reason, format!("{refusal}: {remedy}"))
+            }
             _ => Problem::new(reason, refusal),
         };
         Self { problem, disk: Some(disk.clone()), lost: reason == Reason::PoolMissing }

@@ -169,6 +169,10 @@ reasons! {
     DiskErrors,
     /// A disk is not part of the pool that runs: it was named later.
     DiskNotInUse,
+    /// A disk that was named later is not added to the pool that runs: it cannot be, or one of the pool's own is missing.
+    DiskNotAdded,
+    /// A disk of the pool came after the pool was opened without it.
+    DiskAwaitsRestart,
     /// A disk that a pool runs on is not named any more.
     DiskNotNamed,
     /// A disk is open in another process, or named twice.
@@ -183,6 +187,8 @@ reasons! {
     DiskTooSmall,
     /// The disks do not hold the pool that was there once.
     PoolMissing,
+    /// A pool has another layout than is asked for.
+    PoolLayoutDiffers,
     /// The metadata of a pool is damaged.
     PoolDamaged,
     /// A pool takes no change.

@@ -51,9 +51,14 @@ fn problems<'a>(items: &'a Items, desired: &'a DesiredNode) -> impl Iterator<Ite
     failures.map(|failure| failure.problem.clone())
 }
 
+/// How a pool comes to other disks.
+const AFRESH: &str =
+    "take the pool out of spec.pools if it holds nothing, and name it anew once that is in effect";
+
 fn not_in_use(path: &str) -> Problem {
     let message = format!(
-        "{path} is not a disk of the pool, which runs on the disks that it began with; disks cannot be exchanged yet: name those again, and this one beside them"
+        "{path} is not a disk of the pool, which runs on the disks that it began with; disks cannot be exchanged yet: name those again, and \
+         this one beside them, or {AFRESH}"
     );
     Problem::new(Reason::DiskNotInUse, message)
 }
@@ -61,9 +66,37 @@ fn not_in_use(path: &str) -> Problem {
 fn still_in_use(path: &str) -> Problem {
     let message = format!(
         "{path} is a disk of the pool and is not named any more; disks cannot be taken away yet: name it again before the daemon starts anew, \
-         or what lies on it will be missing"
+         or what lies on it will be missing; or {AFRESH}"
     );
     Problem::new(Reason::DiskNotNamed, message)
+}
+
+/// What is said of an open pool that runs without a disk of its own, whether that is named or not.
+fn without_disk(item: &PoolItem, pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
+    let disks = pool.disks();
+    let missing = disks.iter().find(|disk| disk.name.is_none())?;
+    let seen = desired.disks.iter().filter_map(|disk| item.disks.iter().find(|seen| seen.path == disk.path));
+    let why = seen.filter_map(|seen| seen.problem.as_ref()).next();
+    let why = why.map_or("name the path that it has in spec.pools[].disks, and restart the daemon", |why| {
+        &why.message
+    });
+    let message = format!(
+        "the pool runs without its disk {}, and what lies on that is not served: {why}",
+        missing.record.id
+    );
+    Some(Problem::new(Reason::DiskMissing, message))
+}
+
+/// What is said of an open pool that was made otherwise than is asked for now.
+fn other_layout(pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
+    let (is, wanted) = (pool.layout(), desired.layout);
+    let message = || {
+        format!(
+            "the pool was made {is:?} and stays so, and {wanted:?} is asked for: take it out of spec.pools if it holds nothing, and name it as \
+             {is:?}, or wipe its disks for a new one"
+        )
+    };
+    (is != wanted).then(|| Problem::new(Reason::PoolLayoutDiffers, message()))
 }
 
 /// What was found to be wrong with an open pool's metadata and could not be made good.
@@ -124,11 +157,19 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             problem: failure.map(|failure| failure.problem.clone()),
         };
     };
-    let unnamed = unnamed(item, desired).next().map(|watch| still_in_use(watch.path()));
+    let trouble = || {
+        let unnamed = unnamed(item, desired).next().map(|watch| still_in_use(watch.path()));
+        unnamed
+            .or_else(|| without_disk(item, pool, desired))
+            .or_else(|| failure.map(|failure| failure.problem.clone()))
+            .or_else(|| item.problem.clone())
+            .or_else(|| other_layout(pool, desired))
+            .or_else(|| rotten(pool))
+    };
     let (health, problem) = match pool.health() {
         Health::Online => match item.failing_disk() {
             Some(problem) => (PoolHealth::ReadOnly, Some(problem)),
-            None => (PoolHealth::Online, unnamed.or_else(|| item.problem.clone()).or_else(|| rotten(pool))),
+            None => (PoolHealth::Online, trouble()),
         },
         Health::ReadOnly(reason) => (PoolHealth::ReadOnly, Some(Problem::new(Reason::PoolReadOnly, reason))),
     };

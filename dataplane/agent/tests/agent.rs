@@ -734,9 +734,14 @@ fn a_pool_grows_by_a_disk_that_is_named_later() {
         agent.apply(on_disks(2, before.id, &["/disk", "/second"])).await.unwrap();
         let report = settled(&handle, &agent).await;
         assert_eq!((report.pools[0].health, report.pools[0].capacity), (PoolHealth::Online, before.capacity));
-        assert_eq!(report.pools[0].problem.as_ref().unwrap().reason, Reason::DiskMissing);
+        assert_eq!(pool_reason(&report), Some(Reason::DiskNotAdded));
         let problem = report.pools[0].disks[1].problem.as_ref().unwrap();
         assert_eq!(problem.reason, Reason::DiskNotInUse, "none of the pool's disks is missing");
+        // Nothing is left of it when it is taken out again.
+        agent.apply(on_disks(3, before.id, &["/disk"])).await.unwrap();
+        assert_eq!(settled(&handle, &agent).await.pools[0].problem, None);
+        agent.apply(on_disks(4, before.id, &["/disk", "/second"])).await.unwrap();
+        assert_eq!(pool_reason(&settled(&handle, &agent).await), Some(Reason::DiskNotAdded));
         node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
         let grown = |report: &NodeReport| report.pools[0].capacity > before.capacity + 24 * MIB;
         let report = eventually(&handle, &agent, grown).await;
@@ -744,11 +749,28 @@ fn a_pool_grows_by_a_disk_that_is_named_later() {
         agent.stop();
         // A third one is named while the daemon is away.
         node.disks.borrow_mut().insert("/third".into(), Ok(ram(32 * MIB)));
-        *node.kept.borrow_mut() = Some(on_disks(3, before.id, &["/disk", "/second", "/third"]));
+        *node.kept.borrow_mut() = Some(on_disks(5, before.id, &["/disk", "/second", "/third"]));
         let agent = node.start(&handle).await;
         let grown = |report: &NodeReport| report.pools[0].capacity > before.capacity + 48 * MIB;
         let report = eventually(&handle, &agent, grown).await;
         assert!(report.pools[0].disks.iter().all(|disk| disk.health == DiskHealth::Online));
+    });
+}
+
+#[test]
+fn a_pool_that_is_named_anew_with_a_blank_disk_beside_its_own_grows_by_that() {
+    run(43, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/blank".into(), Ok(ram(32 * MIB)));
+        let agent = node.start(&handle).await;
+        agent.apply(desired(1)).await.unwrap();
+        let before = settled(&handle, &agent).await.pools[0].clone();
+        agent.apply(DesiredNode { pools: Vec::new(), ..desired(2) }).await.unwrap();
+        settled(&handle, &agent).await;
+        agent.apply(on_disks(3, None, &["/blank", "/disk"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].id, pool_reason(&report)), (before.id, None));
+        assert!(report.pools[0].capacity > before.capacity + 24 * MIB);
     });
 }
 
@@ -768,6 +790,17 @@ fn a_pool_is_made_with_the_layout_that_is_asked_for() {
         });
         let found = basalt_lvol::inspect(&handle, disks.to_vec()).await.unwrap();
         assert_eq!(found.layout, DiskLayout::Striped);
+        // It keeps that, and says so, when it is taken out and named anew otherwise.
+        agent.apply(DesiredNode { pools: Vec::new(), ..desired(2) }).await.unwrap();
+        settled(&handle, &agent).await;
+        agent.apply(on_disks(3, None, &["/disk", "/second"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(
+            (report.pools[0].health, pool_reason(&report)),
+            (PoolHealth::Online, Some(Reason::PoolLayoutDiffers))
+        );
+        let problem = report.pools[0].problem.as_ref().unwrap();
+        assert!(problem.message.starts_with("the pool was made Striped and stays so"), "{}", problem.message);
     });
 }
 
@@ -831,10 +864,27 @@ fn a_pool_takes_no_other_disk_in_the_place_of_one_that_is_missing() {
             let problem = report.pools.first().and_then(|pool| pool.problem.as_ref());
             problem.is_some_and(|problem| problem.message.contains("is missing: bring that back first"))
         };
-        eventually(&handle, &agent, told).await;
+        let report = eventually(&handle, &agent, told).await;
+        let seen = report.pools[0].disks[1].problem.as_ref().unwrap().reason;
+        assert_eq!((pool_reason(&report), seen), (Some(Reason::DiskMissing), Reason::DiskNotAdded));
+        // The pool misses it also when nobody names it.
+        agent.apply(on_disks(3, before.id, &["/disk"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].disks.len(), pool_reason(&report)), (1, Some(Reason::DiskMissing)));
+        let problem = report.pools[0].problem.as_ref().unwrap();
+        assert!(problem.message.contains("name the path that it has"), "{}", problem.message);
+        // When the right one comes, it is told what to do.
+        node.disks.borrow_mut().insert("/second".into(), second);
+        agent.apply(on_disks(4, before.id, &["/disk", "/second"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let problem = report.pools[0].disks[1].problem.as_ref().unwrap();
+        assert_eq!(
+            (pool_reason(&report), problem.reason),
+            (Some(Reason::DiskMissing), Reason::DiskAwaitsRestart)
+        );
+        assert!(problem.message.contains("restart the daemon"), "{}", problem.message);
         agent.stop();
         // Nothing was written on the blank one, and the right one is known again.
-        node.disks.borrow_mut().insert("/second".into(), second);
         let agent = node.start(&handle).await;
         let whole =
             |report: &NodeReport| report.pools.first().is_some_and(|pool| pool.capacity == before.capacity);

@@ -74,7 +74,7 @@ impl fmt::Display for Errno {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DiskError {
     /// There is nothing at the path.
-    #[error("there is no such file or device; check the path, or create it")]
+    #[error("there is no such file or device: check the path")]
     NotFound,
     /// The file to be created is there already.
     #[error("the file exists already")]
