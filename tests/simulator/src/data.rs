@@ -39,6 +39,10 @@ pub fn run(seed: Seed) -> Result<Tally, Violation> {
     let (nodes, hosts) = (1 + random.below(2), 1 + random.below(2));
     let count = |number| usize::try_from(number).unwrap_or(1);
     let mut world = World::new(count(nodes), count(hosts), random.fork());
+    let mut disk_random = SeededRandom::new(seed.0 ^ 0xd15c);
+    if disk_random.chance(1, 4) {
+        world.let_disks_come_and_go(disk_random);
+    }
     for number in 0..world.nodes.len() {
         world.start_node(number);
     }
@@ -103,7 +107,9 @@ fn turmoil(world: &mut World, random: &mut SeededRandom) -> Result<(), Violation
 fn calm(world: &mut World) -> Result<(), Violation> {
     event!("no more faults");
     world.fleet.world.heal_all();
+    world.agenda.retain(|(_, what)| !matches!(what, world::Later::DiskAway(_) | world::Later::DiskBack(_)));
     for number in 0..world.nodes.len() {
+        world.nodes[number].bring_back();
         world.agenda.push((world.now(), world::Later::DiskWorks(number)));
         world.agenda.push((world.now(), world::Later::StoreWorks(number)));
         // A pool that could not be read, or written, when it was imported is given another chance.

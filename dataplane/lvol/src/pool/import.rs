@@ -14,14 +14,13 @@ use futures::lock::Mutex;
 use super::checkpoint::{Written, WrittenVolume};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
-use super::volumes::obstacle;
 use super::{Inner, Journal, Pool, State, StoredPage, Volume, VolumeData, owner};
 use crate::disk::{DiskContent, DiskIo, PoolDisk};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, Revision, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock,
-    TakenMap,
+    DISKS_MAX, DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role,
+    Superblock, TakenMap,
 };
 use crate::port::port;
 use crate::refs::{Limbo, Refs};
@@ -201,8 +200,16 @@ impl Image {
     pub(super) fn isolated(&self, found: Result<&VolumeData, DamageReason>) -> Option<DamageReason> {
         match found {
             Err(reason) => Some(reason),
-            Ok(data) => obstacle(data, &blocks_of(&self.present)),
+            Ok(data) => self.obstacles().of(data),
         }
+    }
+
+    /// What keeps volumes from being served.
+    fn obstacles(&self) -> Obstacles {
+        let blocks = |disk: &Option<FoundDisk>| disk.as_ref().map(|disk| disk.io.block());
+        let missing = (0..).zip(&self.present).find_map(|(number, disk)| disk.is_none().then_some(number));
+        let doubted = missing.map_or(BTreeSet::new(), |_| self.replay.doubted.clone());
+        Obstacles { blocks: self.present.iter().map(blocks).collect(), missing, doubted }
     }
 
     pub(super) fn healed(&self) -> bool {
@@ -275,7 +282,7 @@ impl Image {
             mark!("lvol-metadata-unreadable");
             return Some(ReadOnlyReason::Unreadable);
         }
-        if self.replay.loose && self.present.iter().any(Option::is_none) {
+        if !self.obstacles().doubted.is_empty() {
             // With the missing disk they may be believed: they are kept as they are until it is there.
             return Some(ReadOnlyReason::Unreadable);
         }
@@ -288,6 +295,7 @@ impl Image {
     /// The pool of it. Nothing is written.
     fn assemble(self, handle: &Handle) -> Pool {
         let read_only = self.read_only();
+        let obstacles = self.obstacles();
         // One that is wrong about the volumes that are understood is not believed about others.
         let believed = self.found().all(|(_, found)| found.is_ok()) || !self.contradicts_its_root();
         let Self { superblock, loader, present, top, replay, volumes } = self;
@@ -301,8 +309,7 @@ impl Image {
                 })
             })
             .collect();
-        let blocks = blocks_of(&present);
-        let block = blocks[0].expect("the lead was found");
+        let block = obstacles.blocks[0].expect("the lead was found");
         let shared = Arc::new(PoolShared::new(block, superblock.geometry.extent_bytes, mapped));
         let (port, messages) = port();
         let space = space_of(top.root.layout, &loader.records, &present);
@@ -337,7 +344,7 @@ impl Image {
             relieving: Cell::new(false),
             growing: Cell::new(false),
         });
-        inner.adopt(volumes, top.holds, &blocks, read_only.is_some());
+        inner.adopt(volumes, top.holds, &obstacles, read_only.is_some());
         inner.withhold(top.root.taken.as_ref().filter(|_| believed), &replay.records);
         drop(handle.spawn(owner::serve(Rc::downgrade(&inner), messages)));
         Pool { inner }
@@ -380,10 +387,6 @@ fn empty(
     }
 }
 
-fn blocks_of(present: &[Option<FoundDisk>]) -> Vec<Option<BlockSize>> {
-    present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.block())).collect()
-}
-
 /// The space of all disks, none of it taken.
 fn space_of(layout: DiskLayout, records: &[DiskRecord], present: &[Option<FoundDisk>]) -> Space {
     let mut space = Space::new(layout);
@@ -409,7 +412,7 @@ impl Inner {
         &self,
         volumes: Vec<FoundVolume>,
         top: Vec<crate::pages::PageHold>,
-        blocks: &[Option<BlockSize>],
+        obstacles: &Obstacles,
         read_only: bool,
     ) {
         let mut state = self.state.borrow_mut();
@@ -434,7 +437,7 @@ impl Inner {
             // What the disk names stays in use until the next checkpoint, also where the journal has changed it.
             let Kept { page, tree } = kept;
             written.volumes.push(WrittenVolume { id: directory.volume, page, tree });
-            let volume = match obstacle(&data, blocks) {
+            let volume = match obstacles.of(&data) {
                 Some(reason) => Volume::Isolated(Box::new(data), reason),
                 None => {
                     let device = self.device_of(&data);
@@ -490,6 +493,29 @@ impl Counts for Counted<'_> {
 
     fn unreference(&mut self, place: Place) {
         self.refs.unreference(place);
+    }
+}
+
+/// What keeps volumes that are understood from being served.
+struct Obstacles {
+    /// Blocks of the disks that are there.
+    blocks: Vec<Option<BlockSize>>,
+    /// The first disk that is not.
+    missing: Option<u32>,
+    /// Volumes with changes that are believed, or not, once it is there: what they held before must not be served meanwhile.
+    doubted: BTreeSet<VolumeId>,
+}
+
+impl Obstacles {
+    fn of(&self, data: &VolumeData) -> Option<DamageReason> {
+        let named = (0..).zip(0..DISKS_MAX).filter(|(_, disk)| data.disks & 1 << disk != 0);
+        let mut reasons = named.filter_map(|(number, disk)| match self.blocks.get(disk) {
+            Some(Some(block)) if block.bytes() == data.record.block_bytes => None,
+            Some(Some(_)) => Some(DamageReason::Field("its block is not that of its disks")),
+            _ => Some(DamageReason::DiskMissing(number)),
+        });
+        let doubt = || self.missing.filter(|_| self.doubted.contains(&data.record.id));
+        reasons.next().or_else(|| doubt().map(DamageReason::DiskMissing))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading the metadata of a pool: root, directory, volumes, maps, journal. Believed only where checksums and references agree.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use basalt_bdev::IoError;
@@ -13,7 +13,7 @@ use super::StoredPage;
 use super::checkpoint::page_offset;
 use crate::disk::DiskIo;
 use crate::error::{DiskFault, FaultCause, ImportError};
-use crate::id::PoolId;
+use crate::id::{PoolId, VolumeId};
 use crate::layout::{
     DIRECTORY_RECORDS, DamageReason, DirectoryRecord, DiskGeometry, DiskRecord, Group, GroupId,
     JournalRecord, LEAF_EXTENTS, Leaf, MapRoot, NODE_CHILDREN, PAGE_BYTES, PageHeader, PageKind, PageNumber,
@@ -310,8 +310,8 @@ pub(super) struct Replay {
     pub(super) damaged: bool,
     /// There were groups, believed or not: the next one must not be written over them before a checkpoint was.
     pub(super) used: bool,
-    /// Groups were found that are not to be believed.
-    pub(super) loose: bool,
+    /// Volumes of the groups that were found and are not to be believed.
+    pub(super) doubted: BTreeSet<VolumeId>,
 }
 
 /// Reads the groups that follow a checkpoint: those of its own journal, then those that were written while the next checkpoint was.
@@ -362,8 +362,9 @@ pub(super) async fn read_journals(
     // All before a firm group was durable when that was written; what follows the last one was not, unless the caches live on.
     let firm = groups.iter().rposition(|group| group.trust == Trust::Firm).map_or(0, |last| last + 1);
     let mut kept = firm + groups[firm..].iter().take_while(|group| believed(group.trust)).count();
-    let loose = kept < groups.len();
-    if loose {
+    let doubted =
+        groups[kept..].iter().flat_map(|group| &group.records).map(|record| record.volume).collect();
+    if kept < groups.len() {
         mark!("lvol-group-not-believed");
         kept = if planted!("lvol-loose-group-believed") { groups.len() } else { kept };
     }
@@ -371,7 +372,7 @@ pub(super) async fn read_journals(
     if planted!("lvol-journal-replayed-halfway") {
         records.truncate(records.len().min(2));
     }
-    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used, loose })
+    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used, doubted })
 }
 
 /// A journal's bytes. What the medium cannot give reads as zeroes: such blocks are told, with what was wrong.

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use basalt_bdev::{BlockDevice, BlockSize};
+use basalt_bdev::BlockDevice;
 use basalt_clock::{mark, planted};
 
 use super::grants::turn_of;
@@ -13,8 +13,8 @@ use super::{Inner, Pool, State, Volume, VolumeData};
 use crate::error::{DiskFault, ReadOnlyReason, VolumeError};
 use crate::id::{Epoch, Generation, VolumeId};
 use crate::layout::{
-    DISKS_MAX, DamageReason, NAME_BYTES_MAX, PAGE_BYTES, Pieces, ReplicaRecord, VOLUME_EXTENTS_MAX,
-    VolumeFlags, VolumeIdentity, VolumeRecord,
+    DamageReason, NAME_BYTES_MAX, PAGE_BYTES, Pieces, ReplicaRecord, VOLUME_EXTENTS_MAX, VolumeFlags,
+    VolumeIdentity, VolumeRecord,
 };
 use crate::space::{Run, in_order};
 use crate::tree::Tree;
@@ -569,15 +569,4 @@ impl Inner {
         }
         Ok(())
     }
-}
-
-/// Why a volume that is understood cannot be served now.
-pub(super) fn obstacle(data: &VolumeData, present: &[Option<BlockSize>]) -> Option<DamageReason> {
-    let named = (0..).zip(0..DISKS_MAX).filter(|(_, disk)| data.disks & 1 << disk != 0);
-    let mut reasons = named.filter_map(|(number, disk)| match present.get(disk) {
-        Some(Some(block)) if block.bytes() == data.record.block_bytes => None,
-        Some(Some(_)) => Some(DamageReason::Field("its block is not that of its disks")),
-        _ => Some(DamageReason::DiskMissing(number)),
-    });
-    reasons.next()
 }

@@ -4,7 +4,7 @@ use crate::data::script::nqn;
 use crate::data::world::{Later, Used, World};
 use crate::event;
 use basalt_agent::Provision;
-use basalt_clock::Random;
+use basalt_clock::{Random, SeededRandom};
 use basalt_lvol::id::{Epoch, Generation, VolumeId};
 use basalt_reactor::sim::{Chance, DiskFaults};
 use std::time::Duration;
@@ -106,6 +106,57 @@ impl World {
         self.tally.fault("disk fault", 1);
         let length = self.millis(5, 1_500);
         self.later(length, Later::DiskWorks(number));
+    }
+
+    /// Plans when disks of nodes are away, and which pool takes from its disks in turn or gets one of them later.
+    pub fn let_disks_come_and_go(&mut self, random: SeededRandom) {
+        self.disk_random = random;
+        for number in 0..self.nodes.len() {
+            if self.disks[number].len() < 2 {
+                continue;
+            }
+            if self.disk_random.chance(1, 2) {
+                self.scripts[number].stripe();
+            }
+            if self.disk_random.chance(1, 3)
+                && let Some(path) = self.scripts[number].hold_disk_back()
+            {
+                let after = Duration::from_millis(self.disk_random.within(100..8_000));
+                self.later(after, Later::NameDisk(number, path));
+            }
+            let mut after = Duration::ZERO;
+            for _ in 0..1 + self.disk_random.below(4) {
+                after += Duration::from_millis(self.disk_random.within(500..8_000));
+                self.later(after, Later::DiskAway(number));
+            }
+        }
+    }
+
+    /// Starts a node without one of its disks.
+    pub fn take_disk(&mut self, number: usize) {
+        let disk = self.disk_random.below(self.disks[number].len() as u64);
+        let path = self.disks[number][usize::try_from(disk).unwrap_or(0)].clone();
+        event!("disk {path} of node {number} is taken away");
+        self.tally.fault("disk away", 1);
+        self.nodes[number].take_away(&path);
+        self.restart_with_other_disks(number);
+        let length = Duration::from_millis(self.disk_random.within(300..5_000));
+        self.later(length, Later::DiskBack(number));
+    }
+
+    /// Starts a node with all of its disks.
+    pub fn bring_disks(&mut self, number: usize) {
+        if self.nodes[number].bring_back() {
+            event!("the disks of node {number} are back");
+            self.restart_with_other_disks(number);
+        }
+    }
+
+    fn restart_with_other_disks(&mut self, number: usize) {
+        let power = self.disk_random.chance(1, 3);
+        self.node_dies(number, power);
+        let off = Duration::from_millis(self.disk_random.within(2..300));
+        self.later(off, Later::StartNode(number));
     }
 
     fn host_fault(&mut self) {

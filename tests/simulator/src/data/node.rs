@@ -10,6 +10,7 @@ use basalt_bdev::BlockDevice;
 use basalt_device_uring::{UringDevice, UringError, UringOptions};
 use basalt_reactor::{DiskError, DiskOptions, Handle};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
@@ -32,6 +33,8 @@ pub struct NodeMemory {
     pub report: RefCell<Option<NodeReport>>,
     agent: RefCell<Option<Agent>>,
     saves_fail: Cell<bool>,
+    /// Paths at which there is no disk at the moment.
+    away: RefCell<BTreeSet<String>>,
     applying: Cell<bool>,
 }
 
@@ -66,7 +69,7 @@ impl Node {
         *self.memory.agent.borrow_mut() = None;
         self.memory.applying.set(false);
         let ports = Ports {
-            disks: Rc::new(Disks { handle: handle.clone() }),
+            disks: Rc::new(Disks { handle: handle.clone(), memory: Rc::clone(&self.memory) }),
             exporter: self.target.exporter(&handle),
             store: Rc::new(Store { handle: handle.clone(), memory: Rc::clone(&self.memory) }),
             reporter: Rc::new(Reports { memory: Rc::clone(&self.memory) }),
@@ -97,6 +100,16 @@ impl Node {
     /// Makes the next attempts to keep a desired state fail, or work again.
     pub fn saves_fail(&self, fail: bool) {
         self.memory.saves_fail.set(fail);
+    }
+
+    /// Takes a disk away: it is not found any more. Whoever has it open keeps it.
+    pub fn take_away(&self, path: &str) {
+        self.memory.away.borrow_mut().insert(path.to_owned());
+    }
+
+    /// Brings all disks back that were taken away; false if there are none.
+    pub fn bring_back(&self) -> bool {
+        !std::mem::take(&mut *self.memory.away.borrow_mut()).is_empty()
     }
 
     /// Hands a desired state to the agent, if it runs and is not busy with another one. `refused` is told about a refusal.
@@ -141,10 +154,14 @@ impl Drop for Node {
 
 struct Disks {
     handle: Handle,
+    memory: Rc<NodeMemory>,
 }
 
 impl DiskOpener for Disks {
     fn open(&self, path: &str) -> LocalFuture<Result<Arc<dyn BlockDevice>, DiskError>> {
+        if self.memory.away.borrow().contains(path) {
+            return Box::pin(async { Err(DiskError::NotFound) });
+        }
         // The identity follows from the path, as in the daemon.
         let mut hasher = DefaultHasher::new();
         path.hash(&mut hasher);

@@ -52,6 +52,24 @@ impl Script {
         self.desired.revision.index += 1 + self.random.below(5);
     }
 
+    /// Makes the pool take from its disks in turn. Only before it is there.
+    pub fn stripe(&mut self) {
+        self.desired.pools.iter_mut().for_each(|pool| pool.layout = DiskLayout::Striped);
+    }
+
+    /// Does not name the last of the pool's disks yet.
+    pub fn hold_disk_back(&mut self) -> Option<String> {
+        self.desired.pools.first_mut()?.disks.pop().map(|disk| disk.path)
+    }
+
+    /// Names one more disk for the pool.
+    pub fn name_disk(&mut self, path: String) {
+        if let Some(pool) = self.desired.pools.first_mut() {
+            pool.disks.push(DesiredDisk { path, overwrite_foreign_data: false });
+            self.changed();
+        }
+    }
+
     /// Orders one more volume.
     pub fn create(&mut self, size: u64) -> VolumeId {
         let thin = self.random.chance(1, 2);

@@ -92,6 +92,8 @@ pub struct World {
     pub reads_fail: Vec<bool>,
     /// Whether reads of each node's disks failed since it was started: what it then says about damage is no news of loss.
     pub unreadable: Vec<bool>,
+    /// Chooses how disks come and go, apart from all else: runs in which they stay are what they were without this.
+    pub disk_random: SeededRandom,
     numbers: u64,
     /// When the world began.
     pub began: Instant,
@@ -108,6 +110,12 @@ pub enum Later {
     Heal,
     /// A disk works again.
     DiskWorks(usize),
+    /// A disk of a node is taken away, and the node ends.
+    DiskAway(usize),
+    /// All disks of a node are back, and the node ends once more, for it takes them at its start only.
+    DiskBack(usize),
+    /// A node is told of one more disk for its pool.
+    NameDisk(usize, String),
     /// A node's memory can be written again.
     StoreWorks(usize),
     /// A node is told about a volume again.
@@ -167,6 +175,7 @@ impl World {
             phantoms: BTreeSet::new(),
             reads_fail: vec![false; nodes],
             unreadable: vec![false; nodes],
+            disk_random: SeededRandom::new(0),
             numbers: 0,
             began,
         }
@@ -356,6 +365,12 @@ impl World {
                         basalt_reactor::sim::DiskFaults::default(),
                     );
                 }
+            }
+            Later::DiskAway(number) => self.take_disk(number),
+            Later::DiskBack(number) => self.bring_disks(number),
+            Later::NameDisk(number, path) => {
+                event!("node {number} is told of {path}");
+                self.scripts[number].name_disk(path);
             }
             Later::StoreWorks(number) => self.nodes[number].saves_fail(false),
             Later::Remember(number, volume) => {
