@@ -24,7 +24,6 @@ use std::sync::Arc;
 
 use basalt_bdev::BlockSize;
 use basalt_reactor::Handle;
-use futures::lock::Mutex;
 
 pub use create::{NewPool, NewPoolDisk};
 pub use inspect::{
@@ -77,7 +76,7 @@ struct Inner {
     pages: Rc<Pages>,
     state: RefCell<State>,
     /// Held while a checkpoint is written.
-    committing: Mutex<()>,
+    committing: Turns,
     /// Held while a group of the journal is written.
     journaling: Turns,
     unmap_failures: Cell<u64>,

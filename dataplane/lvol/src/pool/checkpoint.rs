@@ -90,20 +90,25 @@ impl Inner {
             state.changes += 1;
             state.changes
         };
-        let _writing = self.committing.lock().await;
-        if self.state.borrow().durable >= change {
-            mark!("lvol-group-commit");
-            return Ok(());
+        loop {
+            if self.state.borrow().durable >= change {
+                mark!("lvol-group-commit");
+                return Ok(());
+            }
+            let Some(_writing) = self.committing.try_take() else {
+                self.committing.end().await;
+                continue;
+            };
+            self.writable()?;
+            let checkpoint = self.capture(false).await;
+            return self.write(checkpoint).await;
         }
-        self.writable()?;
-        let checkpoint = self.capture(false).await;
-        self.write(checkpoint).await
     }
 
     /// Writes all that is in memory, so that the journal is empty and freed pages are free.
     pub(super) async fn checkpoint(&self) -> Result<(), ReadOnlyReason> {
         let seen = self.state.borrow().superblock.sequence;
-        let _writing = self.committing.lock().await;
+        let _writing = self.committing.take().await;
         self.writable()?;
         if self.state.borrow().superblock.sequence > seen + 1 {
             // One that began after this was asked for has ended meanwhile.
@@ -115,7 +120,7 @@ impl Inner {
 
     /// The last checkpoint before the pool is given away. No change is taken afterwards.
     pub(super) async fn last_checkpoint(&self) -> Result<(), ReadOnlyReason> {
-        let _writing = self.committing.lock().await;
+        let _writing = self.committing.take().await;
         self.writable()?;
         let checkpoint = self.capture(true).await;
         self.write(checkpoint).await?;
@@ -132,7 +137,7 @@ impl Inner {
     /// The same bytes are written to the same places once more: whatever a part of them did, doing it again does no harm. Then
     /// the state in memory is written as the next one, and is certain.
     pub(super) async fn resume(&self) -> Result<(), ReadOnlyReason> {
-        let _writing = self.committing.lock().await;
+        let _writing = self.committing.take().await;
         match self.state.borrow().read_only.clone() {
             Some(ReadOnlyReason::MetadataWriteFailed(_) | ReadOnlyReason::MetadataFull) => {}
             other => return other.map_or(Ok(()), Err),

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
-use futures::lock::Mutex;
 
 use super::checkpoint::{Written, WrittenVolume};
 use super::inspect::{InspectedDisk, Inspection};
@@ -335,7 +334,7 @@ impl Image {
             port,
             pages: loader.pages,
             state: RefCell::new(state),
-            committing: Mutex::new(()),
+            committing: Turns::default(),
             journaling: Turns::default(),
             unmap_failures: Cell::new(0),
             returning: Cell::new(0),

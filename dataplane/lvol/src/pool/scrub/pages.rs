@@ -34,7 +34,7 @@ impl Run {
         let mut wrong = Vec::new();
         let written = {
             // No checkpoint writes them meanwhile; two pages are quickly read.
-            let _quiet = pool.committing.lock().await;
+            let _quiet = pool.committing.take().await;
             pool.may_be_scrubbed()?;
             let written = pool.state.borrow().superblock.clone();
             for slot in 0..2 {
