@@ -206,6 +206,21 @@ impl Agent {
         self.inner.desired.borrow().clone()
     }
 
+    /// Begins no more work, and lets nothing that hosts were told depend on the life of write caches any more, before a machine may be
+    /// stopped. What is exported stays exported.
+    pub async fn prepare_for_end(&self) {
+        self.stop();
+        let pools = self.inner.items.borrow().open_pools();
+        for (name, pool) in pools {
+            if let Err(reason) = pool.prepare_for_end().await {
+                tracing::warn!(
+                    pool = name,
+                    "what was not flushed may be lost if the machine stops: {reason}"
+                );
+            }
+        }
+    }
+
     /// Begins no more work. What is exported stays exported.
     pub fn stop(&self) {
         self.inner.stopped.set(true);

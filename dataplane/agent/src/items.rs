@@ -332,6 +332,12 @@ impl Items {
         self.pools.get(name).and_then(|item| item.pool.as_ref())
     }
 
+    /// All open pools with their names.
+    pub(crate) fn open_pools(&self) -> Vec<(String, Pool)> {
+        let open = self.pools.iter().filter_map(|(name, item)| Some((name.clone(), item.pool.clone()?)));
+        open.collect()
+    }
+
     /// The highest revision that an open pool has noted.
     pub(crate) fn pools_revision(&self) -> Option<Revision> {
         self.pools.values().filter_map(|item| item.pool.as_ref()).map(Pool::revision).max()

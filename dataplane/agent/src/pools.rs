@@ -356,6 +356,7 @@ impl Obstacle {
 pub(crate) fn isolated(reason: DamageReason) -> (Problem, bool) {
     match reason {
         DamageReason::DiskMissing(_) => (Problem::new(Reason::DiskMissing, reason), false),
+        DamageReason::Journal => (Problem::new(Reason::VolumeDamaged, reason), false),
         DamageReason::Checksum
         | DamageReason::Field(_)
         | DamageReason::OutOfRange

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
@@ -20,6 +21,8 @@ pub(crate) struct UringChannel {
     disk: Disk,
     info: Arc<DeviceInfo>,
     member: Member,
+    /// Bytes that there are, as far as somebody has looked.
+    reach: Arc<AtomicU64>,
     pending: Vec<Pending>,
     free: Vec<usize>,
     /// Places whose next step the disk had no room for.
@@ -72,12 +75,19 @@ enum SwapStep {
 }
 
 impl UringChannel {
-    pub(crate) fn new(handle: Handle, disk: Disk, info: Arc<DeviceInfo>, member: Member) -> Self {
+    pub(crate) fn new(
+        handle: Handle,
+        disk: Disk,
+        info: Arc<DeviceInfo>,
+        member: Member,
+        reach: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             handle,
             disk,
             info,
             member,
+            reach,
             pending: Vec::new(),
             free: Vec::new(),
             to_resume: Vec::new(),
@@ -264,11 +274,15 @@ impl Channel for UringChannel {
             self.refused.push(request.complete(Err(error)));
             return Ok(());
         }
+        let (offset, length) = self.range(&request);
+        if request.operation.modifies() && offset.0 + length > self.reach.load(Ordering::Relaxed) {
+            self.refused.push(request.complete(Err(IoError::Medium)));
+            return Ok(());
+        }
         if let Operation::CompareAndWrite { fua } = request.operation {
             self.submit_swap(request, fua);
             return Ok(());
         }
-        let (offset, length) = self.range(&request);
         let reads = matches!(request.operation, Operation::Read | Operation::Compare);
         let own = request.operation == Operation::Compare || matches!(request.payload, Payload::None);
         // Memory that the request does not bring.

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use basalt_bdev::{
     BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, OpenError,
@@ -64,6 +65,9 @@ pub struct UringDevice {
     gate: Arc<SwapGate>,
     disk: DiskInfo,
     lock: DiskLock,
+    /// Bytes that there are, as far as somebody has looked: what is written beyond would make a file that has shrunk longer again, and
+    /// what was lost between would read as zeroes.
+    reach: Arc<AtomicU64>,
 }
 
 impl UringDevice {
@@ -102,7 +106,8 @@ impl UringDevice {
                 unmap | Capabilities::WRITE_ZEROES | Capabilities::COMPARE | Capabilities::COMPARE_AND_WRITE,
             );
         let (info, disk) = (Arc::new(info), found.clone());
-        Ok(Self { options: options_again, info, gate: Arc::default(), disk, lock })
+        let reach = Arc::new(AtomicU64::new(u64::MAX));
+        Ok(Self { options: options_again, info, gate: Arc::default(), disk, lock, reach })
     }
 
     /// The disk's path.
@@ -137,6 +142,11 @@ impl UringDevice {
         Ok(())
     }
 
+    /// Notes how many bytes there are now. Writes beyond them fail, whatever the device's size.
+    pub fn note_length(&self, bytes: u64) {
+        self.reach.store(bytes, Ordering::Relaxed);
+    }
+
     /// Removes the device: everything fails from now on.
     pub fn remove(&self) {
         self.info.set_removed();
@@ -154,6 +164,7 @@ impl BlockDevice for UringDevice {
         }
         let disk = handle.open_disk(self.lock.again(), &self.options)?;
         let member = Member::new(Arc::clone(&self.gate));
-        Ok(Box::new(UringChannel::new(handle.clone(), disk, Arc::clone(&self.info), member)))
+        let (info, reach) = (Arc::clone(&self.info), Arc::clone(&self.reach));
+        Ok(Box::new(UringChannel::new(handle.clone(), disk, info, member, reach)))
     }
 }

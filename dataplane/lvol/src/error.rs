@@ -157,6 +157,12 @@ pub enum GrowError {
     /// The block of the disk is not that of the pool.
     #[error("the disks of a pool must have the same logical block")]
     MixedBlocks,
+    /// Hosts of the pool's volumes were told that nothing needs to be flushed, and would not flush what lies there.
+    #[error(
+        "it has a volatile write cache and the other disks of the pool have none, so that hosts would not flush it: switch its write cache \
+         off, or make another pool of it"
+    )]
+    VolatileCache,
     /// Another growth is under way.
     #[error("the pool is growing already")]
     Busy,

@@ -107,6 +107,8 @@ struct State {
     map_durable: u64,
     /// How many of them are in a group that was written and may not be durable.
     map_written: u64,
+    /// Bits of the disks on whose caches the groups depend that follow the last firm one; 0 if none does.
+    loose_disks: u64,
     /// Extents whose last change was in no group that was written when it was noted, by the number of that change.
     unwritten: VecDeque<(u64, VolumeId, u64)>,
     /// Changes of maps that no group of the journal has yet.

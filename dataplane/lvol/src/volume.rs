@@ -42,11 +42,12 @@ pub(crate) struct PoolShared {
     data_starts: [AtomicU64; DISKS_MAX],
 }
 
-/// Names the lives of the volatile caches of a pool's disks together (FNV-1a), in the order of the disks; `None` if one is not known, a disk
-/// is missing (it may be there next time, and would make another name of the same lives), or there is none. Never 0.
-pub(crate) fn lifetime_of<'a>(disks: impl Iterator<Item = Option<&'a DeviceInfo>>) -> Option<u64> {
+/// Names the lives of the volatile caches of those of a pool's disks together whose bits are in `of` (FNV-1a), in the order of the disks;
+/// `None` if one is not known, a disk is missing (it may be there next time, and would make another name of the same lives), or there is
+/// none. Never 0.
+pub(crate) fn lifetime_of<'a>(disks: impl Iterator<Item = Option<&'a DeviceInfo>>, of: u64) -> Option<u64> {
     let mut hash = None;
-    for (index, info) in (0_u64..).zip(disks) {
+    for (index, info) in (0_u64..).zip(disks).filter(|(index, _)| of & 1 << index != 0) {
         let info = match info {
             None if planted!("lvol-missing-disk-passed-over") => continue,
             info => info?,
@@ -84,14 +85,19 @@ impl PoolShared {
         Some(self.lifetime.load(Ordering::Acquire)).filter(|lifetime| *lifetime != 0)
     }
 
+    /// The same for a group that depends on some of the disks.
+    pub(crate) fn lifetime_of(&self, of: u64) -> Option<u64> {
+        let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
+        lifetime_of(disks.iter().map(|disk| disk.as_ref().map(|disk| disk.device.info())), of)
+    }
+
     pub(crate) fn disks_are_read_only(&self) -> bool {
         self.devices().iter().any(|disk| disk.info().read_only())
     }
 
     /// Lets groups be written without a flush before them, where that is safe, or no more.
     pub(crate) fn trust_caches(&self, trusted: bool) {
-        let disks = self.disks.read().unwrap_or_else(PoisonError::into_inner);
-        let lifetime = lifetime_of(disks.iter().map(|disk| disk.as_ref().map(|disk| disk.device.info())));
+        let lifetime = self.lifetime_of(u64::MAX);
         self.lifetime.store(lifetime.filter(|_| trusted).unwrap_or(0), Ordering::Release);
     }
 

@@ -132,6 +132,8 @@ statuses! {
     CONNECT_RESTART_DISCOVERY = SPECIFIC, 0x83;
     /// Connect Invalid Host (84h).
     CONNECT_INVALID_HOST = SPECIFIC, 0x84;
+    /// Invalid Queue Type (85h).
+    INVALID_QUEUE_TYPE = SPECIFIC, 0x85;
     /// Discover Restart (90h).
     DISCOVER_RESTART = SPECIFIC, 0x90;
     /// Authentication Required (91h).

@@ -280,7 +280,7 @@ impl Controller {
             }
             fabrics::Command::Connect(_) => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             // The admin queue is not disconnected this way (oF 3.6).
-            fabrics::Command::Disconnect { .. } => Err(Status::INVALID_QUEUE_ID.dnr()),
+            fabrics::Command::Disconnect { .. } => Err(Status::INVALID_QUEUE_TYPE.dnr()),
             fabrics::Command::Other(_) => Err(Status::INVALID_OPCODE.dnr()),
         }
     }

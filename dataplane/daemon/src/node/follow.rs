@@ -6,7 +6,7 @@ use std::time::Duration;
 use basalt_agent::{Agent, DesiredNode, NodeReport, PoolCounts, Reason, Refused};
 use basalt_reactor::Handle;
 use basalt_telemetry::Readiness;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::session::SessionState;
 
@@ -59,6 +59,14 @@ pub(crate) async fn pools(handle: Handle, agent: Agent, counts: watch::Sender<Ve
     loop {
         counts.send_replace(agent.pool_counts());
         handle.sleep(USAGE_INTERVAL).await;
+    }
+}
+
+/// Prepares the agent for the end of the daemon once that is asked for, and says so.
+pub(crate) async fn end(agent: Agent, to_end: oneshot::Receiver<oneshot::Sender<()>>) {
+    if let Ok(prepared) = to_end.await {
+        agent.prepare_for_end().await;
+        prepared.send(()).ok();
     }
 }
 

@@ -43,6 +43,8 @@ use crate::signals::StopSignals;
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(30);
 /// Threads for the session, the store and metrics; reactors have their own.
 const MANAGEMENT_THREADS: usize = 2;
+/// How long pools may take to be prepared for the end.
+const PREPARE_MAX: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
@@ -126,7 +128,8 @@ async fn serve(
     let (reports, report_changes) = watch::channel(None);
     let target = Target::new(TargetOptions::default());
     let scrub = config.scrub;
-    let ends = AgentEnds { file, desired: desired_changes, reports, meters: meters.clone(), scrub };
+    let (end, to_end) = oneshot::channel();
+    let ends = AgentEnds { file, desired: desired_changes, reports, meters: meters.clone(), scrub, to_end };
     let (reactors, started) = start_reactors(start, &target, ends)?;
     let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
@@ -145,6 +148,10 @@ async fn serve(
     tokio::spawn(follow::readiness(readiness.clone(), states, report_changes));
     let signal = stop.wait().await;
     tracing::info!(signal, "basaltd stops");
+    let (prepared, is_prepared) = oneshot::channel();
+    if end.send(prepared).is_ok() && tokio::time::timeout(PREPARE_MAX, is_prepared).await.is_err() {
+        tracing::warn!("the disks are too slow: what was not flushed may be lost if the machine stops");
+    }
     // Joining waits for each reactor's last turn; its disks are closed then.
     let sound = tokio::task::spawn_blocking(move || reactors.join()).await?;
     anyhow::ensure!(sound, "a reactor had panicked; see the log");
@@ -160,6 +167,8 @@ struct AgentEnds {
     reports: watch::Sender<Option<NodeReport>>,
     meters: Meters,
     scrub: ScrubSettings,
+    /// Says that the daemon is to end, and where to say that the agent is prepared for it.
+    to_end: oneshot::Receiver<oneshot::Sender<()>>,
 }
 
 /// Starts one reactor per core, with the agent on the first; then come the targets' controls, the first reactor's first.
@@ -194,6 +203,7 @@ fn start_reactors(
                 return;
             }
             drop(handle.spawn(follow::pools(handle.clone(), agent.clone(), ends.meters.pools)));
+            drop(handle.spawn(follow::end(agent.clone(), ends.to_end)));
             follow::desired(&handle, &agent, ends.desired).await;
         });
         drop(task);

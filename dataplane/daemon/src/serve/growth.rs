@@ -76,8 +76,9 @@ impl Growth {
                 continue;
             }
             let served = device.info().bytes();
+            device.note_length(length);
             if length < served {
-                tracing::warn!(%path, length, served, "a disk has shrunk: what is missing cannot be read any more");
+                tracing::warn!(%path, length, served, "a disk has shrunk: what is missing cannot be read or written any more");
                 continue;
             }
             let (device, target) = (Arc::clone(device), Arc::clone(&self.target));
@@ -113,7 +114,9 @@ mod tests {
     use std::path::Path;
     use std::sync::mpsc;
 
+    use basalt_bdev::{AsyncChannel, IoError, Lba};
     use basalt_device_uring::UringOptions;
+    use basalt_dma::Buffer;
     use basalt_nvmf_target::TargetOptions;
     use basalt_reactor::{DiskOptions, ReactorOptions, ReactorThread, start};
     use uuid::Uuid;
@@ -145,6 +148,21 @@ mod tests {
         told.recv().unwrap();
     }
 
+    fn write(reactor: &ReactorThread, device: &Arc<UringDevice>, offset: u64) -> Result<(), IoError> {
+        let (tell, told) = mpsc::sync_channel(1);
+        let device = Arc::clone(device);
+        let posted = reactor.remote().post(move |handle| {
+            let channel = AsyncChannel::new(handle, device.open(handle).unwrap());
+            let (at, bytes) = (device.info().block_size().blocks_in(offset), Buffer::zeroed(4096));
+            let count = device.info().block_size().blocks_in(4096);
+            drop(handle.spawn(async move {
+                tell.send(channel.write(Lba(at.0), count, bytes, false).await.map(drop)).unwrap();
+            }));
+        });
+        posted.unwrap();
+        told.recv().unwrap()
+    }
+
     fn resize(path: &Path, length: u64) {
         File::options().write(true).open(path).unwrap().set_len(length).unwrap();
     }
@@ -171,6 +189,10 @@ mod tests {
         growth.look();
         settle(&reactor);
         assert_eq!((device.info().bytes(), version()), (3 * BEGIN, began + 1));
+        // What is written behind its end would make it longer, and what was lost before that would read as zeroes.
+        assert_eq!(write(&reactor, &device, 2 * BEGIN), Err(IoError::Medium));
+        assert_eq!(write(&reactor, &device, 0), Ok(()));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), BEGIN);
         // Another file at the same path is not the one that is served.
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, vec![0; 4 << 20]).unwrap();

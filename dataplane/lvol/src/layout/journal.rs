@@ -30,7 +30,7 @@ struct RawHeader {
     copy: U32,
     reserved: [u8; 4],
     lifetime: U64,
-    reserved_too: [u8; 8],
+    disks: U64,
     checksum: U64,
 }
 
@@ -64,8 +64,13 @@ pub struct GroupId {
 pub enum Trust {
     /// Always: what it names was durable before it was written, and so were the groups before it.
     Firm,
-    /// As long as the write caches live on in which it, and what it names, may still have been. Never 0.
-    While(u64),
+    /// As long as the write caches live on in which it, what it names, and the groups before it may still have been.
+    While {
+        /// Names the lives of the caches. Never 0.
+        lifetime: u64,
+        /// Bits of the disks whose caches these are.
+        disks: u64,
+    },
 }
 
 /// A group that was read.
@@ -96,15 +101,20 @@ impl JournalRecord {
 }
 
 impl Trust {
-    fn to_bits(self) -> u64 {
+    fn to_bits(self) -> (U64, U64) {
         match self {
-            Self::Firm => 0,
-            Self::While(lifetime) => lifetime,
+            Self::Firm => (U64::ZERO, U64::ZERO),
+            Self::While { lifetime, disks } => (lifetime.into(), disks.into()),
         }
     }
 
-    fn from_bits(bits: u64) -> Self {
-        if bits == 0 { Self::Firm } else { Self::While(bits) }
+    fn of(header: &RawHeader) -> Self {
+        match (header.lifetime.get(), header.disks.get()) {
+            (0, _) => Self::Firm,
+            // An older program wrote it, and meant all disks.
+            (lifetime, 0) => Self::While { lifetime, disks: u64::MAX },
+            (lifetime, disks) => Self::While { lifetime, disks },
+        }
     }
 }
 
@@ -129,6 +139,7 @@ pub fn encode_group(
     let mut bytes = Vec::with_capacity(2 * copy_bytes);
     for copy in 0..2 {
         let start = bytes.len();
+        let (lifetime, disks) = trust.to_bits();
         let header = RawHeader {
             magic: MAGIC,
             checkpoint: id.checkpoint.into(),
@@ -138,8 +149,8 @@ pub fn encode_group(
             records: taken.into(),
             copy: U32::new(copy),
             reserved: [0; 4],
-            lifetime: trust.to_bits().into(),
-            reserved_too: [0; 8],
+            lifetime,
+            disks,
             checksum: U64::ZERO,
         };
         bytes.extend_from_slice(header.as_bytes());
@@ -195,7 +206,7 @@ pub fn decode_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Result<Gro
     if !body.is_empty() {
         return Err(DamageReason::Field("length of the records"));
     }
-    let trust = Trust::from_bits(header.lifetime.get());
+    let trust = Trust::of(&header);
     Ok(Group { trust, records, bytes: 2 * copy.len() })
 }
 
@@ -227,7 +238,7 @@ pub fn later_groups(
     starts.filter(|rest| rest.starts_with(&MAGIC)).filter_map(move |rest| {
         let (header, _) = decode_copy(rest, id.pool, block_bytes)?;
         let later = header.checkpoint.get() == id.checkpoint && header.sequence.get() >= id.sequence;
-        later.then(|| (header.sequence.get(), Trust::from_bits(header.lifetime.get())))
+        later.then(|| (header.sequence.get(), Trust::of(&header)))
     })
 }
 
@@ -255,7 +266,7 @@ mod tests {
     fn groups_round_trip_with_either_copy() {
         for block in [512, 4096] {
             let written = records(40);
-            let trust = Trust::While(0x1234_5678_9abc_def0);
+            let trust = Trust::While { lifetime: 0x1234_5678_9abc_def0, disks: 0x8000_0000_0000_0101 };
             let (bytes, taken) = encode_group(ID, trust, &written, block);
             assert_eq!(taken, 40);
             let expected = Group { trust, records: written, bytes: bytes.len() };

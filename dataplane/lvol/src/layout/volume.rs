@@ -198,6 +198,12 @@ pub enum DamageReason {
     /// Another volume claims the same extent.
     #[error("another volume claims the same space")]
     Overlap,
+    /// A group of the pool's journal is lost, and what it changed, of this volume or of others, is not known.
+    #[error(
+        "changes are lost from the journal of its pool: what it holds may be old, or another volume's. Restore it from elsewhere, or accept \
+         the loss of what was written last, with basaltd pool check --repair on the node"
+    )]
+    Journal,
     /// A disk with extents of this volume is not there.
     #[error("disk {0} of the pool is missing")]
     DiskMissing(u32),

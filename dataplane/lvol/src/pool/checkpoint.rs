@@ -136,7 +136,7 @@ impl Inner {
     ///
     /// The same bytes are written to the same places once more: whatever a part of them did, doing it again does no harm. Then
     /// the state in memory is written as the next one, and is certain.
-    pub(super) async fn resume(&self) -> Result<(), ReadOnlyReason> {
+    pub(super) async fn resume(self: &Rc<Self>) -> Result<(), ReadOnlyReason> {
         let _writing = self.committing.take().await;
         match self.state.borrow().read_only.clone() {
             Some(ReadOnlyReason::MetadataWriteFailed(_) | ReadOnlyReason::MetadataFull) => {}

@@ -37,6 +37,9 @@ impl Pool {
         if disk.io.block() != inner.block {
             return Err(GrowError::MixedBlocks);
         }
+        if disk.io.device.info().volatile_write_cache() && !inner.shared.volatile {
+            return Err(GrowError::VolatileCache);
+        }
         if disk.wipe {
             disk.io.wipe().await?;
         }

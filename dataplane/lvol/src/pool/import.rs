@@ -19,7 +19,7 @@ use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, Revision, VolumeId};
 use crate::layout::{
     DISKS_MAX, DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role,
-    Superblock, TakenMap,
+    Superblock, TakenMap, Trust,
 };
 use crate::port::port;
 use crate::refs::{Limbo, Refs};
@@ -120,8 +120,7 @@ impl Image {
             volumes.push(FoundVolume { directory: *directory, found, kept });
         }
         let lead = Rc::clone(&present[0].as_ref().ok_or(ImportError::LeadMissing)?.io);
-        let devices = present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.device.info()));
-        let replay = read_journals(&lead, &superblock, &top.root, lifetime_of(devices)).await?;
+        let replay = read_journals(&lead, &superblock, &top.root, |trust| judge(&present, trust)).await?;
         loader.forget_nodes();
         let mut image = Self { superblock, loader, present, top, replay, volumes };
         if !planted!("lvol-journal-not-replayed") {
@@ -207,8 +206,12 @@ impl Image {
     fn obstacles(&self) -> Obstacles {
         let blocks = |disk: &Option<FoundDisk>| disk.as_ref().map(|disk| disk.io.block());
         let missing = (0..).zip(&self.present).find_map(|(number, disk)| disk.is_none().then_some(number));
-        let doubted = missing.map_or(BTreeSet::new(), |_| self.replay.doubted.clone());
-        Obstacles { blocks: self.present.iter().map(blocks).collect(), missing, doubted }
+        Obstacles {
+            blocks: self.present.iter().map(blocks).collect(),
+            missing,
+            doubted: self.replay.doubted.clone(),
+            damaged: self.replay.damaged,
+        }
     }
 
     pub(super) fn healed(&self) -> bool {
@@ -281,7 +284,7 @@ impl Image {
             mark!("lvol-metadata-unreadable");
             return Some(ReadOnlyReason::Unreadable);
         }
-        if !self.obstacles().doubted.is_empty() {
+        if !self.replay.doubted.is_empty() {
             // With the missing disk they may be believed: they are kept as they are until it is there.
             return Some(ReadOnlyReason::Unreadable);
         }
@@ -322,6 +325,7 @@ impl Image {
         // What only the journal says is not for good before the next checkpoint: groups may count only while the caches live on.
         state.map_changes = u64::from(!replay.records.is_empty());
         state.map_written = state.map_changes;
+        state.loose_disks = if replay.records.is_empty() { 0 } else { u64::MAX };
         let inner = Rc::new(Inner {
             handle: handle.clone(),
             cluster: superblock.cluster,
@@ -371,6 +375,7 @@ fn empty(
         map_changes: 0,
         map_durable: 0,
         map_written: 0,
+        loose_disks: 0,
         unwritten: VecDeque::new(),
         pending: Vec::<JournalRecord>::new(),
         journal,
@@ -503,6 +508,16 @@ struct Obstacles {
     missing: Option<u32>,
     /// Volumes with changes that are believed, or not, once it is there: what they held before must not be served meanwhile.
     doubted: BTreeSet<VolumeId>,
+    /// A group of the journal is lost. It may have given what one volume had to another one, which has written there since.
+    damaged: bool,
+}
+
+/// Whether a group that was found may be believed; `None`: that is not known before a disk is there.
+fn judge(present: &[Option<FoundDisk>], trust: Trust) -> Option<bool> {
+    let Trust::While { lifetime, disks } = trust else { return Some(true) };
+    let infos = || present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.device.info()));
+    let missing = (0..).zip(present).any(|(index, disk): (u32, _)| disk.is_none() && disks & 1 << index != 0);
+    (!missing).then(|| lifetime_of(infos(), disks) == Some(lifetime))
 }
 
 impl Obstacles {
@@ -514,7 +529,8 @@ impl Obstacles {
             _ => Some(DamageReason::DiskMissing(number)),
         });
         let doubt = || self.missing.filter(|_| self.doubted.contains(&data.record.id));
-        reasons.next().or_else(|| doubt().map(DamageReason::DiskMissing))
+        let journal = || self.damaged.then_some(DamageReason::Journal);
+        reasons.next().or_else(|| doubt().map(DamageReason::DiskMissing)).or_else(journal)
     }
 }
 

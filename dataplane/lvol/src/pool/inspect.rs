@@ -11,7 +11,7 @@ use super::{Pool, PoolHealth};
 use crate::disk::{DiskContent, DiskIo, PoolDisk, examine};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, DiskId, Epoch, Generation, PoolId, Revision, VolumeId};
-use crate::layout::{DiskLayout, SLOT_OFFSETS, SuperblockError, VERSION};
+use crate::layout::{DamageReason, DiskLayout, SLOT_OFFSETS, SuperblockError, VERSION};
 
 /// All that the disks of a pool say, but for data.
 #[derive(Clone, Debug, Serialize)]
@@ -288,7 +288,9 @@ impl Image {
         }
         if self.journal_damaged() {
             let explanation = "a group of the journal is damaged in both copies and later ones are not: what was \
-                               written to new places since then is lost; the pool is imported read-only";
+                               written to new places since then is lost, and it is not known of which volume: none is served. To accept the loss \
+                               makes all of them as they were before that group; where one gave space back since, it may hold what another one \
+                               wrote there";
             find("journal".into(), explanation.into(), Remedy::AcceptLoss);
         }
         if self.contradicts_its_root() {
@@ -300,8 +302,10 @@ impl Image {
             let explanation = "a page of metadata cannot be read from its disk; it may be readable later";
             find("pool".into(), explanation.into(), Remedy::ByHand);
         }
+        let journal = DamageReason::Journal.to_string();
         for volume in volumes {
-            if let Some(reason) = &volume.isolated {
+            // What the journal has lost is a finding of its own, and mended with it.
+            if let Some(reason) = volume.isolated.as_ref().filter(|reason| **reason != journal) {
                 let explanation = format!(
                     "{reason}; the volume is isolated, and space that may be its own is not given out until it is deleted or whole \
                      again"

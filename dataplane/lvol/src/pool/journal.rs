@@ -51,7 +51,7 @@ impl Inner {
                     self.journaling.end().await;
                     continue;
                 };
-                if written >= wanted && self.shared.lifetime().is_none() {
+                if written >= wanted && self.shared.lifetime().is_none() && self.are_firm() {
                     self.flush_written().await.map_err(|fault| self.journal_failed(fault))?;
                     return Ok(true);
                 }
@@ -81,10 +81,25 @@ impl Inner {
     async fn flush_written(&self) -> Result<(), DiskFault> {
         let written = self.state.borrow().map_written;
         self.flush_disks().await?;
-        if self.shared.lifetime().is_none() {
+        if self.shared.lifetime().is_none() && self.are_firm() {
             self.durable_upto(written);
         }
         Ok(())
+    }
+
+    /// Whether all groups since the last checkpoint count once they are durable, without one that follows them.
+    fn are_firm(&self) -> bool {
+        self.state.borrow().loose_disks == 0
+    }
+
+    /// On which disks a group with these changes depends, and what is said of the caches of those; `None`: it is to be firm.
+    fn trust_in(&self, records: &[JournalRecord]) -> Option<Trust> {
+        let all = self.shared.lifetime()?;
+        let named = records.iter().fold(0, |disks, record| disks | record.pieces.disks());
+        // With the lead, which it lies on, and with those of the groups before it, without which it says nothing.
+        let disks = self.state.borrow().loose_disks | named | 1;
+        let some = self.shared.lifetime_of(disks).map(|lifetime| Trust::While { lifetime, disks });
+        Some(some.unwrap_or(Trust::While { lifetime: all, disks: u64::MAX }))
     }
 
     fn durable_upto(&self, change: u64) {
@@ -135,10 +150,7 @@ impl Inner {
     }
 
     async fn write_records(&self, records: &[JournalRecord], forced: bool) -> Result<Attempt, DiskFault> {
-        let trust = match self.shared.lifetime() {
-            Some(lifetime) if !forced => Trust::While(lifetime),
-            _ => Trust::Firm,
-        };
+        let trust = self.trust_in(records).filter(|_| !forced).unwrap_or(Trust::Firm);
         // Data first: a change that is durable names nothing that is not. And the group before: none is durable without it.
         if trust == Trust::Firm && !planted!("lvol-journal-before-data") {
             self.flush_written().await?;
@@ -171,6 +183,10 @@ impl Inner {
                 false => lead.write(offset, &bytes).await?,
             }
             let mut state = self.state.borrow_mut();
+            state.loose_disks = match trust {
+                Trust::Firm => 0,
+                Trust::While { disks, .. } => disks,
+            };
             state.journal.used += bytes.len() as u64;
             state.journal.sequence += 1;
             if rest.is_empty() {

@@ -310,24 +310,20 @@ pub(super) struct Replay {
     pub(super) damaged: bool,
     /// There were groups, believed or not: the next one must not be written over them before a checkpoint was.
     pub(super) used: bool,
-    /// Volumes of the groups that were found and are not to be believed.
+    /// Volumes of the groups of which it is not known whether they are to be believed.
     pub(super) doubted: BTreeSet<VolumeId>,
 }
 
 /// Reads the groups that follow a checkpoint: those of its own journal, then those that were written while the next checkpoint was.
-/// `lifetime` is that of the write caches now.
+/// `judge` says whether a group may be believed now; `None`: that is not known before a disk is there.
 pub(super) async fn read_journals(
     lead: &DiskIo,
     superblock: &Superblock,
     root: &Root,
-    lifetime: Option<u64>,
+    judge: impl Fn(Trust) -> Option<bool>,
 ) -> Result<Replay, DiskFault> {
     let (mut groups, mut next): (Vec<Group>, u64) = (Vec::new(), root.first_group);
     let (mut seen, mut damaged) = (next.checked_sub(1), false);
-    let believed = |trust| match trust {
-        Trust::Firm => true,
-        Trust::While(then) => lifetime == Some(then),
-    };
     for checkpoint in [superblock.sequence, superblock.sequence + 1] {
         let geometry = &superblock.geometry;
         let offset = geometry.journal_offset + checkpoint % 2 * geometry.journal_bytes;
@@ -351,7 +347,7 @@ pub(super) async fn read_journals(
         }
         for (sequence, trust) in later_groups(&bytes, id(next), block) {
             seen = seen.max(Some(sequence));
-            damaged |= believed(trust);
+            damaged |= judge(trust) != Some(false);
         }
         if damaged {
             mark!("lvol-journal-damaged");
@@ -361,9 +357,11 @@ pub(super) async fn read_journals(
     let used = seen >= Some(root.first_group);
     // All before a firm group was durable when that was written; what follows the last one was not, unless the caches live on.
     let firm = groups.iter().rposition(|group| group.trust == Trust::Firm).map_or(0, |last| last + 1);
-    let mut kept = firm + groups[firm..].iter().take_while(|group| believed(group.trust)).count();
-    let doubted =
-        groups[kept..].iter().flat_map(|group| &group.records).map(|record| record.volume).collect();
+    let mut kept = firm + groups[firm..].iter().take_while(|group| judge(group.trust) == Some(true)).count();
+    let mut doubted = BTreeSet::new();
+    if groups.get(kept).is_some_and(|group| judge(group.trust).is_none()) {
+        doubted.extend(groups[kept..].iter().flat_map(|group| &group.records).map(|record| record.volume));
+    }
     if kept < groups.len() {
         mark!("lvol-group-not-believed");
         kept = if planted!("lvol-loose-group-believed") { groups.len() } else { kept };

@@ -1,8 +1,11 @@
 //! Creating, changing and deleting volumes.
 
+use std::cell::Cell;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use basalt_bdev::BlockDevice;
 use basalt_clock::{mark, planted};
@@ -19,6 +22,10 @@ use crate::layout::{
 use crate::space::{Run, in_order};
 use crate::tree::Tree;
 use crate::volume::{LogicalVolume, VolumeAtEpoch};
+
+/// How often it is looked whether nothing is under way any more on volumes that are gone, and how many times.
+const SETTLE_LOOK: Duration = Duration::from_millis(2);
+const SETTLE_LOOKS: usize = 250;
 
 /// What a new volume is.
 #[derive(Clone, Debug)]
@@ -291,6 +298,16 @@ impl Pool {
         self.inner.resume().await
     }
 
+    /// Prepares for the end of the process in good order, which that of the machine may follow: no more groups are written that count only
+    /// while the disks' write caches live on, and those that were are made good. Hosts may go on all the while.
+    ///
+    /// # Errors
+    /// It could not be written. What hosts flushed is durable all the same.
+    pub async fn prepare_for_end(&self) -> Result<(), ReadOnlyReason> {
+        self.inner.shared.trust_caches(false);
+        self.inner.sync().await
+    }
+
     /// Gives the pool away: all is written, its journals are empty, and nothing is changed any more. Every volume is removed.
     ///
     /// # Errors
@@ -534,7 +551,10 @@ impl Inner {
     }
 
     /// All that is in memory is durable: what was cut off by a failure has happened.
-    pub(super) async fn settle(&self) {
+    ///
+    /// What was deleted is forgotten when nothing is under way there any more. A request may hang on its disk, so that is not waited for
+    /// long.
+    pub(super) async fn settle(self: &Rc<Self>) {
         let (mut created, mut deleted) = (Vec::new(), Vec::new());
         for (id, volume) in &self.state.borrow().volumes {
             match volume {
@@ -547,8 +567,21 @@ impl Inner {
             // It is there, and so there is nothing that could fail.
             drop(self.take_into_service(id));
         }
+        let left = Rc::new(Cell::new(deleted.len()));
         for id in deleted {
-            self.forget(id);
+            let (inner, left) = (Rc::clone(self), Rc::clone(&left));
+            drop(self.handle.spawn(async move {
+                inner.quiesce(id).await;
+                inner.forget(id);
+                inner.reclaim().await;
+                left.set(left.get() - 1);
+            }));
+        }
+        for _ in 0..SETTLE_LOOKS {
+            if left.get() == 0 {
+                break;
+            }
+            self.handle.sleep(SETTLE_LOOK).await;
         }
         self.reclaim().await;
     }
