@@ -3,8 +3,8 @@
 use anyhow::{Context, bail};
 use basalt_client::{Client, MemberInfo, MemberRole, Mutation};
 use basalt_model::{
-    Claim, DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, Snapshot, SnapshotName, Volume,
-    VolumeName, VolumeState,
+    Claim, DiskHealth, Liveness, Node, NodeName, Placement, PoolHealth, PoolObserved, Snapshot, SnapshotName,
+    Volume, VolumeName, VolumeState,
 };
 use serde_json::json;
 
@@ -27,6 +27,7 @@ pub(crate) async fn status(client: &Client, format: Format) -> anyhow::Result<()
         .filter_map(member_problem)
         .chain(nodes.iter().flat_map(node_problems))
         .chain(volumes.iter().filter_map(|volume| volume_problem(volume, &nodes)))
+        .chain(client.snapshots().all().await?.items.iter().filter_map(snapshot_problem))
         .collect::<Vec<_>>();
     if format == Format::Json {
         return print_json(&json!({
@@ -121,7 +122,7 @@ pub(crate) async fn nodes(client: &Client, name: Option<String>, format: Format)
                 node.name.to_string(),
                 node_phase(node).to_owned(),
                 pool.to_string(),
-                observed.map_or("Unknown", |pool| pool_health(pool.health)).to_owned(),
+                observed.map_or("Unknown", told_health).to_owned(),
                 observed.map_or_else(String::new, |pool| bytes(pool.capacity.0)),
                 observed.map_or_else(String::new, |pool| bytes(pool.used.0)),
                 bytes(claim.guaranteed.0),
@@ -362,6 +363,14 @@ pub(crate) fn node_phase(node: &Node) -> &'static str {
     }
 }
 
+/// One word for a pool: one that is in service may lack something, which `status` tells.
+fn told_health(pool: &PoolObserved) -> &'static str {
+    match (pool.health, &pool.problem) {
+        (PoolHealth::Online, Some(_)) => "Degraded",
+        (health, _) => pool_health(health),
+    }
+}
+
 pub(crate) fn pool_health(health: PoolHealth) -> &'static str {
     match health {
         PoolHealth::Pending => "Pending",
@@ -401,6 +410,15 @@ fn node_problems(node: &Node) -> Vec<String> {
         }
     }
     problems
+}
+
+fn snapshot_problem(snapshot: &Snapshot) -> Option<String> {
+    match &snapshot.state {
+        VolumeState::Unavailable { reason, message } | VolumeState::Faulted { reason, message } => Some(
+            format!("snapshot {}: {}: {reason}: {message}", snapshot.name, snapshot_phase(&snapshot.state)),
+        ),
+        _ => None,
+    }
 }
 
 fn volume_problem(volume: &Volume, nodes: &[Node]) -> Option<String> {

@@ -233,7 +233,8 @@ pub struct Pool {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     #[x_kube(validation = Rule::new(LABEL_KEYS).message(
-        "spec.pools[].labels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
+        "spec.pools[].labels must have keys of at most 63 letters, digits, dashes, dots and underscores, for example tier, which may follow \
+        a domain and a slash, for example example.com/tier"))]
     #[x_kube(validation = Rule::new(LABEL_VALUES).message(
         "spec.pools[].labels must have values of letters, digits, dashes, dots and underscores that begin and end with a letter or \
         digit, for example nvme"))]
@@ -256,9 +257,8 @@ pub enum PoolLayout {
     Striped,
 }
 
-/// The rule of labels' keys.
-pub(crate) const LABEL_KEYS: &str =
-    "self.all(key, key.matches('^[a-zA-Z0-9]([-_./a-zA-Z0-9]{0,251}[a-zA-Z0-9])?$'))";
+/// The rule of labels' keys: Kubernetes' own.
+pub(crate) const LABEL_KEYS: &str = "self.all(key, key.matches('^([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[a-zA-Z0-9]([-_.a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$'))";
 
 /// The rule of labels' values: Kubernetes' own.
 pub(crate) const LABEL_VALUES: &str =

@@ -182,7 +182,8 @@ pub struct Topology {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     #[x_kube(validation = Rule::new(LABEL_KEYS).message(
-        "spec.topology.poolLabels must have keys of letters, digits, dashes, dots, slashes and underscores, for example tier"))]
+        "spec.topology.poolLabels must have keys of at most 63 letters, digits, dashes, dots and underscores, for example tier, which may \
+        follow a domain and a slash, for example example.com/tier"))]
     #[x_kube(validation = Rule::new(LABEL_VALUES).message(
         "spec.topology.poolLabels must have values of letters, digits, dashes, dots and underscores that begin and end with a letter \
         or digit, for example nvme"))]

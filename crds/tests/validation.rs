@@ -179,7 +179,7 @@ fn labels_that_no_pool_has_are_refused() {
         volume(json!({ "size": "1Gi", "topology": { "poolLabels": { key: value } } }))
     };
     accepted::<Volume>(&labelled("example.com/tier", "fast"), None);
-    for key in ["", "b c", "-x"] {
+    for key in ["", "b c", "-x", "a/b/c", "UP.com/zone", &"k".repeat(64), "/x", "x/"] {
         refused::<Volume>(&labelled(key, "fast"), None, "topology.poolLabels");
     }
     for value in ["", "a", "nvme-gen4_x.2"] {

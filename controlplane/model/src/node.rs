@@ -221,9 +221,11 @@ pub struct PoolObserved {
 }
 
 impl PoolObserved {
-    /// What is wrong if it runs without one of its own disks: then nothing new is placed on it, but volumes that it serves are snapshotted.
-    pub fn missing_disk(&self) -> Option<&Problem> {
-        self.problem.as_ref().filter(|problem| problem.reason == "DiskMissing")
+    /// What is wrong if it runs without one of its own disks, or is not as it was asked for: then nothing new is placed on it, but volumes that
+    /// it serves are snapshotted.
+    pub fn unfit(&self) -> Option<&Problem> {
+        let reasons = ["DiskMissing", "PoolLayoutDiffers"];
+        self.problem.as_ref().filter(|problem| reasons.contains(&problem.reason.as_str()))
     }
 
     /// What is wrong if its disks are not those that are named: then nothing new is put on it, for it is not certain that it is found again.

@@ -98,7 +98,7 @@ impl fmt::Display for NoFit {
             (self.unschedulable, "on unschedulable nodes"),
             (self.not_live, "on nodes that are not connected"),
             (self.not_online, "not online"),
-            (self.other_disks, "running without some of their disks, or on others than are named"),
+            (self.other_disks, "running without some of their disks, or otherwise than is asked for"),
             (self.near_full, "too full for thin volumes"),
             (self.too_small, "with too little free space"),
         ];
@@ -163,7 +163,7 @@ pub fn place(
                 refused.not_online += 1;
                 continue;
             };
-            if observed.other_disks().or(observed.missing_disk()).is_some() {
+            if observed.other_disks().or(observed.unfit()).is_some() {
                 refused.other_disks += 1;
                 continue;
             }

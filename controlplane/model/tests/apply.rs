@@ -743,7 +743,7 @@ fn nothing_new_is_put_on_a_pool_that_runs_on_other_disks_than_are_named() {
     let demand = Demand { size: Bytes(1), thin: false };
     let none = placement::place(&state, &Selector::default(), demand, &BTreeMap::new()).unwrap_err();
     assert!(none.other_disks == 1 && none.is_waiting(), "{none}");
-    assert!(none.to_string().contains("1 running without some of their disks, or on others than"), "{none}");
+    assert!(none.to_string().contains("1 running without some of their disks, or otherwise"), "{none}");
     for body in [create(2, 1, 1, 2, 1, false), snapshot(1, 1, 1, 3, false)] {
         let refused = apply(&mut state, body).result;
         assert!(matches!(refused, Err(Refusal::PoolHasOtherDisks { .. })), "{refused:?}");

@@ -1,7 +1,7 @@
 //! The report: what is, from what the agent and its pools know.
 
 use basalt_lvol::layout::EXTENT_BYTES;
-use basalt_lvol::{Pool, PoolHealth as Health};
+use basalt_lvol::{Pool, PoolHealth as Health, ReadOnlyReason};
 
 use crate::agent::Inner;
 use crate::desired::{Content, DesiredNode, DesiredPool, DesiredVolume, Provision};
@@ -75,11 +75,15 @@ fn still_in_use(path: &str) -> Problem {
 fn without_disk(item: &PoolItem, pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
     let disks = pool.disks();
     let missing = disks.iter().find(|disk| disk.name.is_none())?;
-    let seen = desired.disks.iter().filter_map(|disk| item.disks.iter().find(|seen| seen.path == disk.path));
-    let why = seen.filter_map(|seen| seen.problem.as_ref()).next();
-    let why = why.map_or("name the path that it has in spec.pools[].disks, and restart the daemon", |why| {
-        &why.message
-    });
+    let runs_on = |path: &str| item.watches.iter().any(|watch| watch.path() == path);
+    let named = desired.disks.iter().map(|disk| disk.path.as_str()).filter(|path| !runs_on(path));
+    let seen = named.filter_map(|path| item.disks.iter().find(|seen| seen.path == path));
+    // Which of them is the one that is missing, nobody knows.
+    let told: Vec<&str> = seen.filter_map(|seen| Some(seen.problem.as_ref()?.message.as_str())).collect();
+    let why = match told[..] {
+        [] => "name the path that it has in spec.pools[].disks, and restart the daemon".to_owned(),
+        _ => told.join("; "),
+    };
     let message = format!(
         "the pool runs without its disk {}, and what lies on that is not served: {why}",
         missing.record.id
@@ -171,7 +175,16 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             Some(problem) => (PoolHealth::ReadOnly, Some(problem)),
             None => (PoolHealth::Online, trouble()),
         },
-        Health::ReadOnly(reason) => (PoolHealth::ReadOnly, Some(Problem::new(Reason::PoolReadOnly, reason))),
+        Health::ReadOnly(reason) => {
+            let missing = match reason {
+                ReadOnlyReason::Unreadable => without_disk(item, pool, desired),
+                _ => None,
+            };
+            let missing = missing.map(|Problem { reason, message }| {
+                Problem::new(reason, format!("{message}; nothing can be written to the pool before that"))
+            });
+            (PoolHealth::ReadOnly, missing.or_else(|| Some(Problem::new(Reason::PoolReadOnly, reason))))
+        }
     };
     PoolReport {
         name: desired.name.clone(),
@@ -203,7 +216,17 @@ fn volume_report(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -
 
 /// Why a volume that is served is not all that was ordered.
 fn shortfall(items: &Items, volume: &DesiredVolume) -> Option<Problem> {
-    items.failure(&Key::Volume(volume.id)).map(|failure| failure.problem.clone())
+    let failure = items.failure(&Key::Volume(volume.id)).map(|failure| failure.problem.clone());
+    failure.or_else(|| match items.pool(&volume.pool)?.health() {
+        Health::Online => None,
+        Health::ReadOnly(reason) => {
+            let message = format!(
+                "hosts can read; what they write may be refused, for pool {} takes no change: {reason}",
+                volume.pool
+            );
+            Some(Problem::new(Reason::PoolReadOnly, message))
+        }
+    })
 }
 
 fn volume_health(items: &Items, desired: &DesiredNode, volume: &DesiredVolume) -> VolumeHealth {

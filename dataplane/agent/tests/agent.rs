@@ -989,6 +989,8 @@ fn a_pool_whose_disk_was_full_goes_on_by_itself() {
         let report = settled(&handle, &agent).await;
         assert_eq!(report.pools[0].health, PoolHealth::ReadOnly);
         assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+        let shortfall = report.volumes[0].shortfall.as_ref().map(|problem| problem.reason);
+        assert_eq!(shortfall, Some(Reason::PoolReadOnly), "what hosts write may be refused");
         assert_eq!(problem_of(&report.volumes[1].health).reason, Reason::IoError);
         faults.clear();
         let online =

@@ -12,6 +12,9 @@ use crate::intent::Rejection;
 use crate::volume::Situation;
 use crate::word::{Word, elsewhere, hindrance, one_word, refused};
 
+/// What a node says of a volume whose pool takes no change.
+const POOL_READ_ONLY: &str = "PoolReadOnly";
+
 const READY: &str = "Ready";
 const SYNCED: &str = "Synced";
 const ACCESS: &str = "AccessRestricted";
@@ -233,7 +236,9 @@ impl Draft<'_> {
         let allocated = present.observed.as_ref().and_then(|observed| observed.allocated);
         self.status.used = allocated.map(|allocated| format_bytes(allocated.0));
         self.status.epoch = Some(present.epoch.to_string());
-        self.state(&present.state, present.spec.allowed_hosts.0.is_empty());
+        let shortfall = present.observed.as_ref().and_then(|observed| observed.shortfall.as_ref());
+        let read_only = shortfall.filter(|problem| problem.reason == POOL_READ_ONLY);
+        self.state(&present.state, present.spec.allowed_hosts.0.is_empty(), read_only);
         let reachable =
             !matches!(present.state, VolumeState::Unavailable { .. } | VolumeState::Faulted { .. });
         self.status.paths = paths(present, reachable);
@@ -245,7 +250,7 @@ impl Draft<'_> {
         self.access(present);
     }
 
-    fn state(&mut self, state: &VolumeState, nobody: bool) {
+    fn state(&mut self, state: &VolumeState, nobody: bool, read_only: Option<&Problem>) {
         let (phase, ready, reason, message) = match state {
             VolumeState::Creating => {
                 (VolumePhase::Creating, false, "Creating", "its node is creating it".to_owned())
@@ -255,7 +260,11 @@ impl Draft<'_> {
                 (VolumePhase::Online, true, "Online", message.to_owned())
             }
             VolumeState::Online => {
-                (VolumePhase::Online, true, "Online", "hosts can read and write".to_owned())
+                let (reason, message) = match read_only {
+                    Some(problem) => (POOL_READ_ONLY, problem.message.clone()),
+                    None => ("Online", "hosts can read and write".to_owned()),
+                };
+                (VolumePhase::Online, true, reason, message)
             }
             VolumeState::Unavailable { reason, message } => {
                 (VolumePhase::Unavailable, false, reason.as_str(), message.clone())

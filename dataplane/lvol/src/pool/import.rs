@@ -6,27 +6,27 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
 
 use super::checkpoint::{Written, WrittenVolume};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
+use super::obstacles::{Obstacles, judge};
 use super::{Inner, Journal, Pool, State, StoredPage, Volume, VolumeData, owner};
 use crate::disk::{DiskContent, DiskIo, PoolDisk};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, Revision, VolumeId};
 use crate::layout::{
-    DISKS_MAX, DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role,
-    Superblock, TakenMap, Trust,
+    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock,
+    TakenMap,
 };
 use crate::port::port;
 use crate::refs::{Limbo, Refs};
 use crate::space::{Space, runs_of};
 use crate::tree::{Counts, FrozenTree, Seen, Uncounted};
 use crate::turns::Turns;
-use crate::volume::{MappedDisk, PoolShared, lifetime_of};
+use crate::volume::{MappedDisk, PoolShared};
 
 impl Pool {
     /// Takes a pool into service that was made before. `disks` may come in any order; a member may be missing (its volumes
@@ -120,7 +120,9 @@ impl Image {
             volumes.push(FoundVolume { directory: *directory, found, kept });
         }
         let lead = Rc::clone(&present[0].as_ref().ok_or(ImportError::LeadMissing)?.io);
-        let replay = read_journals(&lead, &superblock, &top.root, |trust| judge(&present, trust)).await?;
+        let devices: Vec<_> =
+            present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.device.info())).collect();
+        let replay = read_journals(&lead, &superblock, &top.root, |trust| judge(&devices, trust)).await?;
         loader.forget_nodes();
         let mut image = Self { superblock, loader, present, top, replay, volumes };
         if !planted!("lvol-journal-not-replayed") {
@@ -497,40 +499,6 @@ impl Counts for Counted<'_> {
 
     fn unreference(&mut self, place: Place) {
         self.refs.unreference(place);
-    }
-}
-
-/// What keeps volumes that are understood from being served.
-struct Obstacles {
-    /// Blocks of the disks that are there.
-    blocks: Vec<Option<BlockSize>>,
-    /// The first disk that is not.
-    missing: Option<u32>,
-    /// Volumes with changes that are believed, or not, once it is there: what they held before must not be served meanwhile.
-    doubted: BTreeSet<VolumeId>,
-    /// A group of the journal is lost. It may have given what one volume had to another one, which has written there since.
-    damaged: bool,
-}
-
-/// Whether a group that was found may be believed; `None`: that is not known before a disk is there.
-fn judge(present: &[Option<FoundDisk>], trust: Trust) -> Option<bool> {
-    let Trust::While { lifetime, disks } = trust else { return Some(true) };
-    let infos = || present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.device.info()));
-    let missing = (0..).zip(present).any(|(index, disk): (u32, _)| disk.is_none() && disks & 1 << index != 0);
-    (!missing).then(|| lifetime_of(infos(), disks) == Some(lifetime))
-}
-
-impl Obstacles {
-    fn of(&self, data: &VolumeData) -> Option<DamageReason> {
-        let named = (0..).zip(0..DISKS_MAX).filter(|(_, disk)| data.disks & 1 << disk != 0);
-        let mut reasons = named.filter_map(|(number, disk)| match self.blocks.get(disk) {
-            Some(Some(block)) if block.bytes() == data.record.block_bytes => None,
-            Some(Some(_)) => Some(DamageReason::Field("its block is not that of its disks")),
-            _ => Some(DamageReason::DiskMissing(number)),
-        });
-        let doubt = || self.missing.filter(|_| self.doubted.contains(&data.record.id));
-        let journal = || self.damaged.then_some(DamageReason::Journal);
-        reasons.next().or_else(|| doubt().map(DamageReason::DiskMissing)).or_else(journal)
     }
 }
 

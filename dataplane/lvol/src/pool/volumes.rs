@@ -1,11 +1,8 @@
 //! Creating, changing and deleting volumes.
 
-use std::cell::Cell;
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use basalt_bdev::BlockDevice;
 use basalt_clock::{mark, planted};
@@ -22,10 +19,6 @@ use crate::layout::{
 use crate::space::{Run, in_order};
 use crate::tree::Tree;
 use crate::volume::{LogicalVolume, VolumeAtEpoch};
-
-/// How often it is looked whether nothing is under way any more on volumes that are gone, and how many times.
-const SETTLE_LOOK: Duration = Duration::from_millis(2);
-const SETTLE_LOOKS: usize = 250;
 
 /// What a new volume is.
 #[derive(Clone, Debug)]
@@ -527,63 +520,6 @@ impl Inner {
         // What it still had to write down is of no interest any more.
         state.pending.retain(|record| record.volume != id);
         Ok(())
-    }
-
-    /// A volume whose deletion is durable is forgotten. Nothing happens if that was done already.
-    fn forget(&self, id: VolumeId) {
-        {
-            let mut state = self.state.borrow_mut();
-            let state = &mut *state;
-            if !matches!(state.volumes.get(&id), Some(Volume::Deleting(_))) {
-                return;
-            }
-            if let Some(Volume::Deleting(Some(data))) = state.volumes.remove(&id) {
-                mark!("lvol-space-released");
-                data.tree.release(&mut state.refs);
-            }
-            if state.damaged().is_none() {
-                // No map that the disk holds is unknown any more.
-                let withheld = std::mem::take(&mut state.withheld);
-                state.space.release(&withheld);
-            }
-        }
-        self.note_freed();
-    }
-
-    /// All that is in memory is durable: what was cut off by a failure has happened.
-    ///
-    /// What was deleted is forgotten when nothing is under way there any more. A request may hang on its disk, so that is not waited for
-    /// long.
-    pub(super) async fn settle(self: &Rc<Self>) {
-        let (mut created, mut deleted) = (Vec::new(), Vec::new());
-        for (id, volume) in &self.state.borrow().volumes {
-            match volume {
-                Volume::Committing(_) => created.push(*id),
-                Volume::Deleting(_) => deleted.push(*id),
-                _ => {}
-            }
-        }
-        for id in created {
-            // It is there, and so there is nothing that could fail.
-            drop(self.take_into_service(id));
-        }
-        let left = Rc::new(Cell::new(deleted.len()));
-        for id in deleted {
-            let (inner, left) = (Rc::clone(self), Rc::clone(&left));
-            drop(self.handle.spawn(async move {
-                inner.quiesce(id).await;
-                inner.forget(id);
-                inner.reclaim().await;
-                left.set(left.get() - 1);
-            }));
-        }
-        for _ in 0..SETTLE_LOOKS {
-            if left.get() == 0 {
-                break;
-            }
-            self.handle.sleep(SETTLE_LOOK).await;
-        }
-        self.reclaim().await;
     }
 
     /// Makes extents read as zeroes, durably.
