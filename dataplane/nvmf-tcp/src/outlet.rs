@@ -14,6 +14,8 @@ use crate::wire::Wire;
 const PIECES_PER_SEND: usize = 512;
 /// Sent header bytes that are kept before the vector is moved down.
 const COMPACT_AT: usize = 64 << 10;
+/// A payload begins with a block, and blocks have at most so many bytes.
+const BLOCK_BYTES_MAX: usize = 4096;
 /// Calls that one flush makes at most, so that one connection cannot hold the reactor.
 const SENDS_PER_FLUSH: usize = 4;
 
@@ -174,6 +176,7 @@ impl Outlet {
             self.pieces.pop_front();
         }
         self.skip = left;
+        self.complete_block();
         if self.pieces.is_empty() {
             debug_assert_eq!((self.skip, self.head), (0, self.bytes.len()), "all is sent");
             self.bytes.clear();
@@ -182,6 +185,28 @@ impl Outlet {
             self.bytes.drain(..self.head);
             self.head = 0;
         }
+    }
+}
+
+impl Outlet {
+    /// Copies the rest of a block of a device's memory of which a part is sent: a write may come before the wire takes more, and what a
+    /// host reads of one block is to be of one write (AWUN).
+    fn complete_block(&mut self) {
+        let Some(Piece::Payload(Payload::Lent(view))) = self.pieces.front() else { return };
+        let end = self.skip.next_multiple_of(BLOCK_BYTES_MAX).min(view.len());
+        if end == self.skip || view.still().is_some() {
+            return;
+        }
+        let mut rest = Buffer::zeroed(end - self.skip);
+        view.copy_to(self.skip, &mut rest);
+        let after = (end < view.len()).then(|| view.slice(end, view.len() - end));
+        self.pieces.pop_front();
+        if let Some(after) = after {
+            self.pieces.push_front(Piece::Payload(Payload::Lent(after)));
+        }
+        self.own += rest.len();
+        self.pieces.push_front(Piece::Own(rest));
+        self.skip = 0;
     }
 }
 
@@ -203,6 +228,66 @@ impl<'a> Gather<'a> {
             self.segments[self.count] = rest;
             self.offered += rest.len();
             self.count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::io::IoSliceMut;
+    use std::sync::Arc;
+
+    use basalt_dma::{MemoryLender, SharedMemory};
+    use basalt_reactor::Received;
+
+    use super::*;
+
+    /// Takes so many bytes with each call.
+    struct Narrow {
+        taken: RefCell<Vec<u8>>,
+        room: Cell<usize>,
+    }
+
+    impl Wire for Narrow {
+        fn receive(&self, _: &mut [IoSliceMut<'_>]) -> Result<Received, SocketError> {
+            Ok(Received::Nothing)
+        }
+
+        fn send(&self, sources: &[Segment<'_>]) -> Result<Sent, SocketError> {
+            let mut bytes = Vec::new();
+            sources.iter().for_each(|source| source.append_to(&mut bytes));
+            bytes.truncate(self.room.get());
+            self.taken.borrow_mut().extend(&bytes);
+            Ok(if bytes.is_empty() { Sent::Nothing } else { Sent::Bytes(bytes.len()) })
+        }
+
+        fn shutdown(&self) {}
+    }
+
+    #[test]
+    fn a_block_that_is_sent_in_parts_is_of_one_write() {
+        const BYTES: usize = 5 * BLOCK_BYTES_MAX + 512;
+        for room in [1, 511, 512, 4000, 4095, 4096, 4097, 12_000, BYTES] {
+            let memory = Arc::new(SharedMemory::zeroed(BYTES).unwrap());
+            let mut outlet = Outlet::default();
+            outlet.push_bytes(b"header");
+            outlet.push_payload(Payload::Lent(MemoryLender::new(Arc::clone(&memory)).lend(0, BYTES)));
+            outlet.push_bytes(b"end");
+            let wire = Narrow { taken: RefCell::default(), room: Cell::new(room) };
+            let mut writes = 0_u8;
+            while !outlet.is_empty() {
+                outlet.flush(&wire).unwrap();
+                writes = writes.wrapping_add(1);
+                memory.write(0, &Segment::new(&[writes; BYTES]));
+            }
+            assert_eq!((outlet.own_bytes(), outlet.memory()), (0, 0));
+            let taken = wire.taken.borrow();
+            assert_eq!(taken.len(), b"header".len() + BYTES + b"end".len());
+            let payload = &taken[b"header".len()..b"header".len() + BYTES];
+            for (number, block) in payload.chunks(512).enumerate() {
+                assert!(block.iter().all(|byte| *byte == block[0]), "room {room}, block {number} is torn");
+            }
         }
     }
 }
