@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use basalt_bdev::provider::{BlockDevice, Capabilities, Channel, DeviceInfo, DeviceState, OpenError};
 use basalt_bdev::{BlockCount, BlockSize, Lba};
-use basalt_clock::planted;
 use basalt_reactor::Handle;
 
 use crate::channel::VolumeChannel;
@@ -48,10 +47,7 @@ pub(crate) struct PoolShared {
 pub(crate) fn lifetime_of<'a>(disks: impl Iterator<Item = Option<&'a DeviceInfo>>, of: u64) -> Option<u64> {
     let mut hash = None;
     for (index, info) in (0_u64..).zip(disks).filter(|(index, _)| of & 1 << index != 0) {
-        let info = match info {
-            None if planted!("lvol-missing-disk-passed-over") => continue,
-            info => info?,
-        };
+        let info = info?;
         if !info.volatile_write_cache() {
             continue;
         }
