@@ -505,7 +505,8 @@ impl Slow {
 
     /// Clears blocks that lie together and are the volume's own on their disk; false if they are not.
     async fn clear_in_place(&self, blocks: &Range<u64>, fua: bool) -> Result<bool, IoError> {
-        let stay = self.stay()?;
+        // Until the end: what is cleared must not become a snapshot's, or another volume's, meanwhile.
+        let _stay = self.stay()?;
         let count = blocks.end - blocks.start;
         let found = self.volume.find(blocks.start, count, true);
         let Found::At { disk, target, blocks } = found else { return Ok(false) };
@@ -520,7 +521,6 @@ impl Slow {
             (true, _) if !fua => Operation::Unmap,
             (_, true) => Operation::WriteZeroes { unmap: true, fua },
             _ => {
-                drop(stay);
                 let mut memory = Memory::of(self.zeroes(count)?.into());
                 self.write_at(disk, target, count, &mut memory, fua).await?;
                 return Ok(true);
