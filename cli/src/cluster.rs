@@ -436,6 +436,10 @@ fn volume_problem(volume: &Volume, nodes: &[Node]) -> Option<String> {
                 node.and_then(|node| node.hindrance(pool)).map_or(String::new(), |why| format!(": {why}"));
             Some(format!("volume {}: Deleting: waiting for node {name}{why}", volume.name))
         }
-        VolumeState::Online | VolumeState::Released => None,
+        VolumeState::Online => {
+            let shortfall = volume.observed.as_ref()?.shortfall.as_ref()?;
+            Some(format!("volume {}: {}: {}", volume.name, shortfall.reason, shortfall.message))
+        }
+        VolumeState::Released => None,
     }
 }

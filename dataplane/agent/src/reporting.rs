@@ -97,7 +97,8 @@ fn other_layout(pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
     let message = || {
         format!(
             "the pool was made {is:?} and stays so, and {wanted:?} is asked for: take it out of spec.pools if it holds nothing, and name it as \
-             {is:?}, or wipe its disks for a new one"
+             {is:?}; or wipe its disks then, for a new one, with basaltd pool wipe DISK --destroy-pool {} on the node",
+            pool.id()
         )
     };
     (is != wanted).then(|| Problem::new(Reason::PoolLayoutDiffers, message()))

@@ -57,7 +57,10 @@ pub enum DiskRefusal {
         source: SuperblockError,
     },
     /// It belongs to another cluster.
-    #[error("disk {disk} belongs to another cluster ({cluster}); it is left alone")]
+    #[error(
+        "disk {disk} belongs to another cluster ({cluster}); it is left alone: name another disk, or wipe it if nothing on it is needed \
+         (basaltd pool inspect {disk} shows its pool, basaltd pool wipe {disk} --destroy-pool UUID destroys that)"
+    )]
     OtherCluster {
         /// The disk as the caller named it.
         disk: String,

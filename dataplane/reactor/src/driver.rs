@@ -85,7 +85,7 @@ pub enum DiskError {
     )]
     InUse,
     /// The process may not open it.
-    #[error("permission denied; check the owner and mode of the path")]
+    #[error("permission denied; check the owner, mode and attributes (lsattr) of the path")]
     PermissionDenied,
     /// The disk takes no writes.
     #[error("the disk is read-only")]
