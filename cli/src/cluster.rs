@@ -437,7 +437,7 @@ fn volume_problem(volume: &Volume, nodes: &[Node]) -> Option<String> {
             Some(format!("volume {}: Deleting: waiting for node {name}{why}", volume.name))
         }
         VolumeState::Online => {
-            let shortfall = volume.observed.as_ref()?.shortfall.as_ref()?;
+            let shortfall = volume.shortfall()?;
             Some(format!("volume {}: {}: {}", volume.name, shortfall.reason, shortfall.message))
         }
         VolumeState::Released => None,

@@ -58,6 +58,11 @@ impl Volume {
     /// Sizes are multiples of this many bytes.
     pub const SIZE_UNIT: Bytes = Bytes(1 << 20);
 
+    /// What of what was ordered its node has not put into effect, while it serves it all the same.
+    pub fn shortfall(&self) -> Option<&Problem> {
+        self.observed.as_ref()?.shortfall.as_ref()
+    }
+
     /// Whether it is being deleted.
     pub fn is_going(&self) -> bool {
         matches!(self.lifecycle, Lifecycle::Deleting(_))

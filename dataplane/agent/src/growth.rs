@@ -18,10 +18,9 @@ pub(crate) fn newcomers<'a>(
     item: &'a PoolItem,
     wanted: &'a DesiredPool,
 ) -> impl Iterator<Item = &'a DesiredDisk> {
-    let runs_on = |path: &str| item.watches.iter().any(|watch| watch.path() == path);
     let named = |path: &str| wanted.disks.iter().any(|disk| disk.path == path);
     let whole = item.watches.iter().all(|watch| named(watch.path()));
-    wanted.disks.iter().filter(move |disk| whole && !runs_on(&disk.path))
+    wanted.disks.iter().filter(move |disk| whole && !item.runs_on(&disk.path))
 }
 
 impl Inner {

@@ -68,6 +68,11 @@ pub(crate) struct PoolItem {
 }
 
 impl PoolItem {
+    /// Whether the open pool runs on the disk at a path.
+    pub(crate) fn runs_on(&self, path: &str) -> bool {
+        self.watches.iter().any(|watch| watch.path() == path)
+    }
+
     /// What is wrong with a disk of the open pool whose requests fail.
     pub(crate) fn failing_disk(&self) -> Option<Problem> {
         self.watches.iter().find_map(failing)

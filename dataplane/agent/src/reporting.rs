@@ -75,8 +75,7 @@ fn still_in_use(path: &str) -> Problem {
 fn without_disk(item: &PoolItem, pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
     let disks = pool.disks();
     let missing = disks.iter().find(|disk| disk.name.is_none())?;
-    let runs_on = |path: &str| item.watches.iter().any(|watch| watch.path() == path);
-    let named = desired.disks.iter().map(|disk| disk.path.as_str()).filter(|path| !runs_on(path));
+    let named = desired.disks.iter().map(|disk| disk.path.as_str()).filter(|path| !item.runs_on(path));
     let seen = named.filter_map(|path| item.disks.iter().find(|seen| seen.path == path));
     // Which of them is the one that is missing, nobody knows.
     let told: Vec<&str> = seen.filter_map(|seen| Some(seen.problem.as_ref()?.message.as_str())).collect();

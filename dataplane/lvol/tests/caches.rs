@@ -5,17 +5,12 @@ mod support;
 
 use std::sync::Arc;
 
-use basalt_bdev::{BlockDevice, BlockSize, IoError};
+use basalt_bdev::{BlockDevice, IoError};
 use basalt_device_mem::{Fault, FaultyDevice, ImageDevice, OperationKind};
 use basalt_lvol::layout::{DamageReason, DiskLayout, EXTENT_BYTES};
 use basalt_lvol::{GrowError, NewPoolDisk, Pool, PoolHealth, ReadOnlyReason, VolumeStatus};
 use basalt_reactor::Handle;
-use support::{Bytes, CLUSTER, MIB, create, create_as, named, named_all, ram, run, thin, volume_id};
-
-/// A disk with a write cache in one of its lives.
-fn in_life(content: Vec<u8>, life: u64) -> Arc<ImageDevice> {
-    Arc::new(ImageDevice::new(Arc::new(content), BlockSize::B512, true).with_cache_lifetime(life))
-}
+use support::{Bytes, CLUSTER, MIB, create, create_as, in_life, named, named_all, ram, run, thin, volume_id};
 
 fn new_disk(name: &str, device: Arc<dyn BlockDevice>) -> NewPoolDisk {
     NewPoolDisk { disk: named(name, &device), overwrite_foreign_data: false }

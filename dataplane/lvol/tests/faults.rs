@@ -5,12 +5,14 @@ mod support;
 
 use std::sync::Arc;
 
-use basalt_bdev::{BlockDevice, BlockSize, IoError, Lba};
-use basalt_device_mem::{Fault, FaultyDevice, ImageDevice, OperationKind};
+use basalt_bdev::{BlockDevice, IoError, Lba};
+use basalt_device_mem::{Fault, FaultyDevice, OperationKind};
 use basalt_lvol::id::{Epoch, Generation};
 use basalt_lvol::layout::DamageReason;
 use basalt_lvol::{DiskRefusal, ImportError, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus};
-use support::{Bytes, CLUSTER, MIB, create, named_all, page_of_volume, ram, run, thin, volume, volume_id};
+use support::{
+    Bytes, CLUSTER, MIB, create, in_life, named_all, page_of_volume, ram, run, thin, volume, volume_id,
+};
 
 /// Journals and metadata area of the smallest lead disk, in blocks of 512 bytes.
 const METADATA: std::ops::Range<Lba> = Lba(MIB / 512)..Lba(5 * MIB / 512);
@@ -175,11 +177,6 @@ fn a_disk_that_fails_altogether_is_named() {
         assert!(matches!(&failed, ImportError::Disk(DiskRefusal::Fault(_))));
         assert_eq!(failed.to_string(), "disk disk-0: flush failed: the device is gone");
     });
-}
-
-/// A disk with a write cache in one of its lives.
-fn in_life(content: Vec<u8>, life: u64) -> Arc<ImageDevice> {
-    Arc::new(ImageDevice::new(Arc::new(content), BlockSize::B512, true).with_cache_lifetime(life))
 }
 
 /// Seed 316 of the simulator's data.

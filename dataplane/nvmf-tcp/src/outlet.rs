@@ -186,9 +186,7 @@ impl Outlet {
             self.head = 0;
         }
     }
-}
 
-impl Outlet {
     /// Copies the rest of a block of a device's memory of which a part is sent: a write may come before the wire takes more, and what a
     /// host reads of one block is to be of one write (AWUN).
     fn complete_block(&mut self) {

@@ -207,10 +207,9 @@ impl Draft<'_> {
     /// The control plane has what was asked; whether the node has put it into effect is another question.
     fn synced(&mut self, present: &Volume) {
         let in_effect = present.observed.as_ref().map_or(0, |observed| observed.generation);
-        let shortfall = present.observed.as_ref().and_then(|observed| observed.shortfall.as_ref());
         if present.state == VolumeState::Creating {
             self.conditions.set(SYNCED, Status::False, "Creating", "its node is creating it");
-        } else if let Some(Problem { reason, message }) = shortfall {
+        } else if let Some(Problem { reason, message }) = present.shortfall() {
             let message = format!("node {}: {message}; it is served as it was", present.placement.node);
             self.conditions.set(SYNCED, Status::False, one_word(reason).unwrap_or("NotInEffect"), message);
         } else if in_effect < present.generation {
@@ -236,8 +235,7 @@ impl Draft<'_> {
         let allocated = present.observed.as_ref().and_then(|observed| observed.allocated);
         self.status.used = allocated.map(|allocated| format_bytes(allocated.0));
         self.status.epoch = Some(present.epoch.to_string());
-        let shortfall = present.observed.as_ref().and_then(|observed| observed.shortfall.as_ref());
-        let read_only = shortfall.filter(|problem| problem.reason == POOL_READ_ONLY);
+        let read_only = present.shortfall().filter(|problem| problem.reason == POOL_READ_ONLY);
         self.state(&present.state, present.spec.allowed_hosts.0.is_empty(), read_only);
         let reachable =
             !matches!(present.state, VolumeState::Unavailable { .. } | VolumeState::Faulted { .. });

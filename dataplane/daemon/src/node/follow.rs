@@ -66,6 +66,7 @@ pub(crate) async fn pools(handle: Handle, agent: Agent, counts: watch::Sender<Ve
 pub(crate) async fn end(agent: Agent, to_end: oneshot::Receiver<oneshot::Sender<()>>) {
     if let Ok(prepared) = to_end.await {
         agent.prepare_for_end().await;
+        // Who asked waits for so long only, and may have gone.
         prepared.send(()).ok();
     }
 }

@@ -51,7 +51,7 @@ impl Inner {
                     self.journaling.end().await;
                     continue;
                 };
-                if written >= wanted && self.shared.lifetime().is_none() && self.are_firm() {
+                if written >= wanted && self.flush_suffices() {
                     self.flush_written().await.map_err(|fault| self.journal_failed(fault))?;
                     return Ok(true);
                 }
@@ -81,25 +81,27 @@ impl Inner {
     async fn flush_written(&self) -> Result<(), DiskFault> {
         let written = self.state.borrow().map_written;
         self.flush_disks().await?;
-        if self.shared.lifetime().is_none() && self.are_firm() {
+        if self.flush_suffices() {
             self.durable_upto(written);
         }
         Ok(())
     }
 
-    /// Whether all groups since the last checkpoint count once they are durable, without one that follows them.
-    fn are_firm(&self) -> bool {
-        self.state.borrow().loose_disks == 0
+    /// Whether a flush makes all changes durable that were written: all groups count without one that follows them.
+    fn flush_suffices(&self) -> bool {
+        self.shared.lifetime().is_none() && self.state.borrow().loose_disks == 0
     }
 
-    /// On which disks a group with these changes depends, and what is said of the caches of those; `None`: it is to be firm.
-    fn trust_in(&self, records: &[JournalRecord]) -> Option<Trust> {
-        let all = self.shared.lifetime()?;
+    /// On which disks a group with these changes depends, and what is said of the caches of those.
+    fn trust_in(&self, records: &[JournalRecord]) -> Trust {
+        let Some(all) = self.shared.lifetime() else { return Trust::Firm };
         let named = records.iter().fold(0, |disks, record| disks | record.pieces.disks());
         // With the lead, which it lies on, and with those of the groups before it, without which it says nothing.
         let disks = self.state.borrow().loose_disks | named | 1;
-        let some = self.shared.lifetime_of(disks).map(|lifetime| Trust::While { lifetime, disks });
-        Some(some.unwrap_or(Trust::While { lifetime: all, disks: u64::MAX }))
+        match self.shared.lifetime_of(disks) {
+            Some(lifetime) => Trust::While { lifetime, disks },
+            None => Trust::While { lifetime: all, disks: u64::MAX },
+        }
     }
 
     fn durable_upto(&self, change: u64) {
@@ -150,7 +152,7 @@ impl Inner {
     }
 
     async fn write_records(&self, records: &[JournalRecord], forced: bool) -> Result<Attempt, DiskFault> {
-        let trust = self.trust_in(records).filter(|_| !forced).unwrap_or(Trust::Firm);
+        let trust = if forced { Trust::Firm } else { self.trust_in(records) };
         // Data first: a change that is durable names nothing that is not. And the group before: none is durable without it.
         if trust == Trust::Firm && !planted!("lvol-journal-before-data") {
             self.flush_written().await?;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, BlockSize, IoError, Lba};
-use basalt_device_mem::RamDevice;
+use basalt_device_mem::{ImageDevice, RamDevice};
 use basalt_dma::Buffer;
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
 use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES, VolumeIdentity};
@@ -57,6 +57,11 @@ pub const MIB: u64 = 1 << 20;
 
 pub fn ram(bytes: u64) -> Arc<dyn BlockDevice> {
     Arc::new(RamDevice::new("ram", uuid::Uuid::nil(), BlockSize::B512, bytes).unwrap())
+}
+
+/// A disk with a write cache in one of its lives.
+pub fn in_life(content: Vec<u8>, life: u64) -> Arc<ImageDevice> {
+    Arc::new(ImageDevice::new(Arc::new(content), BlockSize::B512, true).with_cache_lifetime(life))
 }
 
 pub fn named(name: &str, device: &Arc<dyn BlockDevice>) -> PoolDisk {
