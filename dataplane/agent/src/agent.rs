@@ -191,8 +191,7 @@ impl Agent {
     #[must_use]
     pub fn pool_counts(&self) -> Vec<PoolCounts> {
         let (items, now) = (self.inner.items.borrow(), self.inner.handle.now());
-        let open = items.pools.iter().filter_map(|(name, item)| Some((name, item.pool.as_ref()?)));
-        let counts = open.map(|(name, pool)| {
+        let counts = items.open_pools().map(|(name, pool)| {
             let scrub = pool.scrub_status();
             let scrubbed = scrub.ended.map(|ended| now - ended);
             PoolCounts { name: name.clone(), usage: pool.usage(), scrub, scrubbed }
@@ -210,7 +209,8 @@ impl Agent {
     /// stopped. What is exported stays exported.
     pub async fn prepare_for_end(&self) {
         self.stop();
-        let pools = self.inner.items.borrow().open_pools();
+        let pools: Vec<_> =
+            self.inner.items.borrow().open_pools().map(|(name, pool)| (name.clone(), pool.clone())).collect();
         for (name, pool) in pools {
             if let Err(reason) = pool.prepare_for_end().await {
                 tracing::warn!(

@@ -338,14 +338,13 @@ impl Items {
     }
 
     /// All open pools with their names.
-    pub(crate) fn open_pools(&self) -> Vec<(String, Pool)> {
-        let open = self.pools.iter().filter_map(|(name, item)| Some((name.clone(), item.pool.clone()?)));
-        open.collect()
+    pub(crate) fn open_pools(&self) -> impl Iterator<Item = (&String, &Pool)> {
+        self.pools.iter().filter_map(|(name, item)| Some((name, item.pool.as_ref()?)))
     }
 
     /// The highest revision that an open pool has noted.
     pub(crate) fn pools_revision(&self) -> Option<Revision> {
-        self.pools.values().filter_map(|item| item.pool.as_ref()).map(Pool::revision).max()
+        self.open_pools().map(|(_, pool)| pool.revision()).max()
     }
 
     /// Addresses at which hosts reach the node.

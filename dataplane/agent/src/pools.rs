@@ -171,7 +171,8 @@ impl Inner {
         cluster: ClusterId,
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
-        let devices = self.without_newcomers(id, devices).await?;
+        let found = self.pools_on(&devices).await?;
+        let devices = without_newcomers(id, devices, &found);
         let pool = Pool::import(&self.handle, cluster, devices).await.map_err(Obstacle::of_import)?;
         if pool.id() == id {
             mark!("agent-pool-imported");
@@ -181,18 +182,17 @@ impl Inner {
         Err(Obstacle::of(of_another_pool(message, &first_disk(&pool), pool.id())))
     }
 
-    /// The disks that say that they are of this pool, the others being named for it to grow by; all if none does, so that what is wrong
-    /// with them is said.
-    async fn without_newcomers(&self, id: PoolId, devices: Vec<PoolDisk>) -> Result<Vec<PoolDisk>, Obstacle> {
-        let mut own = Vec::with_capacity(devices.len());
-        for device in &devices {
+    /// Of which pool each disk says that it is, and as what.
+    async fn pools_on(&self, devices: &[PoolDisk]) -> Result<Vec<Option<(PoolId, Role)>>, Obstacle> {
+        let mut pools = Vec::with_capacity(devices.len());
+        for device in devices {
             let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
-            own.push(matches!(content, DiskContent::Pool(found) if found.pool == id));
+            pools.push(match content {
+                DiskContent::Pool(found) => Some((found.pool, found.role)),
+                _ => None,
+            });
         }
-        if !own.contains(&true) {
-            return Ok(devices);
-        }
-        Ok(devices.into_iter().zip(own).filter_map(|(device, own)| own.then_some(device)).collect())
+        Ok(pools)
     }
 
     /// For a pool that the control plane has not heard of. It may be there all the same: created, and not reported before the
@@ -203,18 +203,9 @@ impl Inner {
         desired: &DesiredNode,
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
-        let mut present = None;
-        for device in &devices {
-            let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
-            match content {
-                DiskContent::Pool(found) if found.role != Role::MemberInCreation => {
-                    present = present.or(Some(found.pool));
-                }
-                _ => {}
-            }
-        }
-        if let Some(id) = present {
-            let devices = self.without_newcomers(id, devices).await?;
+        let found = self.pools_on(&devices).await?;
+        if let Some((id, _)) = found.iter().flatten().find(|(_, role)| *role != Role::MemberInCreation) {
+            let devices = without_newcomers(*id, devices, &found);
             let pool = Pool::import(&self.handle, desired.cluster, devices).await;
             let pool = pool.map_err(Obstacle::of_import)?;
             if pool.name() != wanted.name {
@@ -244,6 +235,16 @@ impl Inner {
             | CreateError::MixedBlocks => Obstacle::of(Problem::new(Reason::DiskFailed, &error)),
         })
     }
+}
+
+/// The disks that say that they are of this pool, the others being named for it to grow by; all if none does, so that what is wrong
+/// with them is said.
+fn without_newcomers(id: PoolId, devices: Vec<PoolDisk>, found: &[Option<(PoolId, Role)>]) -> Vec<PoolDisk> {
+    let own = |found: &Option<(PoolId, Role)>| found.is_some_and(|(pool, _)| pool == id);
+    if !found.iter().any(own) {
+        return devices;
+    }
+    devices.into_iter().zip(found).filter_map(|(device, found)| own(found).then_some(device)).collect()
 }
 
 /// A disk as it was opened, and what is reported of it. That of a pool which exists may be somewhere else.

@@ -1,17 +1,16 @@
 //! What follows when a creation or deletion is durable, also when that comes late.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use basalt_clock::mark;
+use futures::future::{join_all, select};
 
 use super::{Inner, Volume};
 use crate::id::VolumeId;
 
-/// How often it is looked whether nothing is under way any more on volumes that are gone, and how many times.
-const SETTLE_LOOK: Duration = Duration::from_millis(2);
-const SETTLE_LOOKS: usize = 250;
+/// How long it is waited for what is under way on volumes that are gone.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 impl Inner {
     /// A volume whose deletion is durable is forgotten. Nothing happens if that was done already.
@@ -52,22 +51,16 @@ impl Inner {
             // It is there, and so there is nothing that could fail.
             drop(self.take_into_service(id));
         }
-        let left = Rc::new(Cell::new(deleted.len()));
-        for id in deleted {
-            let (inner, left) = (Rc::clone(self), Rc::clone(&left));
-            drop(self.handle.spawn(async move {
+        let forgotten = deleted.into_iter().map(|id| {
+            let inner = Rc::clone(self);
+            self.handle.spawn(async move {
                 inner.quiesce(id).await;
                 inner.forget(id);
                 inner.reclaim().await;
-                left.set(left.get() - 1);
-            }));
-        }
-        for _ in 0..SETTLE_LOOKS {
-            if left.get() == 0 {
-                break;
-            }
-            self.handle.sleep(SETTLE_LOOK).await;
-        }
+            })
+        });
+        // Those that are not waited for go on.
+        select(join_all(forgotten), self.handle.sleep(SETTLE_MAX)).await;
         self.reclaim().await;
     }
 }
