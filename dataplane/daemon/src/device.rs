@@ -73,7 +73,7 @@ pub(crate) enum DeviceSpecError {
     #[error("a file device needs path=...")]
     NoPath,
     /// Not a whole number of blocks, or nothing at all.
-    #[error("the size of a device must be a positive multiple of its block")]
+    #[error("the size of a device must be a positive multiple of its block, as size=256MiB is")]
     Blocks,
 }
 

@@ -3,6 +3,7 @@
 //! The only crate that names concrete devices and targets. Management (tokio, tonic, metrics) lives on threads of its own and reaches the
 //! reactor through bounded queues. Begin reading at [`serve`] (alone) and [`node`] (in a cluster).
 
+mod claims;
 mod cores;
 mod device;
 mod metrics;

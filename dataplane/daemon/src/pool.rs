@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use basalt_device_uring::{UringDevice, UringOptions};
+use basalt_device_uring::UringOptions;
 use basalt_lvol::{DiskContent, DiskFault, Finding, Inspection, PoolDisk, examine, inspect, repair, wipe};
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{DiskOptions, Handle, Reactor, ReactorOptions};
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
+use crate::claims;
 use crate::device::named_uuid;
 
 /// Memory for reading metadata in bytes.
@@ -179,7 +180,7 @@ fn open(handle: &Handle, path: &Path, read_only: bool) -> anyhow::Result<PoolDis
         block_size: None,
         disk: DiskOptions { read_only, ..DiskOptions::default() },
     };
-    let device = UringDevice::open(handle, path, &options)?;
+    let device = claims::open(handle, path, &options)?;
     Ok(PoolDisk { name, device: Arc::new(device) })
 }
 

@@ -11,6 +11,8 @@ use std::thread;
 use basalt_nvmf_target::{ImageError, ReservationState, ReservationStore, Saved, StoreError};
 use uuid::Uuid;
 
+use crate::claims;
+
 /// Saves under way: a namespace has one at a time, and a subsystem at most so many namespaces.
 const SAVES_MAX: usize = 256;
 /// A longer file is not one of ours.
@@ -57,7 +59,7 @@ impl ReservationFiles {
         let failed = |source| OpenError::Io { path: state.to_owned(), source };
         fs::create_dir_all(&folder).map_err(failed)?;
         let lock = File::create(state.join("lock")).map_err(failed)?;
-        match lock.try_lock() {
+        match claims::lock(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: state.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),

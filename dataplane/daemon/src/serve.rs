@@ -23,6 +23,7 @@ use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
 use uuid::Uuid;
 
 use self::growth::Growth;
+use crate::claims;
 use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
 use crate::metrics::{self, Sources};
@@ -291,7 +292,7 @@ fn open(
                 block_size: Some(spec.block),
                 disk: DiskOptions { create_with_length: *bytes, ..DiskOptions::default() },
             };
-            let device = Arc::new(UringDevice::open(handle, path, &options)?);
+            let device = Arc::new(claims::open(handle, path, &options)?);
             let disk = device.disk();
             tracing::info!(
                 path = %path.display(),

@@ -23,7 +23,7 @@ pub enum UringError {
         source: DiskError,
     },
     /// The disk holds less than one block.
-    #[error("{path}: smaller than one block of {block_size}")]
+    #[error("{path}: smaller than one block of {block_size}: lengthen it, or name another one")]
     TooSmall {
         /// The disk.
         path: PathBuf,
@@ -60,7 +60,6 @@ pub struct UringOptions {
 /// A file or kernel block device. Its compare-and-writes are one step to everything else that changes it through this device.
 #[derive(Debug)]
 pub struct UringDevice {
-    options: DiskOptions,
     info: Arc<DeviceInfo>,
     gate: Arc<SwapGate>,
     disk: DiskInfo,
@@ -77,13 +76,8 @@ impl UringDevice {
     /// The cause; nothing is claimed then.
     pub fn open(handle: &Handle, path: &Path, options: &UringOptions) -> Result<Self, UringError> {
         let failed = |source| UringError::Disk { path: path.to_owned(), source };
-        if options.disk.create_with_length.is_some() {
-            drop(handle.open_disk(path, &options.disk).map_err(failed)?);
-        }
-        let lock = handle.lock_disk(path).map_err(failed)?;
-        // Not by its path again: between two looks another disk may have taken that.
-        let options_again = DiskOptions { create_with_length: None, ..options.disk };
-        let disk = handle.open_disk(lock.again(), &options_again).map_err(failed)?;
+        let lock = handle.lock_disk(path, &options.disk).map_err(failed)?;
+        let disk = handle.open_locked(&lock).map_err(failed)?;
         let found = disk.info();
         let own = BlockSize::new(found.block_bytes).ok_or_else(|| failed(DiskError::NotADisk))?;
         let block_size = options.block_size.unwrap_or(own);
@@ -107,7 +101,7 @@ impl UringDevice {
             );
         let (info, disk) = (Arc::new(info), found.clone());
         let reach = Arc::new(AtomicU64::new(u64::MAX));
-        Ok(Self { options: options_again, info, gate: Arc::default(), disk, lock, reach })
+        Ok(Self { info, gate: Arc::default(), disk, lock, reach })
     }
 
     /// The disk's path.
@@ -134,7 +128,7 @@ impl UringDevice {
     /// # Errors
     /// If the disk cannot be opened any more.
     pub fn rescan(&self, handle: &Handle) -> Result<(), DiskError> {
-        let disk = handle.open_disk(self.lock.again(), &self.options)?;
+        let disk = handle.open_locked(&self.lock)?;
         let blocks = self.info.block_size().blocks_in(disk.info().length);
         if blocks > self.info.blocks() {
             self.info.set_blocks(blocks);
@@ -162,7 +156,7 @@ impl BlockDevice for UringDevice {
         if self.info.state() == DeviceState::Removed {
             return Err(OpenError::DeviceGone);
         }
-        let disk = handle.open_disk(self.lock.again(), &self.options)?;
+        let disk = handle.open_locked(&self.lock)?;
         let member = Member::new(Arc::clone(&self.gate));
         let (info, reach) = (Arc::clone(&self.info), Arc::clone(&self.reach));
         Ok(Box::new(UringChannel::new(handle.clone(), disk, info, member, reach)))

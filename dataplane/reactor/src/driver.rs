@@ -1,4 +1,5 @@
 use std::fmt;
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -81,7 +82,8 @@ pub enum DiskError {
     Exists,
     /// Another process, or another pool of this one, holds the disk's exclusive lock.
     #[error(
-        "the disk is in use by another process, or by another pool of this one: stop it, or name another disk"
+        "the disk is in use: by another process, by another pool of this one, or by writes of a killed process that the disk has \
+         not ended yet; stop it, wait for them, or name another disk"
     )]
     InUse,
     /// The process may not open it.
@@ -91,7 +93,7 @@ pub enum DiskError {
     #[error("the disk is read-only")]
     ReadOnly,
     /// The path is neither a regular file nor a block device.
-    #[error("neither a regular file nor a block device")]
+    #[error("neither a regular file nor a block device: name one of these")]
     NotADisk,
     /// The file system below a file has no room left.
     #[error("no space left on the file system")]
@@ -123,7 +125,7 @@ pub enum SocketError {
     #[error("the address is in use")]
     AddressInUse,
     /// No interface of this machine has the address.
-    #[error("the address is not one of this machine")]
+    #[error("the address is not one of this machine: name one that an interface of it has")]
     AddressUnavailable,
     /// No one listens there.
     #[error("connection refused")]
@@ -207,26 +209,40 @@ pub struct DiskInfo {
     pub polled: bool,
 }
 
-/// An exclusive claim on a disk that holds as long as the value lives and ends with the process at the latest. Shared by all
-/// reactors of the process that open the disk.
+/// An exclusive claim on a disk. It holds as long as the value lives or a reactor has the disk open through it, and after the end of
+/// the process until the last write is done that the kernel had of it: whoever claims the disk next is not overtaken by those.
 #[derive(Clone)]
 pub struct DiskLock {
     path: PathBuf,
     again: PathBuf,
-    _claim: Arc<dyn Send + Sync>,
+    read_only: bool,
+    claim: Claim,
+}
+
+/// What holds a claim.
+#[derive(Clone)]
+pub(crate) enum Claim {
+    /// The machine's: this open file, which is the one that is read and written.
+    File(Arc<File>),
+    /// A simulated disk's: whose process it is.
+    Simulated(Arc<u64>),
 }
 
 impl DiskLock {
-    pub(crate) fn new(path: &Path, claim: Arc<dyn Send + Sync>) -> Self {
-        Self::found_at(path, path, claim)
+    /// Of a disk that is found at `again` whatever becomes of its path.
+    pub(crate) fn new(path: &Path, again: &Path, read_only: bool, claim: Claim) -> Self {
+        Self { path: path.to_owned(), again: again.to_owned(), read_only, claim }
     }
 
-    /// The same of a disk that is found at `again` whatever becomes of its path.
-    pub(crate) fn found_at(path: &Path, again: &Path, claim: Arc<dyn Send + Sync>) -> Self {
-        Self { path: path.to_owned(), again: again.to_owned(), _claim: claim }
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.claim
     }
 
-    /// Where to open the locked disk: this leads to the very same one when another has taken its path, or none.
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Where to look at the locked disk: this leads to the very same one when another has taken its path, or none.
     #[must_use]
     pub fn again(&self) -> &Path {
         &self.again
@@ -347,11 +363,18 @@ pub trait Driver {
     /// ended, a connection was made or failed.
     fn take_ready(&mut self, ready: &mut Vec<SocketId>);
 
-    /// Claims a disk for this process.
+    /// Claims a disk for this process, making the file if the options say so.
     ///
     /// # Errors
-    /// [`DiskError::InUse`] if it is claimed already; otherwise as for [`Driver::open_disk`].
-    fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError>;
+    /// [`DiskError::InUse`] if it is claimed already, or something that was killed has writes under way; otherwise as for
+    /// [`Driver::open_disk`].
+    fn lock_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskLock, DiskError>;
+
+    /// Opens a claimed disk, as it was claimed: its claim holds until it is closed too.
+    ///
+    /// # Errors
+    /// The cause; nothing is open then.
+    fn open_locked(&mut self, lock: &DiskLock) -> Result<DiskInfo, DiskError>;
 
     /// Opens a file or block device.
     ///

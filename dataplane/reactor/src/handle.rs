@@ -164,12 +164,24 @@ impl Handle {
         drop(removed);
     }
 
-    /// Claims a disk for this process; other reactors of it can open it meanwhile.
+    /// Claims a disk for this process, whose reactors open it by [`Handle::open_locked`], and makes the file if the options say so.
+    /// May take as long as the file system does: for set-up only.
     ///
     /// # Errors
-    /// [`DiskError::InUse`] if another process, or another claim of this one, holds it; otherwise the cause.
-    pub fn lock_disk(&self, path: &Path) -> Result<DiskLock, DiskError> {
-        self.local.driver.borrow_mut().lock_disk(path)
+    /// [`DiskError::InUse`] if another process, or another claim of this one, holds it, or if writes of a process that was killed are
+    /// still under way; otherwise the cause.
+    pub fn lock_disk(&self, path: &Path, options: &DiskOptions) -> Result<DiskLock, DiskError> {
+        self.local.driver.borrow_mut().lock_disk(path, options)
+    }
+
+    /// Opens a claimed disk on this reactor, as it was claimed. The claim holds until the disk is closed, also when the lock is dropped
+    /// before.
+    ///
+    /// # Errors
+    /// The cause; nothing is open then.
+    pub fn open_locked(&self, lock: &DiskLock) -> Result<Disk, DiskError> {
+        let info = self.local.driver.borrow_mut().open_locked(lock)?;
+        Ok(Disk::new(self.clone(), info))
     }
 
     /// Opens a file or block device on this reactor. May take as long as the file system does: for set-up only.

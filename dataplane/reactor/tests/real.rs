@@ -152,14 +152,18 @@ fn a_disk_is_claimed_once() {
     let path = directory.path().join("disk");
     let reactor = reactors().remove(0);
     let handle = reactor.handle();
-    assert_eq!(handle.lock_disk(&path).unwrap_err(), DiskError::NotFound);
-    drop(handle.open_disk(&path, &created(LENGTH)).unwrap());
-    let lock = handle.lock_disk(&path).unwrap();
+    let options = DiskOptions::default();
+    assert_eq!(handle.lock_disk(&path, &options).unwrap_err(), DiskError::NotFound);
+    let lock = handle.lock_disk(&path, &created(LENGTH)).unwrap();
     assert_eq!(lock.path(), path);
-    assert_eq!(handle.lock_disk(&path).unwrap_err(), DiskError::InUse);
-    handle.open_disk(&path, &DiskOptions::default()).unwrap();
+    assert_eq!(handle.lock_disk(&path, &options).unwrap_err(), DiskError::InUse);
+    handle.open_disk(&path, &options).unwrap();
+    let disk = handle.open_locked(&lock).unwrap();
+    assert_eq!((disk.info().length, disk.info().direct), (LENGTH, true));
     drop(lock);
-    handle.lock_disk(&path).unwrap();
+    assert_eq!(handle.lock_disk(&path, &options).unwrap_err(), DiskError::InUse, "it is open");
+    drop(disk);
+    handle.lock_disk(&path, &options).unwrap();
 }
 
 #[test]

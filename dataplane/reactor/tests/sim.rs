@@ -294,8 +294,8 @@ fn a_power_failure_keeps_what_was_synced_and_forced_and_may_tear_the_rest() {
 fn a_killed_process_keeps_completed_writes_and_loses_its_claim() {
     let mut bench = Bench::new(3);
     let (handle, disk) = open(&bench);
-    let lock = handle.lock_disk(Path::new(DISK)).unwrap();
-    assert_eq!(handle.lock_disk(Path::new(DISK)).unwrap_err(), DiskError::InUse);
+    let lock = handle.lock_disk(Path::new(DISK), &DiskOptions::default()).unwrap();
+    assert_eq!(handle.lock_disk(Path::new(DISK), &DiskOptions::default()).unwrap_err(), DiskError::InUse);
     let writer = Rc::clone(&disk);
     bench.block_on(0, async move {
         disk_operation(&handle, &writer, WRITE, 0, filled(1, 4096)).await.0.unwrap();
@@ -305,7 +305,7 @@ fn a_killed_process_keeps_completed_writes_and_loses_its_claim() {
     assert_eq!(old.open_disk(Path::new(DISK), &DiskOptions::default()).unwrap_err(), DiskError::Gone);
     bench.boot(0);
     let new = bench.handle(0);
-    new.lock_disk(Path::new(DISK)).unwrap();
+    new.lock_disk(Path::new(DISK), &DiskOptions::default()).unwrap();
     drop((lock, old, disk));
     assert_eq!(bench.world.read_disk(bench.nodes[0], Path::new(DISK), 0, 4096), [1; 4096]);
 }

@@ -5,9 +5,54 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use basalt_e2e::http;
+use basalt_e2e::mounts::StallingDisk;
 use basalt_e2e::programs::Serve;
+use basalt_nvme_wire::pdu::Digests;
+use basalt_nvmf_host::HostOptions;
+use basalt_nvmf_tcp::host::TcpHostOptions;
+use basalt_nvmf_tcp::host::blocking::Session;
+use basalt_nvmf_transport::{HostId, Nqn};
 
 const NQN: &str = "nqn.2026-01.storage.basalt:serve-test";
+
+#[test]
+#[ignore = "needs root and built programs; cargo xtask test runs it"]
+fn a_disk_that_hangs_in_a_write_of_a_killed_daemon_is_not_handed_to_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = StallingDisk::make(dir.path(), 16).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], basalt_kube::free_ports(1).unwrap()[0]));
+    let arguments = [
+        "--no-pin".to_owned(),
+        format!("--listen={address}"),
+        format!("--nqn={NQN}"),
+        format!("--device=file,path={}", disk.path().display()),
+    ];
+    let mut daemon = Serve::start(&arguments, &dir.path().join("basaltd.log")).unwrap();
+    connect(address).write(1, 0, &[1; 4096]).unwrap();
+    disk.stall().unwrap();
+    let writer = std::thread::spawn(move || connect(address).write(1, 0, &[2; 4096]));
+    // Until the kernel has the write: nothing outside of it tells when.
+    std::thread::sleep(Duration::from_millis(500));
+    daemon.kill();
+    writer.join().unwrap().unwrap_err();
+    // Were it handed on, that write would come over what the next daemon has acknowledged.
+    let refused = daemon.restart().unwrap_err().to_string();
+    assert!(refused.contains("the disk is in use"), "{refused}");
+    disk.go_on().unwrap();
+    daemon.restart().unwrap();
+    let session = connect(address);
+    assert!(session.read(1, 0, 8).unwrap() == [2; 4096]);
+    session.write(1, 0, &[3; 4096]).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(session.read(1, 0, 8).unwrap() == [3; 4096]);
+    session.disconnect().unwrap();
+}
+
+fn connect(address: SocketAddr) -> Session {
+    let host = Nqn::new("nqn.2026-01.storage.basalt:writer").unwrap();
+    let host = HostOptions::new(Nqn::new(NQN).unwrap(), host, HostId([0xd1; 16]));
+    Session::connect(&TcpHostOptions { address, host, digests: Digests::default() }).unwrap()
+}
 
 #[test]
 #[ignore = "needs built programs; cargo xtask test runs it"]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use basalt_agent::{DesiredNode, NodeReport};
 use basalt_agent::{DiskOpener, LocalFuture, Reporter, StateStore, StoreError};
 use basalt_bdev::BlockDevice;
-use basalt_device_uring::{UringDevice, UringError, UringOptions};
+use basalt_device_uring::{UringError, UringOptions};
 use basalt_reactor::{DiskError, DiskOptions, Handle};
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use super::disk_meters::DiskMeters;
 use super::metrics;
 use super::store::DesiredFile;
+use crate::claims;
 use crate::device::named_uuid;
 
 /// Opens files and block devices of this machine on the agent's reactor.
@@ -37,11 +38,10 @@ impl DiskOpener for MachineDisks {
             block_size: None,
             disk: DiskOptions::default(),
         };
-        let opened = UringDevice::open(&self.handle, Path::new(path), &options)
-            .map(|device| self.meters.metered(path, Arc::new(device)));
+        let (handle, meters, path) = (self.handle.clone(), Arc::clone(&self.meters), path.to_owned());
         Box::pin(async move {
-            match opened {
-                Ok(device) => Ok(device),
+            match claims::open_later(&handle, Path::new(&path), &options).await {
+                Ok(device) => Ok(meters.metered(&path, Arc::new(device))),
                 Err(UringError::Disk { source, .. }) => Err(source),
                 Err(UringError::TooSmall { .. } | UringError::BlockSize { .. }) => Err(DiskError::NotADisk),
             }

@@ -17,6 +17,7 @@ use basalt_agent::DesiredNode;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::claims;
 use crate::cores::WantedCores;
 
 const DESIRED_MAGIC: &[u8; 8] = b"BSLTDES1";
@@ -87,7 +88,7 @@ impl IdentityFile {
         fs::create_dir_all(directory).map_err(failed("create", directory))?;
         let lock_path = directory.join("lock");
         let lock = File::create(&lock_path).map_err(failed("open", &lock_path))?;
-        match lock.try_lock() {
+        match claims::lock(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: directory.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),

@@ -10,8 +10,8 @@ use super::engine::{Engine, Finished, Kind, Transfer};
 use super::epoll::EventFd;
 use super::open;
 use crate::driver::{
-    DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOperation, DiskOptions, DiskRequest, Errno,
-    Progress,
+    Claim, DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOperation, DiskOptions, DiskRequest,
+    Errno, Progress,
 };
 
 /// Operations under way on one driver. Beyond it `submit` hands requests back.
@@ -93,14 +93,28 @@ impl Disks {
         self.engine.name()
     }
 
-    pub(super) fn lock(path: &Path) -> Result<DiskLock, DiskError> {
-        let file = open::lock(path)?;
+    pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<DiskLock, DiskError> {
+        let file = open::lock(path, options)?;
         // The descriptor's own name leads to the file that is open, also when it has another path by now, or none.
         let again = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        Ok(DiskLock::found_at(path, &again, Arc::new(file)))
+        Ok(DiskLock::new(path, &again, options.read_only, Claim::File(Arc::new(file))))
     }
 
     pub(super) fn open(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError> {
+        self.open_with(options.read_only, || open::open(path, options))
+    }
+
+    /// The kernel holds what is being written, and so the open file that holds the claim.
+    pub(super) fn open_locked(&mut self, lock: &DiskLock) -> Result<DiskInfo, DiskError> {
+        let Claim::File(file) = lock.claim() else { return Err(DiskError::NotADisk) };
+        self.open_with(lock.read_only(), || file.try_clone().map_err(|error| open::cause(&error)))
+    }
+
+    fn open_with(
+        &mut self,
+        read_only: bool,
+        open: impl FnOnce() -> Result<File, DiskError>,
+    ) -> Result<DiskInfo, DiskError> {
         let index = match self.free_slots.pop() {
             Some(index) => index,
             None => {
@@ -119,8 +133,10 @@ impl Disks {
         };
         let slot = &mut self.slots[index as usize];
         let id = DiskId { index, generation: slot.generation.wrapping_add(1) };
-        match open::open(path, options, id, self.engine.polls()) {
-            Ok((file, info)) => {
+        let polls = self.engine.polls();
+        let opened = open().and_then(|file| Ok((open::describe(&file, read_only, id, polls)?, file)));
+        match opened {
+            Ok((info, file)) => {
                 self.engine.know_file(index, file.as_raw_fd());
                 slot.polled = info.polled;
                 slot.generation = id.generation;

@@ -140,8 +140,12 @@ impl Driver for RealDriver {
         self.sockets.take_ready(ready);
     }
 
-    fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError> {
-        Disks::lock(path)
+    fn lock_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskLock, DiskError> {
+        Disks::lock(path, options)
+    }
+
+    fn open_locked(&mut self, lock: &DiskLock) -> Result<DiskInfo, DiskError> {
+        self.disks.open_locked(lock)
     }
 
     fn open_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError> {

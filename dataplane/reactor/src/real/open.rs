@@ -13,47 +13,61 @@ const FILE_BLOCK_BYTES: u32 = 512;
 /// Unit in which a file is best written in bytes, unless the file system says more.
 const OPTIMAL_BYTES_MIN: u32 = 4096;
 
-/// Opens a disk and finds out what it is; with `poll` it is asked for its completions if it can be.
-pub(super) fn open(
-    path: &Path,
-    options: &DiskOptions,
-    id: DiskId,
-    poll: bool,
-) -> Result<(File, DiskInfo), DiskError> {
-    let (file, direct) = open_file(path, options)?;
+/// Opens a file or block device, making the file if the options say so.
+pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<File, DiskError> {
+    let file = open_file(path, options, 0)?;
+    make_length(&file, options)?;
+    Ok(file)
+}
+
+/// Opens a disk and claims it: by a lock on the open file, and for block devices by exclusive use, which also keeps file systems
+/// away. Both end when nothing refers to this open file any more: no descriptor of any process, and no request that the kernel has.
+pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<File, DiskError> {
+    let exclusive = match fs::metadata(path) {
+        Ok(metadata) if kind_of(&metadata)? == DiskKind::BlockDevice => libc::O_EXCL,
+        Ok(_) => 0,
+        // Opening makes it, or says so.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(cause(&error)),
+    };
+    let file = open_file(path, options, exclusive)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(DiskError::InUse),
+        Err(TryLockError::Error(error)) => return Err(cause(&error)),
+    }
+    make_length(&file, options)?;
+    Ok(file)
+}
+
+/// Finds out what an open disk is; with `poll` it is asked for its completions if it can be.
+pub(super) fn describe(file: &File, read_only: bool, id: DiskId, poll: bool) -> Result<DiskInfo, DiskError> {
     let metadata = file.metadata().map_err(|error| cause(&error))?;
     let kind = kind_of(&metadata)?;
-    if kind == DiskKind::File
-        && !options.read_only
-        && let Some(wanted) = options.create_with_length
-        && metadata.len() < wanted
-    {
-        file.set_len(wanted).map_err(|error| cause(&error))?;
-    }
+    let direct = is_direct(file)?;
     let block_bytes = match kind {
-        DiskKind::BlockDevice => sector_bytes(&file)?,
-        DiskKind::File if direct => direct_alignment(&file).max(FILE_BLOCK_BYTES),
+        DiskKind::BlockDevice => sector_bytes(file)?,
+        DiskKind::File if direct => direct_alignment(file).max(FILE_BLOCK_BYTES),
         DiskKind::File => FILE_BLOCK_BYTES,
     };
-    let length = length(&file, block_bytes)?;
+    let length = length(file, block_bytes)?;
     let queue = (kind == DiskKind::BlockDevice).then(|| Queue::of(metadata.rdev()));
-    let info = DiskInfo {
+    Ok(DiskInfo {
         id,
         length,
         block_bytes,
         optimal_bytes: u32::try_from(metadata.blksize()).unwrap_or(0).max(OPTIMAL_BYTES_MIN),
         kind,
         direct,
-        read_only: options.read_only,
+        read_only,
         volatile_cache: queue.as_ref().is_none_or(Queue::has_volatile_cache),
         cache_lifetime: cache_lifetime(queue.as_ref()),
         discard: match &queue {
             Some(queue) => queue.discards(),
-            None => !options.read_only && punches_holes(&file, length),
+            None => !read_only && punches_holes(file, length),
         },
         polled: poll && direct && queue.as_ref().is_some_and(Queue::polls),
-    };
-    Ok((file, info))
+    })
 }
 
 /// Length of a file or device in bytes, in whole blocks.
@@ -62,36 +76,39 @@ pub(super) fn length(mut file: &File, block_bytes: u32) -> Result<u64, DiskError
     Ok(length - length % u64::from(block_bytes))
 }
 
-/// Claims a disk: a lock on the open file, and for block devices exclusive use, which also keeps file systems away.
-pub(super) fn lock(path: &Path) -> Result<File, DiskError> {
-    let metadata = fs::metadata(path).map_err(|error| cause(&error))?;
-    let exclusive = if kind_of(&metadata)? == DiskKind::BlockDevice { libc::O_EXCL } else { 0 };
-    let file =
-        OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(|error| cause(&error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(DiskError::InUse),
-        Err(TryLockError::Error(error)) => Err(cause(&error)),
-    }
-}
-
-/// The open file, and whether it bypasses the page cache.
-fn open_file(path: &Path, options: &DiskOptions) -> Result<(File, bool), DiskError> {
+/// Opens with more flags, past the page cache if the file system does that.
+fn open_file(path: &Path, options: &DiskOptions, flags: libc::c_int) -> Result<File, DiskError> {
     let mut how = OpenOptions::new();
     how.read(true).write(!options.read_only);
     if options.create_with_length.is_some() && !options.read_only {
         how.create(true).mode(0o600);
     }
     if !options.buffered {
-        match how.custom_flags(libc::O_DIRECT).open(path) {
-            Ok(file) => return Ok((file, true)),
+        match how.custom_flags(flags | libc::O_DIRECT).open(path) {
+            Ok(file) => return Ok(file),
             // The file system does not do it.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(cause(&error)),
         }
     }
-    let file = how.custom_flags(0).open(path).map_err(|error| cause(&error))?;
-    Ok((file, false))
+    how.custom_flags(flags).open(path).map_err(|error| cause(&error))
+}
+
+/// Lengthens a file that is shorter than the options want it.
+fn make_length(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
+    let Some(wanted) = options.create_with_length.filter(|_| !options.read_only) else { return Ok(()) };
+    let metadata = file.metadata().map_err(|error| cause(&error))?;
+    if kind_of(&metadata)? == DiskKind::File && metadata.len() < wanted {
+        file.set_len(wanted).map_err(|error| cause(&error))?;
+    }
+    Ok(())
+}
+
+/// Whether a file bypasses the page cache.
+fn is_direct(file: &File) -> Result<bool, DiskError> {
+    // SAFETY: takes no pointers.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 { Err(cause(&io::Error::last_os_error())) } else { Ok(flags & libc::O_DIRECT != 0) }
 }
 
 fn kind_of(metadata: &fs::Metadata) -> Result<DiskKind, DiskError> {
@@ -104,7 +121,7 @@ fn kind_of(metadata: &fs::Metadata) -> Result<DiskKind, DiskError> {
     }
 }
 
-fn cause(error: &io::Error) -> DiskError {
+pub(super) fn cause(error: &io::Error) -> DiskError {
     match error.raw_os_error() {
         Some(libc::EISDIR) => DiskError::NotADisk,
         Some(errno) => error_of(errno),

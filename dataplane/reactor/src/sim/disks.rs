@@ -9,7 +9,8 @@ use basalt_dma::Payload;
 use super::medium::{Change, Medium, SECTOR_BYTES};
 use super::world::{Event, NodeId, State};
 use crate::driver::{
-    DiskCompletion, DiskError, DiskId, DiskInfo, DiskKind, DiskLock, DiskOperation, DiskOptions, DiskRequest,
+    Claim, DiskCompletion, DiskError, DiskId, DiskInfo, DiskKind, DiskLock, DiskOperation, DiskOptions,
+    DiskRequest,
 };
 
 /// A probability.
@@ -73,6 +74,8 @@ struct OpenDisk {
     path: PathBuf,
     read_only: bool,
     sync_failed: Option<DiskError>,
+    /// Held as long as it is open.
+    claim: Option<Arc<u64>>,
 }
 
 /// What one driver has open and what is done for it.
@@ -166,15 +169,43 @@ impl Disks {
         node: NodeId,
         incarnation: u64,
         path: &Path,
+        options: &DiskOptions,
     ) -> Result<DiskLock, DiskError> {
-        let disk = self.disk_mut(node, path).ok_or(DiskError::NotFound)?;
+        self.make(node, path, options)?;
+        let disk = self.existing(node, path);
         // A claim of a process that was killed may still be held by values of its that were not dropped yet.
         if disk.claim.upgrade().is_some_and(|holder| *holder == incarnation) {
             return Err(DiskError::InUse);
         }
         let claim = Arc::new(incarnation);
         disk.claim = Arc::downgrade(&claim);
-        Ok(DiskLock::new(path, claim))
+        Ok(DiskLock::new(path, path, options.read_only, Claim::Simulated(claim)))
+    }
+
+    /// Makes a disk, or makes it longer, where the options say so.
+    fn make(&mut self, node: NodeId, path: &Path, options: &DiskOptions) -> Result<(), DiskError> {
+        match (self.disk_mut(node, path), options.create_with_length) {
+            (None, None) => return Err(DiskError::NotFound),
+            (None, Some(length)) => self.create(node, path.to_owned(), length),
+            (Some(disk), Some(length)) => disk.length = disk.length.max(length),
+            (Some(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// The claim holds until this is closed too.
+    pub(super) fn open_locked(
+        &mut self,
+        node: NodeId,
+        driver: usize,
+        lock: &DiskLock,
+    ) -> Result<DiskInfo, DiskError> {
+        let options = DiskOptions { read_only: lock.read_only(), ..DiskOptions::default() };
+        let info = self.open(node, driver, lock.path(), &options)?;
+        if let (Claim::Simulated(claim), Some(disk)) = (lock.claim(), self.open_disk(driver, info.id)) {
+            disk.claim = Some(Arc::clone(claim));
+        }
+        Ok(info)
     }
 
     pub(super) fn open(
@@ -184,12 +215,7 @@ impl Disks {
         path: &Path,
         options: &DiskOptions,
     ) -> Result<DiskInfo, DiskError> {
-        match (self.disk_mut(node, path), options.create_with_length) {
-            (None, None) => return Err(DiskError::NotFound),
-            (None, Some(length)) => self.create(node, path.to_owned(), length),
-            (Some(disk), Some(length)) => disk.length = disk.length.max(length),
-            (Some(_), None) => {}
-        }
+        self.make(node, path, options)?;
         let found = self.existing(node, path);
         let (length, failures) = (found.length, found.failures);
         let length = length - length % SECTOR_BYTES;
@@ -203,7 +229,8 @@ impl Disks {
         let index = u32::try_from(place).map_err(|_| DiskError::TooManyOpen)?;
         let id = DiskId { index, generation: drivers.opened };
         let read_only = options.read_only;
-        drivers.open[place] = Some(OpenDisk { id, path: path.to_owned(), read_only, sync_failed: None });
+        drivers.open[place] =
+            Some(OpenDisk { id, path: path.to_owned(), read_only, sync_failed: None, claim: None });
         Ok(DiskInfo {
             polled: false,
             id,

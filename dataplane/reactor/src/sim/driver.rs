@@ -73,13 +73,21 @@ impl Driver for SimDriver {
         ready.append(&mut self.world.state.borrow_mut().drivers[self.place].ready);
     }
 
-    fn lock_disk(&mut self, path: &Path) -> Result<DiskLock, DiskError> {
+    fn lock_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskLock, DiskError> {
         let mut state = self.world.state.borrow_mut();
         let incarnation = state.drivers[self.place].incarnation;
         if !state.alive(self.place) {
             return Err(DiskError::Gone);
         }
-        state.disks.lock(self.node, incarnation, path)
+        state.disks.lock(self.node, incarnation, path, options)
+    }
+
+    fn open_locked(&mut self, lock: &DiskLock) -> Result<DiskInfo, DiskError> {
+        let mut state = self.world.state.borrow_mut();
+        if !state.alive(self.place) {
+            return Err(DiskError::Gone);
+        }
+        state.disks.open_locked(self.node, self.place, lock)
     }
 
     fn open_disk(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError> {
