@@ -8,6 +8,7 @@ use basalt_nvme_wire::Status;
 use basalt_nvmf_transport::{CommandId, ControllerId, HostId, QueueId};
 
 use crate::changes::Changes;
+use crate::link::ControllerLink;
 use crate::namespace::Namespace;
 use crate::reservation::Ticket;
 
@@ -153,24 +154,29 @@ impl fmt::Debug for AbortOrder {
 /// Where orders reach an I/O queue. Lives as long as the queue may have commands with devices.
 #[derive(Debug)]
 pub(crate) struct Fence {
-    pub(crate) host: HostId,
-    controller: ControllerId,
+    link: Arc<ControllerLink>,
     queue: QueueId,
     waiting: AtomicBool,
     orders: Mutex<Vec<AbortOrder>>,
 }
 
 impl Fence {
-    pub(crate) fn new(host: HostId, controller: ControllerId, queue: QueueId) -> Self {
-        Self { host, controller, queue, waiting: AtomicBool::new(false), orders: Mutex::default() }
+    pub(crate) fn new(link: &Arc<ControllerLink>, queue: QueueId) -> Self {
+        Self { link: Arc::clone(link), queue, waiting: AtomicBool::new(false), orders: Mutex::default() }
     }
 
-    pub(crate) fn is_of_controller(&self, controller: ControllerId) -> bool {
-        self.controller == controller
+    pub(crate) fn host(&self) -> HostId {
+        self.link.association.host.id
     }
 
     pub(crate) fn is_of(&self, controller: ControllerId, queue: QueueId) -> bool {
-        self.controller == controller && self.queue == queue
+        self.link.id == controller && self.queue == queue
+    }
+
+    /// Whether its queue is one of this controller, or was one of another controller of its host that is over.
+    pub(crate) fn is_before(&self, link: &Arc<ControllerLink>) -> bool {
+        let (own, host) = (&self.link.association.host, &link.association.host);
+        Arc::ptr_eq(&self.link, link) || (self.link.is_gone() && own.nqn == host.nqn && own.id == host.id)
     }
 
     pub(crate) fn give(&self, order: AbortOrder) {

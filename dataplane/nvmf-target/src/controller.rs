@@ -94,7 +94,8 @@ pub(crate) struct Controller {
     notices: Notices,
     /// Set Features commands that wait for a store.
     pending: Vec<PendingFeature>,
-    /// Whether the I/O queues of before the last reset or shutdown have ended what they had under way.
+    /// Whether the I/O queues of before have ended what they had under way: those of before the last reset or shutdown, and those that the host
+    /// left behind with another controller before this one was enabled.
     queues_ended: Option<Arc<AtomicBool>>,
     /// Held commands that a reset ended.
     reset_commands: Vec<CommandId>,
@@ -170,6 +171,7 @@ impl Controller {
 
     /// Looks for what changed since the last time and raises events.
     pub(crate) fn look(&mut self) {
+        self.take_queues();
         match self.kind {
             Kind::Io => {
                 self.look_at_namespaces();
@@ -238,6 +240,7 @@ impl Controller {
     /// An admin command, with its data if it has any.
     pub(crate) fn command(&mut self, now: Instant, sqe: &Sqe, data: Option<&[u8]>) -> Step {
         self.last_sign_of_life = now;
+        self.take_queues();
         match self.dispatch(sqe, data) {
             Ok(step) => step,
             Err(status) => Step::Complete(Reply::status(status)),
@@ -308,12 +311,21 @@ impl Controller {
         }))
     }
 
-    /// CSTS. A reset or shutdown is told as done once nothing of the I/O queues can reach a namespace any more: what the host writes
-    /// afterwards, by whatever path, must stay (Base 3.6, 3.7.2).
+    /// Whether something of earlier I/O queues may still reach a namespace.
+    fn is_ending(&self) -> bool {
+        self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire))
+    }
+
+    /// CSTS. A reset or shutdown is told as done, and a controller as ready, once nothing of earlier I/O queues can reach a namespace any
+    /// more: what the host writes afterwards, by whatever path, must stay (Base 3.6, 3.7.2).
     fn status(&self) -> ControllerStatus {
-        let ending = self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire));
+        let ending = self.is_ending();
         ControllerStatus {
-            ready: self.lifecycle == Lifecycle::Ready || (self.lifecycle == Lifecycle::Disabled && ending),
+            ready: match self.lifecycle {
+                Lifecycle::Ready => !ending,
+                Lifecycle::Disabled => ending,
+                Lifecycle::ShutDown | Lifecycle::Failed => false,
+            },
             fatal: self.lifecycle == Lifecycle::Failed,
             shutdown: match self.lifecycle {
                 Lifecycle::ShutDown if ending => ShutdownStatus::Occurring,
@@ -326,9 +338,20 @@ impl Controller {
     /// Ends the I/O queues: no command of theirs runs from now on, and those that devices have come back.
     fn end_queues(&mut self) {
         self.link.reset();
-        let fences = self.subsystem.fences_of(self.link.id);
+        self.await_queues();
+    }
+
+    fn await_queues(&mut self) {
+        let fences = self.subsystem.fences_before(&self.link);
         self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
         self.target.changes().note();
+    }
+
+    /// Lets I/O queues join once the controller is ready.
+    fn take_queues(&self) {
+        if self.lifecycle == Lifecycle::Ready && !self.is_ending() {
+            self.link.enable();
+        }
     }
 
     /// The host wrote CC (Base 3.1.3.5).
@@ -346,7 +369,8 @@ impl Controller {
                 return;
             }
             self.lifecycle = Lifecycle::Ready;
-            self.link.enable();
+            self.await_queues();
+            self.take_queues();
         }
         if matches!(new.shutdown(), ShutdownNotice::Normal | ShutdownNotice::Abrupt) {
             self.end_queues();

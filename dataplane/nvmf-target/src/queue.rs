@@ -465,9 +465,8 @@ impl Queue {
         })?;
         let version = subsystem.version();
         let namespaces = subsystem.namespaces();
-        let host = link.association.host.id;
-        self.fence = Some(subsystem.add_fence(Fence::new(host, id, queue)));
-        let rights = KnownRights::new(host, namespaces.len());
+        self.fence = Some(subsystem.add_fence(Fence::new(&link, queue)));
+        let rights = KnownRights::new(link.association.host.id, namespaces.len());
         self.role = Role::Io(IoQueue {
             id: queue,
             subsystem,

@@ -252,13 +252,13 @@ impl Subsystem {
             return Vec::new();
         }
         let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        fences.iter().filter_map(Weak::upgrade).filter(|fence| hosts.contains(&fence.host)).collect()
+        fences.iter().filter_map(Weak::upgrade).filter(|fence| hosts.contains(&fence.host())).collect()
     }
 
-    /// The I/O queues of a controller.
-    pub(crate) fn fences_of(&self, controller: ControllerId) -> Vec<Arc<Fence>> {
+    /// The I/O queues that a controller has, and those that its host has left behind with controllers that are over.
+    pub(crate) fn fences_before(&self, link: &Arc<ControllerLink>) -> Vec<Arc<Fence>> {
         let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        fences.iter().filter_map(Weak::upgrade).filter(|fence| fence.is_of_controller(controller)).collect()
+        fences.iter().filter_map(Weak::upgrade).filter(|fence| fence.is_before(link)).collect()
     }
 
     /// An I/O queue of a controller, unless it is gone.

@@ -258,6 +258,36 @@ fn a_reset_or_shutdown_is_told_when_every_io_queue_has_obeyed() {
 }
 
 #[test]
+fn a_host_that_comes_again_is_ready_once_what_it_left_behind_has_ended() {
+    let target = target();
+    let left = admin(&target);
+    let mut io = io(&target);
+    // Another path of a host that is still there: nobody waits for anybody.
+    let mut second = Queue::new(Arc::clone(&target), LIMITS);
+    assert_eq!(connect(&mut second, 0, CONTROLLER_ANY, SUBSYSTEM, HOST, 0), Reply::result(11));
+    configure(&mut second, 0x0046_0001);
+    assert_eq!(status_register(&mut second), 1);
+    assert!(io.take_abort_orders().is_empty());
+    // Its connections end; a device still has what came over them.
+    drop(left);
+    let mut again = Queue::new(Arc::clone(&target), LIMITS);
+    assert_eq!(connect(&mut again, 0, CONTROLLER_ANY, SUBSYSTEM, HOST, 0), Reply::result(12));
+    configure(&mut again, 0x0046_0001);
+    assert_eq!(status_register(&mut again), 0);
+    let mut early = Queue::new(Arc::clone(&target), LIMITS);
+    let refused = connect(&mut early, 1, 12, SUBSYSTEM, HOST, 0);
+    assert_eq!(refused.status, Status::CONNECT_INVALID_PARAMETERS.dnr());
+    let orders = io.take_abort_orders();
+    assert!(orders.len() == 1 && orders[0].concerns(None));
+    assert_eq!(status_register(&mut again), 0, "a device may still have what came before");
+    drop(orders);
+    assert_eq!(status_register(&mut again), 1);
+    assert_eq!(connect(&mut early, 1, 12, SUBSYSTEM, HOST, 0), Reply::result(12));
+    assert!(early.take_abort_orders().is_empty());
+    assert_eq!(status_register(&mut second), 1);
+}
+
+#[test]
 fn a_disconnect_is_answered_when_nothing_is_under_way_and_its_identifier_is_taken_until_then() {
     let target = target();
     let _admin = admin(&target);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use basalt_bdev::BlockSize;
 use basalt_clock::{Random, SeededRandom};
-use basalt_device_mem::RamDevice;
+use basalt_device_mem::{DelayDevice, Delays, RamDevice};
 use basalt_dma::{Buffer, Payload};
 use basalt_nvme_wire::log::{AnaState, AsyncEvent};
 use basalt_nvme_wire::pdu::Digests;
@@ -265,4 +265,29 @@ fn a_removed_subsystem_closes_its_connections() {
     }
     assert_eq!(queue.over(), Some(QueueError::Closed));
     drop(controller);
+}
+
+#[test]
+fn nothing_that_a_host_left_behind_is_under_way_when_it_has_come_again() {
+    let mut world = World::new(Digests::default());
+    let delays = Delays { write: Duration::from_secs(5), ..Delays::default() };
+    let slow = Arc::new(DelayDevice::new(ram(BYTES), delays));
+    world.target.add_namespace(&nqn(SUBSYSTEM), Nsid(2), identity(2), slow, AnaState::Optimized).unwrap();
+    let (controller, mut queues) = world.connect();
+    let handle = world.reactor.handle();
+    let mut queue = queues.remove(0);
+    let write = IoCommand::Write(ReadWrite::new(0, 1));
+    let data = Data::ToController(Payload::Buffer(Buffer::zeroed(512)));
+    queue.submit(1, write.with(2, data)).unwrap();
+    let queue = world.run(async move {
+        for _ in 0..1000 {
+            queue.poll(&mut Vec::new());
+            handle.yield_now().await;
+        }
+        queue
+    });
+    assert_eq!(world.served.stats().running, 1, "the device has it");
+    drop((controller, queue, queues));
+    let _again = world.connect();
+    assert_eq!(world.served.stats().running, 0);
 }
