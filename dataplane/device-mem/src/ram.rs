@@ -99,6 +99,18 @@ struct RamExecutor {
 }
 
 impl Execute for RamExecutor {
+    const AHEAD: usize = 16;
+
+    fn prepare(&self, request: &Request) -> bool {
+        // What is written is not waited for: the processor takes whole lines and fetches nothing.
+        let copies = request.operation == Operation::Read && !matches!(request.payload, Payload::None);
+        let Ok((offset, len)) = range(self.medium.info.block_size(), request) else { return false };
+        if copies {
+            self.medium.memory.prefetch(offset, len);
+        }
+        copies
+    }
+
     fn execute(&self, request: &mut Request) -> Result<(), IoError> {
         let info = &self.medium.info;
         provider::check(info, request)?;

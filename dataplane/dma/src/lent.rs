@@ -45,6 +45,16 @@ impl fmt::Debug for Lender {
 const PREFETCH_BYTES: usize = 4096;
 const CACHE_LINE_BYTES: usize = 64;
 
+/// Asks the processor to have a range in its cache soon. Only a hint: the range need not be readable.
+pub(crate) fn prefetch(start: NonNull<u8>, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len).step_by(CACHE_LINE_BYTES) {
+        let at = start.as_ptr().wrapping_add(line);
+        // SAFETY: a hint about any address is allowed.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
+    }
+}
+
 /// A read-only view of memory that is kept alive by its owner: a device's memory, or a [`Buffer`] that several read.
 ///
 /// The bytes of a device's memory may change while the view exists, as two concurrent commands may; whoever needs them to
@@ -90,14 +100,7 @@ impl Lent {
     /// Asks the processor to have the first page in its cache soon: several views of a batch are then fetched at once, where copying one
     /// after the other waits for each. Only a hint.
     pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..self.len().min(PREFETCH_BYTES)).step_by(CACHE_LINE_BYTES) {
-            // SAFETY: a hint about any address is allowed; this one lies in the view.
-            unsafe {
-                let at = self.start.as_ptr().add(line);
-                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-            }
-        }
+        prefetch(self.start, self.len().min(PREFETCH_BYTES));
     }
 
     /// The bytes, where they stand still: those of a buffer, which nobody writes to as long as there are views of it. None for a device's

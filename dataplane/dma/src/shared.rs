@@ -4,11 +4,13 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use crate::ALIGNMENT;
-use crate::lent::{Lender, Lent};
+use crate::lent::{Lender, Lent, prefetch};
 use crate::segment::Segment;
 
 /// Ranges from this length on are given back to the kernel to make them zero, instead of being written.
 const RELEASE_BYTES_MIN: usize = 256 << 10;
+/// What [`SharedMemory::prefetch`] asks for at most. Measured: whole pages are worse, as they take what the copy under way needs.
+const PREFETCH_BYTES: usize = 512;
 
 /// Zeroed memory that several threads copy into and out of at the same time: the medium of a RAM device.
 ///
@@ -71,6 +73,14 @@ impl SharedMemory {
         );
         // SAFETY: `offset` was just checked to lie in the mapping.
         unsafe { self.start.add(offset) }
+    }
+
+    /// Asks the processor to have the beginning of a range in its cache soon: a copy that follows in a while need not wait for it, and
+    /// has the rest fetched while it runs. Only a hint; nothing happens for a range beyond the end.
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        if offset.checked_add(len).is_some_and(|end| end <= self.len) {
+            prefetch(self.at(offset, len), len.min(PREFETCH_BYTES));
+        }
     }
 
     /// Copies a segment's bytes to `offset`.
