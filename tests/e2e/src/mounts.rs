@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Error, cluster};
+use crate::{Error, cluster, packages};
 
 /// What fills a file system up.
 const FILLER: &str = "filler";
@@ -84,11 +84,12 @@ pub struct StallingDisk {
 }
 
 impl StallingDisk {
-    /// A disk of `mebibytes`, with its files in `folder`.
+    /// A disk of `mebibytes`, with its files in `folder`. Installs what it needs.
     ///
     /// # Errors
     /// [`Error::Failed`] with the words of losetup(8), mkfs.ext4(8) or mount(8).
     pub fn make(folder: &Path, mebibytes: u32) -> Result<Self, Error> {
+        packages::ensure(packages::STALLING_DISK, &mut |text| eprintln!("{text}"))?;
         let image = folder.join("outer.img");
         written(&image, 2 * mebibytes + 32)?;
         let outer = Loop::attach(&image)?;

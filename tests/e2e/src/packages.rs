@@ -23,6 +23,13 @@ pub const GUEST: &[Requirement] = &[
     Requirement { program: "xz", package: "xz-utils" },
 ];
 
+/// What a disk that stalls is made with.
+pub const STALLING_DISK: &[Requirement] = &[
+    Requirement { program: "losetup", package: "mount" },
+    Requirement { program: "mkfs.ext4", package: "e2fsprogs" },
+    Requirement { program: "fsfreeze", package: "util-linux" },
+];
+
 /// What checking queries and alert rules needs; the package holds both programs.
 pub const PROMETHEUS: &[Requirement] = &[
     Requirement { program: "prometheus", package: "prometheus" },
