@@ -41,12 +41,30 @@ impl QueuesEnd {
     /// Orders these queues to end what they have under way; true in what is answered, once nothing of it can reach a namespace
     /// any more.
     pub(crate) fn order(fences: &[Arc<Fence>], changes: &Arc<Changes>) -> Arc<AtomicBool> {
+        Self::give(changes, |end| end.of(fences))
+    }
+
+    /// Asks the admin queues behind `fences` whether their hosts are still there, and has the controllers of those that are not, and
+    /// all that they have under way, end as [`QueuesEnd::order`] does.
+    pub(crate) fn order_if_left(fences: &[Arc<Fence>], changes: &Arc<Changes>) -> Arc<AtomicBool> {
+        Self::give(changes, |end| {
+            for fence in fences {
+                fence.give(AbortOrder(Order::Host { end: Arc::clone(end) }));
+            }
+        })
+    }
+
+    fn give(changes: &Arc<Changes>, orders: impl FnOnce(&Arc<Self>)) -> Arc<AtomicBool> {
         let ended = Arc::<AtomicBool>::default();
-        let end = Arc::new(Self { ended: Arc::clone(&ended), changes: Arc::clone(changes) });
-        for fence in fences {
-            fence.give(AbortOrder(Order::Queue { _end: Arc::clone(&end) }));
-        }
+        orders(&Arc::new(Self { ended: Arc::clone(&ended), changes: Arc::clone(changes) }));
+        changes.note();
         ended
+    }
+
+    fn of(self: &Arc<Self>, fences: &[Arc<Fence>]) {
+        for fence in fences {
+            fence.give(AbortOrder(Order::Queue { _end: Arc::clone(self) }));
+        }
     }
 }
 
@@ -93,10 +111,12 @@ impl Drop for Asked {
 enum Order {
     Namespace { uuid: [u8; 16], _drain: Arc<Drain> },
     Queue { _end: Arc<QueuesEnd> },
+    Host { end: Arc<QueuesEnd> },
     Command(Asked),
 }
 
-/// An order to one queue: to end all commands that are under way, all on one namespace, or one command. Fulfilled by being dropped.
+/// An order to one queue: to end all commands that are under way, all on one namespace, or one command; or to look whether its host is
+/// still there. Fulfilled by being dropped.
 pub struct AbortOrder(Order);
 
 impl AbortOrder {
@@ -114,8 +134,21 @@ impl AbortOrder {
     /// The one command that it is about; `None` if it is about all commands, or all on a namespace.
     pub fn command(&self) -> Option<CommandId> {
         match &self.0 {
-            Order::Namespace { .. } | Order::Queue { .. } => None,
+            Order::Namespace { .. } | Order::Queue { .. } | Order::Host { .. } => None,
             Order::Command(asked) => Some(asked.command),
+        }
+    }
+
+    /// Whether it asks if the host has ended the connection: call [`Queue::host_has_left`](crate::Queue::host_has_left) and end it
+    /// too if so.
+    pub fn asks_for_host(&self) -> bool {
+        matches!(self.0, Order::Host { .. })
+    }
+
+    /// Has these I/O queues end what they have under way, as a part of what it asks for.
+    pub(crate) fn hand_on(&self, fences: &[Arc<Fence>]) {
+        if let Order::Host { end } = &self.0 {
+            end.of(fences);
         }
     }
 
@@ -131,7 +164,7 @@ impl AbortOrder {
         match self.0 {
             Order::Namespace { uuid, .. } => namespace.is_some_and(|n| n.identity().uuid == uuid),
             Order::Queue { .. } => true,
-            Order::Command(_) => false,
+            Order::Host { .. } | Order::Command(_) => false,
         }
     }
 
@@ -139,7 +172,7 @@ impl AbortOrder {
     pub fn status(&self) -> Status {
         match self.0 {
             Order::Namespace { .. } => Status::ABORTED_PREEMPT,
-            Order::Queue { .. } => Status::ABORTED_SQ_DELETION,
+            Order::Queue { .. } | Order::Host { .. } => Status::ABORTED_SQ_DELETION,
             Order::Command(_) => Status::ABORT_REQUESTED,
         }
     }
@@ -151,7 +184,7 @@ impl fmt::Debug for AbortOrder {
     }
 }
 
-/// Where orders reach an I/O queue. Lives as long as the queue may have commands with devices.
+/// Where orders reach a queue. Lives as long as the queue may have commands with devices.
 #[derive(Debug)]
 pub(crate) struct Fence {
     link: Arc<ControllerLink>,
@@ -169,14 +202,23 @@ impl Fence {
         self.link.association.host.id
     }
 
-    pub(crate) fn is_of(&self, controller: ControllerId, queue: QueueId) -> bool {
-        self.link.id == controller && self.queue == queue
+    pub(crate) fn is_admin(&self) -> bool {
+        self.queue.is_admin()
     }
 
-    /// Whether its queue is one of this controller, or was one of another controller of its host that is over.
-    pub(crate) fn is_before(&self, link: &Arc<ControllerLink>) -> bool {
+    pub(crate) fn is_of(&self, controller: ControllerId, queue: QueueId) -> bool {
+        !self.is_admin() && self.link.id == controller && self.queue == queue
+    }
+
+    /// Whether its queue is one of this controller.
+    pub(crate) fn is_of_link(&self, link: &Arc<ControllerLink>) -> bool {
+        Arc::ptr_eq(&self.link, link)
+    }
+
+    /// Whether its queue is one of another controller of this one's host, one that is over or not.
+    pub(crate) fn is_beside(&self, link: &Arc<ControllerLink>, over: bool) -> bool {
         let (own, host) = (&self.link.association.host, &link.association.host);
-        Arc::ptr_eq(&self.link, link) || (self.link.is_gone() && own.nqn == host.nqn && own.id == host.id)
+        !self.is_of_link(link) && self.link.is_gone() == over && own.nqn == host.nqn && own.id == host.id
     }
 
     pub(crate) fn give(&self, order: AbortOrder) {

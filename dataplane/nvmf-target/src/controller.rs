@@ -97,6 +97,8 @@ pub(crate) struct Controller {
     /// Whether the I/O queues of before have ended what they had under way: those of before the last reset or shutdown, and those that the host
     /// left behind with another controller before this one was enabled.
     queues_ended: Option<Arc<AtomicBool>>,
+    /// That is still to be asked for: until then the host's other controllers are asked whether it is still there.
+    asks_others: bool,
     /// Held commands that a reset ended.
     reset_commands: Vec<CommandId>,
     /// Abort commands that wait for the queue that they are about.
@@ -136,6 +138,7 @@ impl Controller {
             notices: Notices::default(),
             pending: Vec::new(),
             queues_ended: None,
+            asks_others: false,
             reset_commands: Vec::new(),
             aborts: Vec::new(),
         };
@@ -313,7 +316,7 @@ impl Controller {
 
     /// Whether something of earlier I/O queues may still reach a namespace.
     fn is_ending(&self) -> bool {
-        self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire))
+        self.asks_others || self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire))
     }
 
     /// CSTS. A reset or shutdown is told as done, and a controller as ready, once nothing of earlier I/O queues can reach a namespace any
@@ -338,20 +341,37 @@ impl Controller {
     /// Ends the I/O queues: no command of theirs runs from now on, and those that devices have come back.
     fn end_queues(&mut self) {
         self.link.reset();
-        self.await_queues();
-    }
-
-    fn await_queues(&mut self) {
-        let fences = self.subsystem.fences_before(&self.link);
+        self.asks_others = false;
+        let fences = self.subsystem.fences_of(&self.link);
         self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
-        self.target.changes().note();
     }
 
-    /// Lets I/O queues join once the controller is ready.
-    fn take_queues(&self) {
+    /// Begins to wait for what the host left behind with other controllers, and for what a reset has not ended yet. Another reactor may not have
+    /// read yet that the host has closed their connections, so they are asked first; only then is it known who has left.
+    fn await_others(&mut self) {
+        let others = self.subsystem.admin_fences_beside(&self.link);
+        self.asks_others = true;
+        self.queues_ended = Some(QueuesEnd::order_if_left(&others, self.target.changes()));
+    }
+
+    /// Goes on with that, and lets I/O queues join once the controller is ready.
+    fn take_queues(&mut self) {
+        if self.asks_others && self.queues_ended.as_ref().is_none_or(|asked| asked.load(Ordering::Acquire)) {
+            let mut fences = self.subsystem.fences_left(&self.link);
+            fences.extend(self.subsystem.fences_of(&self.link));
+            self.asks_others = false;
+            self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
+        }
         if self.lifecycle == Lifecycle::Ready && !self.is_ending() {
             self.link.enable();
         }
+    }
+
+    /// The host has closed the connection of this controller, as another one of its controllers wants to know.
+    pub(crate) fn host_has_left(&self, order: &AbortOrder) {
+        self.link.end();
+        order.hand_on(&self.subsystem.fences_of(&self.link));
+        self.target.changes().note();
     }
 
     /// The host wrote CC (Base 3.1.3.5).
@@ -369,7 +389,7 @@ impl Controller {
                 return;
             }
             self.lifecycle = Lifecycle::Ready;
-            self.await_queues();
+            self.await_others();
             self.take_queues();
         }
         if matches!(new.shutdown(), ShutdownNotice::Normal | ShutdownNotice::Abrupt) {

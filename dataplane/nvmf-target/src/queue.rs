@@ -96,7 +96,8 @@ pub struct Queue {
     here: Option<IpAddr>,
     role: Role,
     shape: Shape,
-    /// Of an I/O queue, also when it was disconnected: its commands may still be with devices.
+    /// Of a connected queue, also when it was disconnected: its commands may still be with devices. Dropped after the role, which ends
+    /// the controller.
     fence: Option<Arc<Fence>>,
 }
 
@@ -228,6 +229,14 @@ impl Queue {
     /// be dropped once nothing of it can reach the namespace any more.
     pub fn take_abort_orders(&mut self) -> Vec<AbortOrder> {
         self.fence.as_ref().map_or_else(Vec::new, |fence| fence.take())
+    }
+
+    /// The host has ended the connection, which such an order asked for: nothing of the controller runs any more, and the transport ends
+    /// the connection.
+    pub fn host_has_left(&mut self, order: &AbortOrder) {
+        if let Role::Admin(controller) = &self.role {
+            controller.host_has_left(order);
+        }
     }
 
     /// Data of a command is on its way from the host: a sign of life as commands are.
@@ -435,6 +444,7 @@ impl Queue {
             AdmitError::Busy => Reply::status(Status::CONNECT_CONTROLLER_BUSY),
         })?;
         let id = link.id;
+        self.fence = Some(subsystem.add_fence(Fence::new(&link, QueueId::ADMIN)));
         let target = Arc::clone(&self.target);
         let keep_alive_ms = connect.keep_alive_ms;
         let controller = Controller::new(target, subsystem, link, self.limits, self.here, keep_alive_ms, now);
@@ -459,7 +469,8 @@ impl Queue {
             return Err(invalid(ConnectField::HostId));
         }
         let resets = link.join(queue).map_err(|error| match error {
-            JoinError::NotReady => Reply::status(Status::CONNECT_INVALID_PARAMETERS.dnr()),
+            // It can be ready a moment later.
+            JoinError::NotReady => Reply::status(Status::CONNECT_INVALID_PARAMETERS),
             JoinError::QueueId => invalid(ConnectField::QueueId),
             JoinError::Connected => Reply::status(Status::COMMAND_SEQUENCE_ERROR.dnr()),
         })?;

@@ -76,7 +76,7 @@ pub struct Subsystem {
     /// Grows with every change that a queue must notice.
     version: AtomicU64,
     state: Mutex<State>,
-    /// I/O queues; those that are gone are dropped when one is added.
+    /// Connected queues; those that are gone are dropped when one is added.
     fences: Mutex<Vec<Weak<Fence>>>,
 }
 
@@ -237,7 +237,7 @@ impl Subsystem {
         }
     }
 
-    /// Remembers where an I/O queue is given orders.
+    /// Remembers where a queue is given orders.
     pub(crate) fn add_fence(&self, fence: Fence) -> Arc<Fence> {
         let fence = Arc::new(fence);
         let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,14 +251,27 @@ impl Subsystem {
         if hosts.is_empty() {
             return Vec::new();
         }
-        let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        fences.iter().filter_map(Weak::upgrade).filter(|fence| hosts.contains(&fence.host())).collect()
+        self.fences_that(|fence| !fence.is_admin() && hosts.contains(&fence.host()))
     }
 
-    /// The I/O queues that a controller has, and those that its host has left behind with controllers that are over.
-    pub(crate) fn fences_before(&self, link: &Arc<ControllerLink>) -> Vec<Arc<Fence>> {
+    /// The I/O queues of a controller.
+    pub(crate) fn fences_of(&self, link: &Arc<ControllerLink>) -> Vec<Arc<Fence>> {
+        self.fences_that(|fence| !fence.is_admin() && fence.is_of_link(link))
+    }
+
+    /// The I/O queues that the host of a controller has left behind with others that are over.
+    pub(crate) fn fences_left(&self, link: &Arc<ControllerLink>) -> Vec<Arc<Fence>> {
+        self.fences_that(|fence| !fence.is_admin() && fence.is_beside(link, true))
+    }
+
+    /// The admin queues of the other controllers that the host of this one has.
+    pub(crate) fn admin_fences_beside(&self, link: &Arc<ControllerLink>) -> Vec<Arc<Fence>> {
+        self.fences_that(|fence| fence.is_admin() && fence.is_beside(link, false))
+    }
+
+    fn fences_that(&self, wanted: impl Fn(&Fence) -> bool) -> Vec<Arc<Fence>> {
         let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        fences.iter().filter_map(Weak::upgrade).filter(|fence| fence.is_before(link)).collect()
+        fences.iter().filter_map(Weak::upgrade).filter(|fence| wanted(fence)).collect()
     }
 
     /// An I/O queue of a controller, unless it is gone.

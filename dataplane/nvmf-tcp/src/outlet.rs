@@ -261,6 +261,10 @@ mod tests {
         }
 
         fn shutdown(&self) {}
+
+        fn has_peer_ended(&self) -> bool {
+            false
+        }
     }
 
     #[test]

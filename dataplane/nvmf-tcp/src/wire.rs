@@ -21,6 +21,9 @@ pub trait Wire {
 
     /// Tells the peer that nothing more will be sent.
     fn shutdown(&self);
+
+    /// Whether the peer has ended or broken the connection, though there may be more to receive.
+    fn has_peer_ended(&self) -> bool;
 }
 
 impl Wire for Socket {
@@ -34,5 +37,9 @@ impl Wire for Socket {
 
     fn shutdown(&self) {
         Socket::shutdown(self);
+    }
+
+    fn has_peer_ended(&self) -> bool {
+        Socket::has_peer_ended(self)
     }
 }

@@ -16,8 +16,10 @@ use basalt_nvme_wire::log::{AnaState, AsyncEvent};
 use basalt_nvme_wire::pdu::Digests;
 use basalt_nvme_wire::{ReadWrite, Status, dsm};
 use basalt_nvmf_host::{BringupError, Command, Data, FusedPair, IoCommand, QueueError, Swap};
-use basalt_nvmf_target::{AllowedHosts, Nsid};
+use basalt_nvmf_target::{AllowedHosts, ListenerAddress, Nsid};
 use basalt_nvmf_tcp::host::{IoQueue, Refused, connect, discover};
+use basalt_nvmf_tcp::{TcpTarget, TcpTargetOptions};
+use basalt_reactor::{ReactorOptions, start};
 use uuid::Uuid;
 
 use support::*;
@@ -290,4 +292,43 @@ fn nothing_that_a_host_left_behind_is_under_way_when_it_has_come_again() {
     drop((controller, queue, queues));
     let _again = world.connect();
     assert_eq!(world.served.stats().running, 0);
+}
+
+#[test]
+fn a_write_that_another_reactor_has_not_read_does_not_come_over_one_of_the_next_association() {
+    let mut world = World::new(Digests::default());
+    let reactors = ["first", "second"].map(|name| {
+        let reactor = start(name, None, ReactorOptions::default(), |_| {}).unwrap();
+        let target = Arc::clone(&world.target);
+        let control = TcpTarget::start_on(reactor.remote(), target, TcpTargetOptions::default()).unwrap();
+        let address = control.listen(ListenerAddress::new("127.0.0.1:0".parse().unwrap())).unwrap();
+        (reactor, address)
+    });
+    let [(busy, first), (_second, second)] = &reactors;
+    let write = |value: u8| {
+        let data = Data::ToController(Payload::Buffer(Buffer::copy_of(&[value; 512])));
+        IoCommand::Write(ReadWrite::new(0, 1)).with(1, data)
+    };
+    world.options.address = *first;
+    let (controller, mut queues) = world.connect();
+    // Long enough for the host to send a write, close its connections and come again.
+    busy.remote().post(|_| std::thread::sleep(Duration::from_millis(500))).unwrap();
+    let (handle, mut queue) = (world.reactor.handle(), queues.remove(0));
+    queue.submit(1, write(0xaa)).unwrap();
+    world.run(async move {
+        for _ in 0..1000 {
+            queue.poll(&mut Vec::new());
+            handle.yield_now().await;
+        }
+        drop((controller, queue, queues));
+    });
+    world.options.address = *second;
+    let (_controller, mut queues) = world.connect();
+    let handle = world.reactor.handle();
+    let (queue, outcomes) = world.run(exchange(handle.clone(), queues.remove(0), vec![write(0xbb)]));
+    assert_eq!(status(&outcomes[0]), Status::SUCCESS);
+    std::thread::sleep(Duration::from_millis(700));
+    let read = IoCommand::Read(ReadWrite::new(0, 1)).with(1, Data::ToHost(Buffer::zeroed(512)));
+    let (_queue, outcomes) = world.run(exchange(handle, queue, vec![read]));
+    assert_eq!(outcomes[0].payload.to_vec(), [0xbb; 512]);
 }

@@ -460,4 +460,8 @@ pub trait Driver {
     /// # Errors
     /// The cause.
     fn peer_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError>;
+
+    /// Whether the other side has ended or broken the connection, as far as this machine knows, though there may be more to receive; true
+    /// of what is no connection any more.
+    fn has_peer_ended(&self, socket: SocketId) -> bool;
 }

@@ -122,6 +122,13 @@ impl Socket {
     pub fn peer_address(&self) -> Result<SocketAddr, SocketError> {
         self.handle.driver().peer_address(self.id)
     }
+
+    /// Whether the other side has ended or broken the connection, as far as this machine knows, though there may be more to receive. Asks the
+    /// system: not for every request.
+    #[must_use]
+    pub fn has_peer_ended(&self) -> bool {
+        self.handle.driver().has_peer_ended(self.id)
+    }
 }
 
 impl Drop for Socket {

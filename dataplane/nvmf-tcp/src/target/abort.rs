@@ -32,6 +32,13 @@ impl<W: Wire> Connection<W> {
     /// Does what orders say that came with the last look at the queue.
     pub(super) fn obey_abort_orders(&mut self, context: &mut Context<'_>) {
         for order in self.queue.take_abort_orders() {
+            if order.asks_for_host() {
+                if self.wire.has_peer_ended() {
+                    self.queue.host_has_left(&order);
+                    self.phase = Phase::Over;
+                }
+                continue;
+            }
             if let Some(command) = order.command() {
                 self.abort_one(command, order, context);
                 continue;

@@ -102,4 +102,8 @@ impl Wire for End {
     fn shutdown(&self) {
         self.outgoing.borrow_mut().ended = true;
     }
+
+    fn has_peer_ended(&self) -> bool {
+        self.incoming.borrow().ended
+    }
 }

@@ -211,4 +211,8 @@ impl Driver for RealDriver {
     fn peer_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError> {
         self.sockets.peer_address(socket)
     }
+
+    fn has_peer_ended(&self, socket: SocketId) -> bool {
+        self.sockets.has_peer_ended(socket)
+    }
 }

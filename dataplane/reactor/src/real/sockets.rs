@@ -331,6 +331,14 @@ impl Sockets {
     pub(super) fn peer_address(&self, id: SocketId) -> Result<SocketAddr, SocketError> {
         self.stream(id)?.peer_addr().map_err(|error| error_of(&error))
     }
+
+    pub(super) fn has_peer_ended(&self, id: SocketId) -> bool {
+        let Ok(stream) = self.stream(id) else { return true };
+        let mut asked = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: one entry, valid for the call, which does not wait.
+        let count = unsafe { libc::poll(&raw mut asked, 1, 0) };
+        count > 0
+    }
 }
 
 /// Between two ends on one machine nothing is lost and nothing is shared with others, but what was made for long paths still takes its time:

@@ -179,6 +179,10 @@ impl Driver for SimDriver {
     fn peer_address(&self, socket: SocketId) -> Result<SocketAddr, SocketError> {
         self.world.state.borrow().addresses(self.node, socket).map(|(_, peer)| peer)
     }
+
+    fn has_peer_ended(&self, socket: SocketId) -> bool {
+        self.world.state.borrow_mut().has_peer_ended(self.node, socket)
+    }
 }
 
 impl fmt::Debug for SimDriver {

@@ -402,6 +402,13 @@ impl State {
         Ok(Received::Bytes(count))
     }
 
+    pub(super) fn has_peer_ended(&mut self, node: NodeId, socket: SocketId) -> bool {
+        match self.own_end(node, socket) {
+            Ok(end) => end.is_some_and(|end| end.ended || matches!(end.state, EndState::Failed(_))),
+            Err(_) => true,
+        }
+    }
+
     /// The other end may send again, if it waits for that.
     fn tell_of_room(&mut self, socket: SocketId) {
         let (connection, side) = place_of(socket);
