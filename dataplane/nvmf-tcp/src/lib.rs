@@ -15,5 +15,5 @@ mod target;
 mod tests;
 mod wire;
 
-pub use target::{ListenError, TcpTarget, TcpTargetControl, TcpTargetOptions, TcpTargetStats};
+pub use target::{ListenError, SharedDoor, TcpTarget, TcpTargetControl, TcpTargetOptions, TcpTargetStats};
 pub use wire::Wire;

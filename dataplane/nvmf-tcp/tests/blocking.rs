@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -239,4 +239,36 @@ fn a_compare_and_write_that_is_refused_says_why() {
     let refused = session.compare_and_write(1, 0, &[0; 8192], &[1; 8192]).unwrap_err();
     let BlockingError::Status { status, .. } = refused else { panic!("{refused}") };
     assert_eq!(status, Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
+}
+
+#[test]
+fn connections_go_to_the_reactor_that_has_least() {
+    let target = target();
+    let address = ListenerAddress::new("127.0.0.1:0".parse().unwrap());
+    let (tell, told) = mpsc::channel();
+    let (listened, served) = (address.clone(), Arc::clone(&target));
+    let first = start("first", None, ReactorOptions::default(), move |handle| {
+        let listener = TcpTarget::start(handle, served, TcpTargetOptions::default());
+        let bound = listener.listen(listened).unwrap();
+        tell.send((bound, listener.share(bound).unwrap(), listener.control())).unwrap();
+        // As long as the reactor.
+        handle.spawn(async move { (std::future::pending::<()>().await, listener).0 });
+    })
+    .unwrap();
+    let (bound, door, control) = told.recv().unwrap();
+    let second = start("second", None, ReactorOptions::default(), |_| {}).unwrap();
+    let sibling = TcpTarget::start_on(second.remote(), target, TcpTargetOptions::default()).unwrap();
+    sibling.accept_from(door, address.with_bound(bound)).unwrap();
+    let nqn = Nqn::new("nqn.2026-01.io.basalt:volume").unwrap();
+    let host = HostOptions::new(nqn, Nqn::new("nqn.2026-01.io.basalt:host").unwrap(), HostId([5; 16]));
+    let options = TcpHostOptions { address: bound, host, digests: Digests::default() };
+    let sessions: Vec<Session> = (0..8).map(|_| Session::connect(&options).unwrap()).collect();
+    let counts = [&control, &sibling].map(|control| control.stats().unwrap().connections);
+    assert_eq!(counts.iter().sum::<usize>(), 16, "an admin and an I/O queue each");
+    // One that is held up for longer than it is waited for loses a few.
+    assert!(counts.iter().all(|count| *count >= 5), "{counts:?}");
+    for session in sessions {
+        session.disconnect().unwrap();
+    }
+    drop((first, second));
 }

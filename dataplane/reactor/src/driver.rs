@@ -403,6 +403,12 @@ pub trait Driver {
     /// The cause.
     fn listener_address(&self, listener: ListenerId) -> Result<SocketAddr, SocketError>;
 
+    /// Whether a connection may wait to be taken; false only if none does.
+    fn may_accept(&self, listener: ListenerId) -> bool {
+        let _: ListenerId = listener;
+        true
+    }
+
     /// Takes one connection that a peer made, if there is one.
     ///
     /// # Errors

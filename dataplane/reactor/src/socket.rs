@@ -19,6 +19,12 @@ impl Listener {
         Self { handle, id }
     }
 
+    /// Whether a connection may wait to be taken; false only if none does.
+    #[must_use]
+    pub fn may_accept(&self) -> bool {
+        self.handle.driver().may_accept(self.id)
+    }
+
     /// Takes one connection that a peer made, if there is one. Costs no system call while there is none.
     ///
     /// # Errors

@@ -14,8 +14,10 @@ mod request;
 mod server;
 pub(crate) mod share;
 mod slot;
+mod spread;
 pub(crate) mod staging;
 mod worker;
 
 pub use options::TcpTargetOptions;
 pub use server::{ListenError, TcpTarget, TcpTargetControl, TcpTargetStats};
+pub use spread::SharedDoor;

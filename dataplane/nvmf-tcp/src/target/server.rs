@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use basalt_nvmf_target::{ListenerAddress, Target};
-use basalt_reactor::{Handle, PollerId, PostError, Remote, SharedListener, SocketError};
+use basalt_reactor::{Handle, PollerId, PostError, Remote, SocketError};
 
 use super::options::TcpTargetOptions;
+use super::spread::SharedDoor;
 use super::worker::Worker;
 
 /// Why a listener was not opened.
@@ -96,7 +97,7 @@ impl TcpTarget {
     ///
     /// # Errors
     /// [`SocketError::Closed`] if nothing listens there; otherwise the driver's cause.
-    pub fn share(&self, bound: SocketAddr) -> Result<SharedListener, SocketError> {
+    pub fn share(&self, bound: SocketAddr) -> Result<SharedDoor, SocketError> {
         self.worker.borrow().share(bound)
     }
 
@@ -133,7 +134,7 @@ impl fmt::Debug for TcpTarget {
     }
 }
 
-fn wake(remote: &Remote) {
+pub(super) fn wake(remote: &Remote) {
     // A full ring means that the reactor is awake and looks by itself; an ended one has nothing to look at.
     if let Err(error) = remote.post(|_| {}) {
         tracing::trace!(%error, "a reactor was not woken");
@@ -144,7 +145,7 @@ fn wake(remote: &Remote) {
 pub(super) enum Order {
     Listen(ListenerAddress, mpsc::SyncSender<Result<SocketAddr, ListenError>>),
     StopListening(SocketAddr),
-    AcceptFrom(SharedListener, ListenerAddress),
+    AcceptFrom(SharedDoor, ListenerAddress),
     Stats(mpsc::SyncSender<TcpTargetStats>),
 }
 
@@ -186,12 +187,12 @@ impl TcpTargetControl {
         answer.recv().map_err(|_| ListenError::Ended)?
     }
 
-    /// Accepts from a listener of another reactor's target too; connections that it accepts live on its reactor. Discovery
-    /// is told by the other one.
+    /// Accepts from a listener of another reactor's target too; connections that it accepts live on its reactor, and each goes to the one that
+    /// has least. Discovery is told by the other one.
     ///
     /// # Errors
     /// If the reactor does not take the message.
-    pub fn accept_from(&self, shared: SharedListener, address: ListenerAddress) -> Result<(), PostError> {
+    pub fn accept_from(&self, shared: SharedDoor, address: ListenerAddress) -> Result<(), PostError> {
         self.give(Order::AcceptFrom(shared, address))
     }
 

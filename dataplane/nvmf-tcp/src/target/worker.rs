@@ -9,7 +9,7 @@ use std::time::Duration;
 use basalt_bdev::Completion;
 use basalt_clock::Instant;
 use basalt_nvmf_target::{ListenerAddress, Queue, Target};
-use basalt_reactor::{Handle, Listener, Progress, ReadyList, SharedListener, Socket, SocketError};
+use basalt_reactor::{Handle, Listener, Progress, ReadyList, Socket, SocketError};
 
 use super::complaints::{Complaint, Complaints};
 use super::connection::{Connection, Context, Phase};
@@ -17,10 +17,13 @@ use super::devices::Devices;
 use super::options::TcpTargetOptions;
 use super::server::{ListenError, Order, Orders, TcpTargetStats};
 use super::share::{Budget, PeerShare, Share};
+use super::spread::{Burden, SharedDoor, Spread};
 use super::staging::Staging;
 
 /// Connections that one turn accepts of one listener, so that a flood does not hold the reactor.
 const ACCEPTS_PER_TURN: usize = 16;
+/// How long a connection is left to a reactor that has less to do.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// How often connections look at the clock.
 const TICK: Duration = Duration::from_millis(100);
 /// Turns in which a connection that has nothing to do is still looked at; after that its socket's readiness is awaited.
@@ -32,7 +35,7 @@ pub(super) struct Worker {
     target: Arc<Target>,
     options: TcpTargetOptions,
     pub(super) orders: Arc<Orders>,
-    listeners: Vec<(Listener, ListenerAddress)>,
+    doors: Vec<Door>,
     connections: Vec<Option<Served>>,
     /// Places of the connections that are looked at in every turn.
     active: Vec<usize>,
@@ -43,12 +46,24 @@ pub(super) struct Worker {
     budget: Rc<Budget>,
     complaints: Complaints,
     live: usize,
+    /// Of these, I/O queues.
+    io_queues: usize,
+    burden: Burden,
     devices: Devices,
     staging: Staging,
     completions: Vec<Completion>,
     version: u64,
     next_tick: Instant,
     refused: u64,
+}
+
+/// A listener, shared with other reactors or not.
+struct Door {
+    listener: Listener,
+    address: ListenerAddress,
+    spread: Arc<Spread>,
+    /// A connection was left to another reactor, which has so long to take it.
+    left: Option<Instant>,
 }
 
 /// The connections of one address.
@@ -64,6 +79,8 @@ struct Served {
     peer: Option<IpAddr>,
     /// Turns without anything to do, if it is looked at in every turn.
     active: Option<u32>,
+    /// It was counted as an I/O queue.
+    is_io: bool,
     /// Its channels were given back; only requests with devices keep it.
     closed: bool,
 }
@@ -81,7 +98,7 @@ impl Worker {
             target,
             options,
             orders: Arc::default(),
-            listeners: Vec::new(),
+            doors: Vec::new(),
             connections: Vec::new(),
             active: Vec::new(),
             ready: ReadyList::new(),
@@ -89,6 +106,8 @@ impl Worker {
             peers: BTreeMap::new(),
             complaints: Complaints::default(),
             live: 0,
+            io_queues: 0,
+            burden: Burden::default(),
             completions: Vec::new(),
             refused: 0,
         }
@@ -102,29 +121,35 @@ impl Worker {
         let address = address.with_bound(bound);
         self.target.add_listener(address.clone());
         tracing::info!(%address, "listening");
-        self.listeners.push((listener, address));
+        self.add_door(listener, address, Arc::default());
         Ok(bound)
     }
 
-    pub(super) fn share(&self, bound: SocketAddr) -> Result<SharedListener, SocketError> {
-        let open = self.listeners.iter().find(|(_, address)| address.bind() == bound);
-        open.map_or(Err(SocketError::Closed), |(listener, _)| listener.share())
+    fn add_door(&mut self, listener: Listener, address: ListenerAddress, spread: Arc<Spread>) {
+        spread.join(&self.burden, self.handle.remote());
+        self.doors.push(Door { listener, address, spread, left: None });
     }
 
-    fn accept_from(&mut self, shared: SharedListener, address: ListenerAddress) {
-        match self.handle.adopt_listener(shared) {
-            Ok(listener) => self.listeners.push((listener, address)),
+    pub(super) fn share(&self, bound: SocketAddr) -> Result<SharedDoor, SocketError> {
+        let open = self.doors.iter().find(|door| door.address.bind() == bound).ok_or(SocketError::Closed)?;
+        Ok(SharedDoor { listener: open.listener.share()?, spread: Arc::clone(&open.spread) })
+    }
+
+    fn accept_from(&mut self, shared: SharedDoor, address: ListenerAddress) {
+        match self.handle.adopt_listener(shared.listener) {
+            Ok(listener) => self.add_door(listener, address, shared.spread),
             // The other reactor accepts all connections then.
             Err(error) => tracing::warn!(%address, %error, "a reactor cannot share the listener"),
         }
     }
 
     pub(super) fn stop_listening(&mut self, bind: SocketAddr) {
-        let target = &self.target;
-        self.listeners.retain(|(_, address)| {
-            let stays = address.bind() != bind;
+        let (target, burden) = (&self.target, &self.burden);
+        self.doors.retain(|door| {
+            let stays = door.address.bind() != bind;
             if !stays {
-                target.remove_listener(address);
+                target.remove_listener(&door.address);
+                door.spread.leave(burden);
             }
             stays
         });
@@ -166,13 +191,19 @@ impl Worker {
             *progress = Progress::Busy;
             served.active = Some(0);
         }
+        if !served.is_io && served.connection.queue.is_io() {
+            served.is_io = true;
+            self.io_queues += 1;
+            self.burden.set(self.live, self.io_queues);
+        }
         if served.connection.phase == Phase::Over {
             if !served.closed {
                 // What it held may be what others wait for.
                 *progress = Progress::Busy;
             }
             if served.end(&mut self.devices) {
-                self.forget(served.peer);
+                let (peer, was_io) = (served.peer, served.is_io);
+                self.forget(peer, was_io);
                 *place = None;
                 return false;
             }
@@ -282,9 +313,23 @@ impl Worker {
 
     fn accept(&mut self) -> Progress {
         let mut progress = Progress::Idle;
-        for at in 0..self.listeners.len() {
+        for at in 0..self.doors.len() {
             for _ in 0..ACCEPTS_PER_TURN {
-                let (listener, address) = &self.listeners[at];
+                let Door { listener, address, spread, left } = &mut self.doors[at];
+                if !listener.may_accept() {
+                    break;
+                }
+                let now = self.handle.now();
+                match *left {
+                    Some(until) if now < until => break,
+                    None if spread.leave_to_least(&self.burden) => {
+                        *left = Some(now + PATIENCE);
+                        self.handle.wake_at(now + PATIENCE);
+                        break;
+                    }
+                    // It was taken, or nobody came.
+                    Some(_) | None => *left = None,
+                }
                 match listener.accept() {
                     Ok(Some(socket)) => {
                         progress = Progress::Busy;
@@ -325,13 +370,17 @@ impl Worker {
         }
         let share = Share::new(&self.budget, &share);
         let connection = Connection::new(socket, place, queue, share, self.handle.now(), &self.options);
-        self.connections[place] = Some(Served { connection, peer, active: None, closed: false });
+        self.connections[place] =
+            Some(Served { connection, peer, active: None, is_io: false, closed: false });
         self.live += 1;
+        self.burden.set(self.live, self.io_queues);
         self.handle.wake_at(self.next_tick);
     }
 
-    fn forget(&mut self, peer: Option<IpAddr>) {
+    fn forget(&mut self, peer: Option<IpAddr>, was_io: bool) {
         self.live -= 1;
+        self.io_queues -= usize::from(was_io);
+        self.burden.set(self.live, self.io_queues);
         let Some(address) = peer else { return };
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.connections -= 1;
@@ -382,8 +431,9 @@ impl Served {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        for (_, address) in &self.listeners {
-            self.target.remove_listener(address);
+        for door in &self.doors {
+            self.target.remove_listener(&door.address);
+            door.spread.leave(&self.burden);
         }
     }
 }

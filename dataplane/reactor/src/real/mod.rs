@@ -168,6 +168,10 @@ impl Driver for RealDriver {
         self.sockets.listener_address(listener)
     }
 
+    fn may_accept(&self, listener: ListenerId) -> bool {
+        self.sockets.may_accept(listener)
+    }
+
     fn accept(&mut self, listener: ListenerId) -> Result<Option<SocketId>, SocketError> {
         self.sockets.accept(listener, &self.epoll)
     }

@@ -188,6 +188,11 @@ impl Sockets {
         self.remove(id.index, id.generation);
     }
 
+    pub(super) fn may_accept(&self, id: ListenerId) -> bool {
+        // One that is none says so when it is asked to accept.
+        self.slot(id.index, id.generation).is_none_or(|slot| slot.readable)
+    }
+
     pub(super) fn accept(&mut self, id: ListenerId, epoll: &Epoll) -> Result<Option<SocketId>, SocketError> {
         let listener = self.listener(id)?;
         if !self.slots[id.index as usize].readable {
