@@ -6,6 +6,7 @@
 mod claims;
 mod cores;
 mod device;
+mod io_families;
 mod metrics;
 mod node;
 mod pool;

@@ -1,11 +1,12 @@
 //! What every way of running this daemon shows of itself: its reactors and the target on each.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use basalt_nvmf_target::Target;
 use basalt_nvmf_tcp::{TcpTargetControl, TcpTargetStats};
 use basalt_reactor::{Remote, StatsSnapshot};
+use basalt_telemetry::Exposition;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -49,13 +50,42 @@ impl Sources {
     }
 }
 
+/// How reactors spend their time, read when Prometheus asks: in fractions of seconds, which the recorder's counters have not.
+#[derive(Debug, Default)]
+pub(crate) struct ReactorTimes(OnceLock<Vec<Remote>>);
+
+impl ReactorTimes {
+    /// The reactors have started.
+    pub(crate) fn set(&self, reactors: Vec<Remote>) {
+        // Once in a process.
+        let _: Result<(), Vec<Remote>> = self.0.set(reactors);
+    }
+
+    pub(crate) fn expose(&self, exposition: &mut Exposition) {
+        let stats: Vec<(String, StatsSnapshot)> = (0..)
+            .zip(self.0.get().into_iter().flatten())
+            .map(|(index, reactor): (usize, &Remote)| (index.to_string(), reactor.stats()))
+            .collect();
+        let mut family = |name, help, nanoseconds: fn(&StatsSnapshot) -> u64| {
+            let mut family = exposition.counter(name, help);
+            for (index, stats) in &stats {
+                let seconds = Duration::from_nanos(nanoseconds(stats)).as_secs_f64();
+                family.sample(&[("reactor", index)], seconds);
+            }
+        };
+        family("basalt_reactor_busy_seconds_total", "Time in turns that did something", |stats| {
+            stats.busy_ns
+        });
+        family(
+            "basalt_reactor_idle_seconds_total",
+            "Time in turns that found nothing to do, and asleep",
+            |stats| stats.idle_ns,
+        );
+    }
+}
+
 /// Tells Prometheus what the numbers are.
 pub(crate) fn describe() {
-    describe_counter!("basalt_reactor_busy_seconds_total", "Time in turns that did something");
-    describe_counter!(
-        "basalt_reactor_idle_seconds_total",
-        "Time in turns that found nothing to do, and asleep"
-    );
     describe_counter!("basalt_reactor_turns_total", "Turns of the reactor");
     describe_counter!("basalt_reactor_sleeps_total", "Times the reactor went to sleep in the kernel");
     describe_counter!("basalt_reactor_wakeups_total", "Times another thread had to wake the reactor");
@@ -75,11 +105,6 @@ pub(crate) fn describe() {
 
 fn reactor_metrics(index: usize, stats: &StatsSnapshot) {
     let reactor = index.to_string();
-    let seconds = |ns: u64| Duration::from_nanos(ns).as_secs();
-    counter!("basalt_reactor_busy_seconds_total", "reactor" => reactor.clone())
-        .absolute(seconds(stats.busy_ns));
-    counter!("basalt_reactor_idle_seconds_total", "reactor" => reactor.clone())
-        .absolute(seconds(stats.idle_ns));
     counter!("basalt_reactor_turns_total", "reactor" => reactor.clone()).absolute(stats.turns);
     counter!("basalt_reactor_sleeps_total", "reactor" => reactor.clone()).absolute(stats.sleeps);
     counter!("basalt_reactor_wakeups_total", "reactor" => reactor.clone()).absolute(stats.wakeups);

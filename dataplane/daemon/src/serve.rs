@@ -1,6 +1,7 @@
 //! `basaltd serve`: one daemon alone, without a control plane: for a benchmark, a test, or another vendor's host.
 
 mod growth;
+mod meters;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use basalt_telemetry::{Exporter, ExporterConfig, Readiness};
 use uuid::Uuid;
 
 use self::growth::Growth;
+use self::meters::Meters;
 use crate::claims;
 use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
@@ -130,14 +132,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         process: "basaltd",
         version: env!("CARGO_PKG_VERSION"),
     };
-    let exporter = Exporter::start(&exporter, readiness)?;
+    let meters = Meters::default();
+    let exporter = Exporter::start_with(&exporter, readiness, meters.collector())?;
     tracing::info!(metrics = %exporter.address(), "basaltd starts");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the management thread")?;
     let (tell, told) = std::sync::mpsc::sync_channel(1);
-    let first = First { specs: options.devices.clone(), nqn: options.nqn.clone(), listener, target };
+    let first = First {
+        specs: options.devices.clone(),
+        nqn: options.nqn.clone(),
+        listener,
+        target,
+        meters: meters.clone(),
+    };
     let served = Arc::clone(&first.target);
     let reactors = Reactors::start(start, &served, move |handle, siblings| {
         let outcome = match first.start(handle, &siblings) {
@@ -159,6 +168,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (bound, controls, disks) = told.recv().context("the reactor ended while it started")??;
     gate.open();
     let remotes = reactors.remotes();
+    meters.reactors.set(remotes.clone());
     let growth = remotes.first().map(|first| Growth::new(disks, first.clone(), Arc::clone(&served)));
     let sources = Sources { reactors: remotes, controls, target: served };
     let outcome = runtime.block_on(serve(options, reactors, bound, sources, growth));
@@ -181,6 +191,7 @@ struct First {
     nqn: Nqn,
     listener: ListenerAddress,
     target: Arc<Target>,
+    meters: Meters,
 }
 
 impl First {
@@ -189,7 +200,7 @@ impl First {
         let mut disks = Vec::new();
         for (spec, nsid) in self.specs.iter().zip(1..) {
             let uuid = namespace_uuid(&self.nqn, nsid);
-            let device = open(handle, spec, uuid, &mut disks)?;
+            let device = self.meters.metered(nsid, open(handle, spec, uuid, &mut disks)?);
             let identity = NamespaceIdentity { uuid: uuid.into_bytes(), nguid: uuid.into_bytes() };
             self.target.add_namespace(&self.nqn, Nsid(nsid), identity, device, AnaState::Optimized)?;
         }

@@ -58,11 +58,11 @@ fn connect(address: SocketAddr) -> Session {
 #[ignore = "needs built programs; cargo xtask test runs it"]
 fn a_daemon_alone_has_metrics_and_probes() {
     let dir = tempfile::tempdir().unwrap();
-    let port = basalt_kube::free_ports(1).unwrap()[0];
-    let metrics = SocketAddr::from(([127, 0, 0, 1], port));
+    let ports = basalt_kube::free_ports(2).unwrap();
+    let [served, metrics] = [0, 1].map(|place| SocketAddr::from(([127, 0, 0, 1], ports[place])));
     let arguments = [
         "--no-pin".to_owned(),
-        "--listen=127.0.0.1:0".to_owned(),
+        format!("--listen={served}"),
         format!("--metrics-listen={metrics}"),
         format!("--nqn={NQN}"),
         "--device=ram,size=16MiB".to_owned(),
@@ -71,8 +71,15 @@ fn a_daemon_alone_has_metrics_and_probes() {
     assert_eq!(http::get(metrics, "/healthz").unwrap().0, 200);
     assert_eq!(http::get(metrics, "/readyz").unwrap().0, 200, "{}", daemon.said().unwrap());
     let began = Instant::now();
-    let wanted =
-        ["basalt_target_subsystems 1", "basalt_reactor_turns_total{reactor=\"0\"} ", "process=\"basaltd\""];
+    connect(served).write(1, 0, &[1; 4096]).unwrap();
+    let wanted = [
+        "basalt_target_subsystems 1",
+        "basalt_reactor_turns_total{reactor=\"0\"} ",
+        "process=\"basaltd\"",
+        "basalt_namespace_io_operations_total{nsid=\"1\",kind=\"write\"} 1",
+        "basalt_namespace_io_seconds_count{nsid=\"1\",kind=\"write\"} 1",
+        "basalt_reactor_busy_seconds_total{reactor=\"0\"} 0.",
+    ];
     loop {
         let (status, body) = http::get(metrics, "/metrics").unwrap();
         assert_eq!(status, 200);

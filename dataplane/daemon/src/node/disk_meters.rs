@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use basalt_bdev::{BlockDevice, IoStats, MeteredDevice};
 use basalt_telemetry::Exposition;
 
-use super::io_families::IoFamilies;
+use crate::io_families::IoFamilies;
 
 const DISK_FAMILIES: IoFamilies = IoFamilies {
     label: "disk",

@@ -11,7 +11,7 @@ use basalt_lvol::id::VolumeId;
 use basalt_reactor::SocketError;
 use basalt_telemetry::Exposition;
 
-use super::io_families::IoFamilies;
+use crate::io_families::IoFamilies;
 
 const VOLUME_FAMILIES: IoFamilies = IoFamilies {
     label: "volume_id",

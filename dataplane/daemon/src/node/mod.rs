@@ -4,7 +4,6 @@ pub(crate) mod config;
 mod convert;
 mod disk_meters;
 mod follow;
-mod io_families;
 mod meters;
 mod metrics;
 mod pool_metrics;
@@ -35,7 +34,7 @@ use self::ports::{MachineDisks, ManagementStore, ReportSender};
 use self::session::{SessionConfig, SessionEnds, SessionState};
 use self::store::{DesiredFile, IdentityFile};
 use crate::cores::CoresInUse;
-use crate::metrics::Sources;
+use crate::metrics::{ReactorTimes, Sources};
 use crate::reactors::{Reactors, Start};
 use crate::signals::StopSignals;
 
@@ -143,6 +142,7 @@ async fn serve(
     };
     let ends = SessionEnds { desired, report: report_changes.clone(), state };
     tokio::spawn(session::run(session, identity, ends));
+    meters.reactors.set(reactors.remotes());
     let sources = Sources { reactors: reactors.remotes(), controls, target };
     tokio::spawn(metrics::keep(sources, meters.volumes, report_changes.clone()));
     tokio::spawn(follow::readiness(readiness.clone(), states, report_changes));
@@ -216,6 +216,7 @@ fn start_reactors(
 struct Meters {
     volumes: Arc<VolumeMeters>,
     disks: Arc<DiskMeters>,
+    reactors: Arc<ReactorTimes>,
     /// What is counted of the pools.
     pools: watch::Sender<Vec<PoolCounts>>,
 }
@@ -225,6 +226,7 @@ impl Meters {
         let meters = self.clone();
         Arc::new(move || {
             let mut exposition = Exposition::default();
+            meters.reactors.expose(&mut exposition);
             meters.volumes.expose(&mut exposition);
             meters.disks.expose(&mut exposition);
             pool_metrics::expose(&meters.pools.borrow(), &mut exposition);

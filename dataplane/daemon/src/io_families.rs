@@ -15,18 +15,18 @@ const BUCKET_EXPONENTS: std::ops::RangeInclusive<u32> = 13..=33;
 type Words = (&'static str, &'static str);
 
 /// The families of one sort of device.
-pub(super) struct IoFamilies {
+pub(crate) struct IoFamilies {
     /// The label that tells the devices apart.
-    pub(super) label: &'static str,
-    pub(super) operations: Words,
-    pub(super) errors: Words,
-    pub(super) bytes: Words,
-    pub(super) seconds: Words,
+    pub(crate) label: &'static str,
+    pub(crate) operations: Words,
+    pub(crate) errors: Words,
+    pub(crate) bytes: Words,
+    pub(crate) seconds: Words,
 }
 
 impl IoFamilies {
     /// Shows what was counted of these devices.
-    pub(super) fn show(&self, exposition: &mut Exposition, devices: &[(String, Arc<IoStats>)]) {
+    pub(crate) fn show(&self, exposition: &mut Exposition, devices: &[(String, Arc<IoStats>)]) {
         let samples: Vec<Sample<'_>> = devices
             .iter()
             .flat_map(|(name, stats)| {
