@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::claims;
 
+const FOLDER: &str = "reservations";
 /// Saves under way: a namespace has one at a time, and a subsystem at most so many namespaces.
 const SAVES_MAX: usize = 256;
 /// A longer file is not one of ours.
@@ -55,7 +56,7 @@ pub(crate) struct ReservationFiles {
 impl ReservationFiles {
     /// Opens or makes the folder `reservations` in `state`.
     pub(crate) fn open(state: &Path) -> Result<Self, OpenError> {
-        let folder = state.join("reservations");
+        let folder = state.join(FOLDER);
         let failed = |source| OpenError::Io { path: state.to_owned(), source };
         fs::create_dir_all(&folder).map_err(failed)?;
         let lock = File::create(state.join("lock")).map_err(failed)?;
@@ -70,6 +71,11 @@ impl ReservationFiles {
         thread.spawn(move || write_all(&written, &orders)).map_err(failed)?;
         Ok(Self { folder, saves, _lock: lock })
     }
+}
+
+/// Where the reservation of a namespace with this UUID is kept in a daemon's folder for its state.
+pub(crate) fn path(state: &Path, namespace: [u8; 16]) -> PathBuf {
+    file_of(&state.join(FOLDER), namespace)
 }
 
 fn file_of(folder: &Path, namespace: [u8; 16]) -> PathBuf {

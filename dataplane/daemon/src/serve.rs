@@ -30,7 +30,7 @@ use crate::cores::CoreList;
 use crate::device::{DeviceKind, DeviceSpec, named_uuid};
 use crate::metrics::{self, Sources};
 use crate::reactors::{Reactors, Start};
-use crate::reservation_files::ReservationFiles;
+use crate::reservation_files::{self, ReservationFiles};
 use crate::signals::StopSignals;
 
 /// How a reactor spends its idle time.
@@ -146,6 +146,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         listener,
         target,
         meters: meters.clone(),
+        state: options.state.clone(),
     };
     let served = Arc::clone(&first.target);
     let reactors = Reactors::start(start, &served, move |handle, siblings| {
@@ -192,6 +193,7 @@ struct First {
     listener: ListenerAddress,
     target: Arc<Target>,
     meters: Meters,
+    state: Option<PathBuf>,
 }
 
 impl First {
@@ -202,7 +204,16 @@ impl First {
             let uuid = namespace_uuid(&self.nqn, nsid);
             let device = self.meters.metered(nsid, open(handle, spec, uuid, &mut disks)?);
             let identity = NamespaceIdentity { uuid: uuid.into_bytes(), nguid: uuid.into_bytes() };
-            self.target.add_namespace(&self.nqn, Nsid(nsid), identity, device, AnaState::Optimized)?;
+            let added =
+                self.target.add_namespace(&self.nqn, Nsid(nsid), identity, device, AnaState::Optimized);
+            added.with_context(|| match &self.state {
+                Some(state) => format!(
+                    "cannot serve namespace {nsid}, whose reservation is kept in {}: if that is damaged, put a copy back, or delete it \
+                     to go on without reservation",
+                    reservation_files::path(state, identity.uuid).display()
+                ),
+                None => format!("cannot serve namespace {nsid}"),
+            })?;
         }
         let listener = TcpTarget::start(handle, Arc::clone(&self.target), TcpTargetOptions::default());
         let bound = listener.listen(self.listener.clone())?;

@@ -455,7 +455,7 @@ impl Controller {
             LogId::ChangedNamespaces => logs::changed_namespaces(&self.changed),
             LogId::CommandEffects => logs::command_effects(&self.subsystem.namespaces()),
             LogId::Ana => logs::ana(&self.subsystem.namespaces(), wanted.specific, self.ana_change_count),
-            LogId::FeatureEffects => logs::feature_effects(self.kind),
+            LogId::FeatureEffects => logs::feature_effects(|id| self.has_feature(id)),
             // A host reads the page in pieces and compares the generation: the pieces are of one page.
             LogId::Discovery => match self.discovery_page.take() {
                 Some(page) if wanted.offset > 0 => page,
@@ -482,13 +482,14 @@ impl Controller {
 
     fn feature_id(&self, sqe: &Sqe) -> Result<FeatureId, Status> {
         let id = FeatureId::from_code(sqe.cdw10.get().to_le_bytes()[0]);
-        let supported = |id: &FeatureId| {
-            // There is nothing to ask of a cache that is not there (Base 5.27.1.4).
-            let cache = *id != FeatureId::VolatileWriteCache
-                || identify::volatile_cache(&self.subsystem.namespaces());
-            features::supported(self.kind, *id) && cache
-        };
-        id.filter(supported).ok_or(Status::INVALID_FIELD.dnr())
+        id.filter(|id| self.has_feature(*id)).ok_or(Status::INVALID_FIELD.dnr())
+    }
+
+    fn has_feature(&self, id: FeatureId) -> bool {
+        // There is nothing to ask of a cache that is not there (Base 5.27.1.4).
+        let is_there =
+            id != FeatureId::VolatileWriteCache || identify::volatile_cache(&self.subsystem.namespaces());
+        features::supported(self.kind, id) && is_there
     }
 
     fn set_feature(&mut self, sqe: &Sqe, data: Option<&[u8]>) -> Result<Step, Status> {

@@ -42,6 +42,8 @@ const NOTICES_MAX: usize = 255;
 struct IoQueues {
     /// I/O queues that Set Features granted; before that, the most there can be.
     granted: u16,
+    /// The most there can be.
+    most: u16,
     connected: BTreeSet<QueueId>,
 }
 
@@ -65,7 +67,11 @@ impl ControllerLink {
             gone: AtomicBool::new(false),
             resets: AtomicU32::new(0),
             traffic: AtomicBool::new(false),
-            queues: Mutex::new(IoQueues { granted: queues_max, connected: BTreeSet::new() }),
+            queues: Mutex::new(IoQueues {
+                granted: queues_max,
+                most: queues_max,
+                connected: BTreeSet::new(),
+            }),
             notices: Mutex::default(),
         }
     }
@@ -100,6 +106,7 @@ impl ControllerLink {
         self.ready.store(false, Ordering::Release);
         self.resets.fetch_add(1, Ordering::AcqRel);
         state.connected.clear();
+        state.granted = state.most;
     }
 
     /// Ends the controller for all its queues.

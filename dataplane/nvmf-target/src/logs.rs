@@ -16,7 +16,6 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::controller::Kind;
-use crate::features;
 use crate::identify::all_can;
 use crate::namespace::{Namespace, Nsid};
 
@@ -45,10 +44,10 @@ pub(crate) fn supported_pages(kind: Kind) -> Vec<u8> {
 }
 
 /// Feature Identifiers Supported and Effects: bit 0 (FSUPP).
-pub(crate) fn feature_effects(kind: Kind) -> Vec<u8> {
+pub(crate) fn feature_effects(has: impl Fn(FeatureId) -> bool) -> Vec<u8> {
     let mut page = vec![0; FEATURE_EFFECTS_LEN];
     for id in FeatureId::ALL {
-        page[usize::from(id.code()) * 4] = u8::from(features::supported(kind, *id));
+        page[usize::from(id.code()) * 4] = u8::from(has(*id));
     }
     page
 }

@@ -227,7 +227,12 @@ fn io_queues_join_only_their_own_ready_controller() {
     configure(&mut admin, 0);
     assert_eq!(again.refresh(), Activity::Over, "a reset ends I/O queues");
     assert_eq!(connect(&mut early, 1, 10, SUBSYSTEM, HOST, 0).status, Status::CONNECT_INVALID_PARAMETERS);
-    drop(admin);
+    drop(again);
+    configure(&mut admin, 0x0046_0001);
+    assert_eq!(status_register(&mut admin), 1);
+    let reply = connect(&mut early, 3, 10, SUBSYSTEM, HOST, 0);
+    assert_eq!(reply, Reply::result(10), "the grant ended with the reset");
+    drop((early, admin));
     assert_eq!(target.subsystem(SUBSYSTEM).unwrap().controllers(), 0);
 }
 

@@ -89,7 +89,7 @@ impl StallingDisk {
     /// # Errors
     /// [`Error::Failed`] with the words of losetup(8), mkfs.ext4(8) or mount(8).
     pub fn make(folder: &Path, mebibytes: u32) -> Result<Self, Error> {
-        packages::ensure(packages::STALLING_DISK, &mut |text| eprintln!("{text}"))?;
+        packages::ensure(packages::ODD_DISKS, &mut |text| eprintln!("{text}"))?;
         let image = folder.join("outer.img");
         written(&image, 2 * mebibytes + 32)?;
         let outer = Loop::attach(&image)?;
@@ -135,6 +135,29 @@ impl Drop for StallingDisk {
     }
 }
 
+/// A block device that takes no writes.
+#[derive(Debug)]
+pub struct ReadOnlyDisk(Loop);
+
+impl ReadOnlyDisk {
+    /// One of `mebibytes`, with its file in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the words of losetup(8).
+    pub fn make(folder: &Path, mebibytes: u32) -> Result<Self, Error> {
+        packages::ensure(packages::ODD_DISKS, &mut |text| eprintln!("{text}"))?;
+        let image = folder.join("read-only.img");
+        written(&image, mebibytes)?;
+        Loop::attach_with(&image, &["--read-only"]).map(Self)
+    }
+
+    /// The block device.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.device
+    }
+}
+
 /// A loop device; it is detached with this value.
 #[derive(Debug)]
 struct Loop {
@@ -143,8 +166,12 @@ struct Loop {
 
 impl Loop {
     fn attach(image: &Path) -> Result<Self, Error> {
+        Self::attach_with(image, &[])
+    }
+
+    fn attach_with(image: &Path, options: &[&str]) -> Result<Self, Error> {
         let mut command = Command::new("losetup");
-        command.args(["--find", "--show"]).arg(image);
+        command.args(["--find", "--show"]).args(options).arg(image);
         let output = cluster::run(command, "")?;
         let device = cluster::succeeded("losetup", &output)?;
         Ok(Self { device: PathBuf::from(device.trim()) })

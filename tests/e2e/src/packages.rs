@@ -23,8 +23,8 @@ pub const GUEST: &[Requirement] = &[
     Requirement { program: "xz", package: "xz-utils" },
 ];
 
-/// What a disk that stalls is made with.
-pub const STALLING_DISK: &[Requirement] = &[
+/// What disks that stall or take no writes are made with.
+pub const ODD_DISKS: &[Requirement] = &[
     Requirement { program: "losetup", package: "mount" },
     Requirement { program: "mkfs.ext4", package: "e2fsprogs" },
     Requirement { program: "fsfreeze", package: "util-linux" },

@@ -1,13 +1,15 @@
 //! `basaltd serve`: one daemon alone, seen by whoever watches over it.
 #![allow(clippy::unwrap_used, reason = "functions of a test file")]
 
+use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use basalt_e2e::http;
-use basalt_e2e::mounts::StallingDisk;
+use basalt_e2e::mounts::{ReadOnlyDisk, StallingDisk};
 use basalt_e2e::programs::Serve;
 use basalt_nvme_wire::pdu::Digests;
+use basalt_nvme_wire::reservation::{PersistenceChange, Register, RegisterAction, ReservationKey};
 use basalt_nvmf_host::HostOptions;
 use basalt_nvmf_tcp::host::TcpHostOptions;
 use basalt_nvmf_tcp::host::blocking::Session;
@@ -46,6 +48,42 @@ fn a_disk_that_hangs_in_a_write_of_a_killed_daemon_is_not_handed_to_the_next_one
     std::thread::sleep(Duration::from_millis(500));
     assert!(session.read(1, 0, 8).unwrap() == [3; 4096]);
     session.disconnect().unwrap();
+}
+
+#[test]
+#[ignore = "needs root and built programs; cargo xtask test runs it"]
+fn what_cannot_be_written_or_understood_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let address = SocketAddr::from(([127, 0, 0, 1], basalt_kube::free_ports(1).unwrap()[0]));
+    let start = |device: &str| {
+        let arguments = [
+            "--no-pin".to_owned(),
+            format!("--listen={address}"),
+            format!("--nqn={NQN}"),
+            format!("--state={}", state.display()),
+            format!("--device={device}"),
+        ];
+        Serve::start(&arguments, &dir.path().join("basaltd.log"))
+    };
+    let disk = ReadOnlyDisk::make(dir.path(), 1).unwrap();
+    let refused = start(&format!("file,path={}", disk.path().display())).unwrap_err().to_string();
+    assert!(refused.contains("the disk is read-only"), "{refused}");
+
+    let daemon = start("ram,size=1MiB").unwrap();
+    let (action, persistence) = (RegisterAction::Register, PersistenceChange::On);
+    let (current, new) = (ReservationKey(0), ReservationKey(7));
+    let register = Register { action, ignore_key: false, persistence, current, new };
+    connect(address).register(1, register).unwrap();
+    drop(daemon);
+    let kept: Vec<_> = fs::read_dir(state.join("reservations")).unwrap().collect();
+    let [Ok(kept)] = &kept[..] else { panic!("one namespace, one file: {kept:?}") };
+    let mut bytes = fs::read(kept.path()).unwrap();
+    bytes[20] ^= 1;
+    fs::write(kept.path(), bytes).unwrap();
+    let refused = start("ram,size=1MiB").unwrap_err().to_string();
+    assert!(refused.contains(&kept.path().display().to_string()), "{refused}");
+    assert!(refused.contains("the saved reservation is damaged"), "{refused}");
 }
 
 fn connect(address: SocketAddr) -> Session {

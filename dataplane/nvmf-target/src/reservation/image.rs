@@ -136,8 +136,12 @@ impl ReservationState {
 
 fn held(kind: u8, holder: [u8; 16]) -> Result<Option<Held>, ImageError> {
     match (kind, ReservationType::from_code(kind)) {
-        (0, _) => Ok(None),
-        (_, Some(kind)) => Ok(Some(Held::new(kind, HostId(holder)))),
+        (0, _) if holder == [0; 16] => Ok(None),
+        (_, Some(kind)) => match Held::new(kind, HostId(holder)) {
+            // All registrants hold it, so that it names none.
+            Held::ByAll { .. } if holder != [0; 16] => Err(ImageError::Damaged),
+            held => Ok(Some(held)),
+        },
         (_, None) => Err(ImageError::Damaged),
     }
 }

@@ -365,6 +365,18 @@ fn version_one_is_read_and_written_as_it_always_was() {
 }
 
 #[test]
+fn a_holder_of_what_nobody_holds_alone_is_damage() {
+    // The type at byte 36: none, and two that all registrants hold; the first one is still named as their holder.
+    for kind in [0, 7, 8] {
+        let mut image = sample().encode(NAMESPACE);
+        image[36] = kind;
+        let checksum = basalt_nvme_wire::digest::crc32c(&image[16..]);
+        image[12..16].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(ReservationState::decode(NAMESPACE, &image), Err(ImageError::Damaged), "{kind}");
+    }
+}
+
+#[test]
 fn registrants_are_bounded_and_a_host_without_identifier_is_none() {
     let register = |new| {
         Command::Register(Register {

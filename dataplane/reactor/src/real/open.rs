@@ -13,6 +13,9 @@ const FILE_BLOCK_BYTES: u32 = 512;
 /// Unit in which a file is best written in bytes, unless the file system says more.
 const OPTIMAL_BYTES_MIN: u32 = 4096;
 
+/// Asks whether a block device is read-only (linux/fs.h: `_IO(0x12, 94)`).
+const BLKROGET: libc::Ioctl = 0x125e;
+
 /// Opens a file or block device, making the file if the options say so.
 pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<File, DiskError> {
     let file = open_file(path, options, 0)?;
@@ -44,6 +47,9 @@ pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<File, DiskError
 pub(super) fn describe(file: &File, read_only: bool, id: DiskId, poll: bool) -> Result<DiskInfo, DiskError> {
     let metadata = file.metadata().map_err(|error| cause(&error))?;
     let kind = kind_of(&metadata)?;
+    if kind == DiskKind::BlockDevice && !read_only && is_read_only(file)? {
+        return Err(DiskError::ReadOnly);
+    }
     let direct = is_direct(file)?;
     let block_bytes = match kind {
         DiskKind::BlockDevice => sector_bytes(file)?,
@@ -92,6 +98,14 @@ fn open_file(path: &Path, options: &DiskOptions, flags: libc::c_int) -> Result<F
         }
     }
     how.custom_flags(flags).open(path).map_err(|error| cause(&error))
+}
+
+/// Whether a block device takes no writes, which opening it does not tell of all.
+fn is_read_only(device: &File) -> Result<bool, DiskError> {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut read_only) };
+    if result != 0 { Err(cause(&io::Error::last_os_error())) } else { Ok(read_only != 0) }
 }
 
 /// Lengthens a file that is shorter than the options want it.
