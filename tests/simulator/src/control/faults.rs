@@ -7,7 +7,7 @@ use crate::control::world::{Caller, Event, World};
 use crate::event;
 use crate::network::{Address, Weather};
 use basalt_clock::Random;
-use basalt_core::{ClientRequest, Start};
+use basalt_core::{ClientRequest, Role, Start};
 use basalt_model::{ClusterId, MemberId, State};
 use basalt_raft::{CrashStyle, DiskFault, MemoryDisk};
 use std::mem;
@@ -97,6 +97,14 @@ impl World {
         }
         let voters: Vec<MemberId> = self.admin.voters.iter().copied().collect();
         let victim = voters[usize::try_from(self.random.below(voters.len() as u64)).unwrap_or(0)];
+        // One that was never heard holds nothing: without the victim, it and one other would be no majority of those that know what was committed.
+        let has_joined = |voter: &MemberId| {
+            let running = self.processes.get(voter).and_then(|process| process.running.as_ref());
+            running.is_some_and(|running| running.member.status().role != Role::Waiting)
+        };
+        if !voters.iter().all(has_joined) {
+            return;
+        }
         self.crash(victim);
         let cluster = ClusterId::from_random(u128::from(self.random.next_u64()));
         let off = self.millis(10, 3_000);
