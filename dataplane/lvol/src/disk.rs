@@ -14,6 +14,7 @@ use futures::stream;
 
 use crate::error::{DiskFault, DiskRefusal, FaultCause};
 use crate::foreign::{ForeignContent, PROBE_BYTES, recognise};
+use crate::larger_blocks::LargerBlocks;
 use crate::layout::{
     EXTENT_BYTES_MAX, PAGE_BYTES, PIECES, SLOT_OFFSETS, SUPERBLOCK_BYTES, Superblock, SuperblockError,
 };
@@ -79,6 +80,15 @@ impl DiskIo {
         let channel = AsyncChannel::new(handle, channel);
         let block = disk.device.info().block_size();
         Ok(Self { name: disk.name.clone(), device: Arc::clone(&disk.device), channel, block })
+    }
+
+    /// The same disk in larger blocks than the device's own, if it does not have these already.
+    pub(crate) fn in_blocks_of(self, handle: &Handle, block: BlockSize) -> Result<Self, DiskFault> {
+        if self.block == block {
+            return Ok(self);
+        }
+        let device = Arc::new(LargerBlocks::new(self.device, block));
+        Self::open(handle, &PoolDisk { name: self.name, device })
     }
 
     pub(crate) fn bytes(&self) -> u64 {

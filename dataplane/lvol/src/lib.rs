@@ -17,6 +17,7 @@ mod foreign;
 mod gates;
 mod hot;
 pub mod id;
+mod larger_blocks;
 pub mod layout;
 mod memory;
 mod pages;

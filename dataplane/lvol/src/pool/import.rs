@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
 
@@ -527,10 +528,10 @@ impl FoundDisk {
             let (bytes, expected) = (io.bytes(), superblock.geometry.device_bytes);
             return Err(DiskRefusal::Shrunk { disk, bytes, expected });
         }
-        if io.block().bytes() > superblock.geometry.block_bytes || !io.takes_pieces() {
-            return Err(io.unsuitable());
-        }
-        Ok(Self { io: Rc::new(io), superblock })
+        // The pool's block counts for all that is written and for the volumes, whatever the device could do.
+        let block = BlockSize::new(superblock.geometry.block_bytes).filter(|block| *block >= io.block());
+        let Some(block) = block.filter(|_| io.takes_pieces()) else { return Err(io.unsuitable()) };
+        Ok(Self { io: Rc::new(io.in_blocks_of(handle, block)?), superblock })
     }
 }
 

@@ -132,26 +132,32 @@ pub fn snapshot(number: u8) -> NewSnapshot {
 /// An open device in bytes.
 pub struct Bytes {
     channel: AsyncChannel,
+    block: BlockSize,
 }
 
 impl Bytes {
     pub fn open(handle: &Handle, device: &dyn BlockDevice) -> Self {
-        Self { channel: AsyncChannel::new(handle, device.open(handle).unwrap()) }
+        let channel = AsyncChannel::new(handle, device.open(handle).unwrap());
+        Self { channel, block: device.info().block_size() }
+    }
+
+    fn range(&self, offset: u64, len: u64) -> (Lba, BlockCount) {
+        (Lba(self.block.blocks_in(offset).0), self.block.blocks_in(len))
     }
 
     pub async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, IoError> {
-        let blocks = BlockCount(len as u64 / 512);
-        Ok(self.channel.read(Lba(offset / 512), blocks, Buffer::zeroed(len)).await?.to_vec())
+        let (lba, blocks) = self.range(offset, len as u64);
+        Ok(self.channel.read(lba, blocks, Buffer::zeroed(len)).await?.to_vec())
     }
 
     pub async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
-        let blocks = BlockCount(bytes.len() as u64 / 512);
-        self.channel.write(Lba(offset / 512), blocks, Buffer::copy_of(bytes), false).await.map(drop)
+        let (lba, blocks) = self.range(offset, bytes.len() as u64);
+        self.channel.write(lba, blocks, Buffer::copy_of(bytes), false).await.map(drop)
     }
 
     pub async fn write_durably(&self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
-        let blocks = BlockCount(bytes.len() as u64 / 512);
-        self.channel.write(Lba(offset / 512), blocks, Buffer::copy_of(bytes), true).await.map(drop)
+        let (lba, blocks) = self.range(offset, bytes.len() as u64);
+        self.channel.write(lba, blocks, Buffer::copy_of(bytes), true).await.map(drop)
     }
 
     pub async fn flush(&self) -> Result<(), IoError> {
@@ -159,11 +165,13 @@ impl Bytes {
     }
 
     pub async fn unmap(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.channel.unmap(Lba(offset / 512), BlockCount(len / 512)).await
+        let (lba, blocks) = self.range(offset, len);
+        self.channel.unmap(lba, blocks).await
     }
 
     pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.channel.write_zeroes(Lba(offset / 512), BlockCount(len / 512)).await
+        let (lba, blocks) = self.range(offset, len);
+        self.channel.write_zeroes(lba, blocks).await
     }
 }
 
