@@ -308,7 +308,10 @@ fn better(
         return b;
     }
     match (a, b) {
-        (Ok(a), Ok(b)) => Ok(if a.sequence > b.sequence { a } else { b }),
+        (Ok(a), Ok(b)) => {
+            let read_only = a.read_only || b.read_only;
+            Ok(Superblock { read_only, ..if a.sequence > b.sequence { a } else { b } })
+        }
         (Ok(found), Err(_)) | (Err(_), Ok(found)) => Ok(found),
         (Err(SuperblockError::Absent), Err(error)) | (Err(error), Err(_)) => Err(error),
     }

@@ -203,7 +203,7 @@ impl From<DiskFault> for ImportError {
 /// Why a pool takes no change.
 #[derive(Clone, Debug, Error)]
 pub enum ReadOnlyReason {
-    /// The superblock has ro-compat features that this program does not know.
+    /// A disk has ro-compat features that this program does not know.
     #[error("the pool uses features that this program does not know; use a newer one")]
     UnknownFeature,
     /// A part of the metadata could not be read: the volumes in it are isolated and must not be written out as damaged.

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod create;
+mod found;
 mod freeze;
 mod grants;
 mod grow;

@@ -6,17 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use basalt_bdev::BlockSize;
 use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
 
 use super::checkpoint::{Written, WrittenVolume};
+use super::found::{FoundDisk, assign, check_together};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
 use super::obstacles::{Obstacles, judge};
 use super::{Inner, Journal, Pool, State, StoredPage, Volume, VolumeData, owner};
-use crate::disk::{DiskContent, DiskIo, PoolDisk};
-use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
+use crate::disk::PoolDisk;
+use crate::error::{ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, Revision, VolumeId};
 use crate::layout::{
     DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock,
@@ -281,7 +281,17 @@ impl Image {
         }
     }
 
+    /// Names of the disks with ro-compat features that this program does not know.
+    pub(super) fn unknown_features(&self) -> impl Iterator<Item = &str> {
+        let unknown = self.present.iter().flatten().filter(|disk| disk.superblock.read_only);
+        unknown.map(|disk| disk.io.name.as_str())
+    }
+
     fn read_only(&self) -> Option<ReadOnlyReason> {
+        // Before anything that somebody could accept or wait for.
+        if self.unknown_features().next().is_some() {
+            return Some(ReadOnlyReason::UnknownFeature);
+        }
         if self.loader.unreadable.get() {
             // What could not be read now may be read next time, unless the next checkpoint is written without it.
             mark!("lvol-metadata-unreadable");
@@ -291,10 +301,7 @@ impl Image {
             // With the missing disk they may be believed: they are kept as they are until it is there.
             return Some(ReadOnlyReason::Unreadable);
         }
-        if self.replay.damaged {
-            return Some(ReadOnlyReason::JournalDamaged);
-        }
-        self.superblock.read_only.then_some(ReadOnlyReason::UnknownFeature)
+        self.replay.damaged.then_some(ReadOnlyReason::JournalDamaged)
     }
 
     /// The pool of it. Nothing is written.
@@ -501,76 +508,6 @@ impl Counts for Counted<'_> {
     fn unreference(&mut self, place: Place) {
         self.refs.unreference(place);
     }
-}
-
-/// A disk that was opened and says that it belongs to a pool of this cluster.
-struct FoundDisk {
-    io: Rc<DiskIo>,
-    superblock: Superblock,
-}
-
-impl FoundDisk {
-    async fn read(handle: &Handle, disk: &PoolDisk, cluster: ClusterId) -> Result<Self, DiskRefusal> {
-        let io = DiskIo::open(handle, disk)?;
-        // What is read must not be lost afterwards: after the death of a process it may be in a volatile cache.
-        io.flush().await?;
-        let disk = io.name.clone();
-        let superblock = match io.examine().await? {
-            DiskContent::Pool(superblock) => *superblock,
-            DiskContent::Blank => return Err(DiskRefusal::Blank { disk }),
-            DiskContent::Foreign(content) => return Err(DiskRefusal::Foreign { disk, content }),
-            DiskContent::Unusable(source) => return Err(DiskRefusal::Unusable { disk, source }),
-        };
-        if superblock.cluster != cluster {
-            return Err(DiskRefusal::OtherCluster { disk, cluster: superblock.cluster });
-        }
-        if io.bytes() < superblock.geometry.device_bytes {
-            let (bytes, expected) = (io.bytes(), superblock.geometry.device_bytes);
-            return Err(DiskRefusal::Shrunk { disk, bytes, expected });
-        }
-        // The pool's block counts for all that is written and for the volumes, whatever the device could do.
-        let block = BlockSize::new(superblock.geometry.block_bytes).filter(|block| *block >= io.block());
-        let Some(block) = block.filter(|_| io.takes_pieces()) else { return Err(io.unsuitable()) };
-        Ok(Self { io: Rc::new(io.in_blocks_of(handle, block)?), superblock })
-    }
-}
-
-/// All disks belong to one pool, and each is there once.
-fn check_together(found: &[FoundDisk]) -> Result<(), ImportError> {
-    for (index, disk) in found.iter().enumerate() {
-        let pool = found[0].superblock.pool;
-        if disk.superblock.pool != pool {
-            let refusal = DiskRefusal::OtherPool { disk: disk.io.name.clone(), pool: disk.superblock.pool };
-            return Err(refusal.into());
-        }
-        let twin = found[..index].iter().find(|other| other.superblock.disk == disk.superblock.disk);
-        if let Some(twin) = twin {
-            let (first, second) = (twin.io.name.clone(), disk.io.name.clone());
-            return Err(DiskRefusal::Twice { first, second }.into());
-        }
-    }
-    Ok(())
-}
-
-/// Puts each disk to its place in the pool.
-fn assign(found: Vec<FoundDisk>, records: &[DiskRecord]) -> Result<Vec<Option<FoundDisk>>, ImportError> {
-    let mut present: Vec<Option<FoundDisk>> = records.iter().map(|_| None).collect();
-    for disk in found {
-        let superblock = &disk.superblock;
-        let place = records.iter().position(|record| record.id == superblock.disk);
-        let agrees = |index: usize| {
-            let (record, geometry) = (&records[index], &superblock.geometry);
-            superblock.disk_index as usize == index
-                && record.data_offset == geometry.data_offset
-                && record.metadata_pages == geometry.metadata_pages()
-                && record.extents <= geometry.extents
-        };
-        match place {
-            Some(index) if agrees(index) => present[index] = Some(disk),
-            Some(_) | None => return Err(ImportError::Stranger(disk.io.name.clone())),
-        }
-    }
-    Ok(present)
 }
 
 impl Inner {

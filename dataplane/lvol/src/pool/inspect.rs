@@ -166,16 +166,26 @@ pub async fn inspect(handle: &Handle, disks: Vec<PoolDisk>) -> Result<Inspection
     let mut inspection = image.describe();
     findings.append(&mut inspection.findings);
     inspection.findings = findings;
+    if image.unknown_features().next().is_some() {
+        // No repair by this program writes anything.
+        inspection.findings.iter_mut().for_each(|finding| finding.remedy = Remedy::ByHand);
+    }
     Ok(inspection)
 }
 
 /// Puts right what can be: damaged copies are written anew from the others, and a pool whose journal is damaged goes on without what
-/// is missing. Answers what is still wrong afterwards.
+/// is missing. A pool with features that this program does not know is left alone. Answers what is still wrong afterwards.
 ///
 /// # Errors
 /// As for [`inspect`], or a write failed.
 pub async fn repair(handle: &Handle, disks: Vec<PoolDisk>) -> Result<Inspection, ImportError> {
     let cluster = cluster_of(handle, &disks).await?;
+    // Nothing is written before all disks are understood.
+    let image = Image::read(handle, cluster, disks.clone()).await?;
+    if image.unknown_features().next().is_some() {
+        return inspect(handle, disks).await;
+    }
+    drop(image);
     for disk in &disks {
         let io = DiskIo::open(handle, disk).map_err(DiskRefusal::Fault)?;
         // Both slots anew from the one that counts. For the lead a checkpoint does the same, if there is one.
@@ -281,6 +291,11 @@ impl Image {
         for (index, disk) in disks.iter().enumerate().filter(|(_, disk)| disk.name.is_none()) {
             let explanation = "is missing; volumes with data on it are isolated until it is back".to_owned();
             find(format!("disk {index} ({})", disk.id), explanation, Remedy::ByHand);
+        }
+        for disk in self.unknown_features() {
+            let explanation = "has features that this program does not know (ro-compat): the pool can be read and not be changed, and \
+                               `--repair` writes nothing, whatever else is found. Use a newer program";
+            find(disk.to_owned(), explanation.into(), Remedy::ByHand);
         }
         if self.healed() {
             let explanation = "one copy of the root or directory is damaged; the other one is intact";
