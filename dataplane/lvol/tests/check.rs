@@ -96,6 +96,38 @@ fn what_has_a_copy_is_repaired_and_what_is_lost_is_said_before() {
     });
 }
 
+#[test]
+fn a_damaged_copy_of_a_group_is_found_and_written_anew() {
+    run(5, |handle| async move {
+        // Either copy, of the first group and of one that others follow.
+        for block in [0, 1, 4, 5] {
+            let disks = [ram(12 * MIB)];
+            let pool = create(&handle, &disks).await.unwrap();
+            let device = pool.create_volume(thin(1, 8 * MIB)).await.unwrap();
+            let bytes = Bytes::open(&handle, &*device);
+            for extent in 0..3 {
+                bytes.write(extent * MIB, &[7; 512]).await.unwrap();
+            }
+            drop((bytes, device, pool));
+            let sound = inspect(&handle, named_all(&disks)).await.unwrap();
+            assert!(sound.findings.is_empty() && sound.journal_records == 3, "{:?}", sound.findings);
+            flip(&handle, &*disks[0], MIB + block * 512 + 200).await;
+            let found = inspect(&handle, named_all(&disks)).await.unwrap();
+            let findings: Vec<_> =
+                found.findings.iter().map(|finding| (finding.subject.as_str(), finding.remedy)).collect();
+            assert_eq!(findings, [("journal", Remedy::Rewrite)], "block {block}");
+            assert!(found.findings[0].explanation.contains("one group"), "{:?}", found.findings);
+            let after = repair(&handle, named_all(&disks)).await.unwrap();
+            assert!(after.findings.is_empty() && after.checkpoint > found.checkpoint, "{:?}", after.findings);
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            let Some(VolumeStatus::Ready(_, device)) = pool.volume(volume_id(1)) else { panic!("there") };
+            for extent in 0..3 {
+                assert_eq!(Bytes::open(&handle, &*device).read(extent * MIB, 512).await.unwrap(), [7; 512]);
+            }
+        }
+    });
+}
+
 async fn small_extents(handle: &Handle, disks: &[Arc<dyn BlockDevice>]) -> Pool {
     let disks = named_all(disks).into_iter();
     let disks = disks.map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false }).collect();

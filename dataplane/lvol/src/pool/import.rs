@@ -236,6 +236,11 @@ impl Image {
         self.replay.damaged
     }
 
+    /// Groups of the journal of which one copy is damaged.
+    pub(super) fn halved_groups(&self) -> usize {
+        self.replay.halved
+    }
+
     pub(super) fn unreadable(&self) -> bool {
         self.loader.unreadable.get()
     }

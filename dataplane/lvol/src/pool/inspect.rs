@@ -308,6 +308,18 @@ impl Image {
                                wrote there";
             find("journal".into(), explanation.into(), Remedy::AcceptLoss);
         }
+        let halved = match self.halved_groups() {
+            0 => None,
+            1 => Some("one group".to_owned()),
+            count => Some(format!("{count} groups")),
+        };
+        if let Some(halved) = halved {
+            let explanation = format!(
+                "one copy of {halved} is damaged, or was cut off when power failed; the other one is intact. A checkpoint takes the \
+                 journal's place"
+            );
+            find("journal".into(), explanation, Remedy::Rewrite);
+        }
         if self.contradicts_its_root() {
             let explanation = "the root says that an extent is free which a map names; no volume is concerned by that, but none must be \
                                damaged before a checkpoint has written it anew";

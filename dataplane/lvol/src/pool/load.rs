@@ -17,8 +17,8 @@ use crate::id::{PoolId, VolumeId};
 use crate::layout::{
     DIRECTORY_RECORDS, DamageReason, DirectoryRecord, DiskGeometry, DiskRecord, Group, GroupId,
     JournalRecord, LEAF_EXTENTS, Leaf, MapRoot, NODE_CHILDREN, PAGE_BYTES, PageHeader, PageKind, PageNumber,
-    PagePointer, Root, RootError, Superblock, Trust, TwinPointer, VolumeRecord, decode_directory,
-    decode_group, decode_node, group_bytes_max, later_groups,
+    PagePointer, Root, RootError, Superblock, Trust, TwinPointer, VolumeRecord, copies_of_group,
+    decode_directory, decode_group, decode_node, group_bytes_max, later_groups,
 };
 use crate::pages::{PageHold, Pages};
 use crate::tree::{Body, Node, Tree, covered};
@@ -308,6 +308,8 @@ pub(super) struct Replay {
     pub(super) next: u64,
     /// A group is missing and later ones are not.
     pub(super) damaged: bool,
+    /// Groups that are believed and of which one copy is not intact.
+    pub(super) halved: usize,
     /// There were groups, believed or not: the next one must not be written over them before a checkpoint was.
     pub(super) used: bool,
     /// Volumes of the groups of which it is not known whether they are to be believed.
@@ -324,6 +326,7 @@ pub(super) async fn read_journals(
 ) -> Result<Replay, DiskFault> {
     let (mut groups, mut next): (Vec<Group>, u64) = (Vec::new(), root.first_group);
     let (mut seen, mut damaged) = (next.checked_sub(1), false);
+    let mut copies = Vec::new();
     for checkpoint in [superblock.sequence, superblock.sequence + 1] {
         let geometry = &superblock.geometry;
         let offset = geometry.journal_offset + checkpoint % 2 * geometry.journal_bytes;
@@ -332,6 +335,7 @@ pub(super) async fn read_journals(
         let id = |sequence| GroupId { pool: superblock.pool, checkpoint, sequence };
         let mut at = 0;
         while let Ok(group) = decode_group(&bytes[at..], id(next), block) {
+            copies.push(copies_of_group(&bytes[at..], id(next), block).map_or(0, |(_, intact)| intact));
             at += group.bytes;
             seen = Some(next);
             next += 1;
@@ -366,11 +370,12 @@ pub(super) async fn read_journals(
         mark!("lvol-group-not-believed");
         kept = if planted!("lvol-loose-group-believed") { groups.len() } else { kept };
     }
+    let halved = copies.iter().take(kept).filter(|intact| **intact < 2).count();
     let mut records: Vec<_> = groups.into_iter().take(kept).flat_map(|group| group.records).collect();
     if planted!("lvol-journal-replayed-halfway") {
         records.truncate(records.len().min(2));
     }
-    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, used, doubted })
+    Ok(Replay { records, next: seen.map_or(0, |seen| seen + 1), damaged, halved, used, doubted })
 }
 
 /// A journal's bytes. What the medium cannot give reads as zeroes: such blocks are told, with what was wrong.
