@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Above this part of a pool (in hundredths) nothing thin is placed on it any more.
 pub const NEAR_FULL: u64 = 85;
 
-/// Above this part of a pool (in hundredths) its node refuses first writes of thin volumes.
+/// Of this part of a pool (in hundredths) its node gives whole units of allocation to first writes of thin volumes, and refuses them then.
 pub const FULL: u64 = 95;
 
 /// How much thin volumes may be promised together, in hundredths of what thick volumes leave of the pool.
@@ -124,9 +124,11 @@ pub fn is_near_full(used: Bytes, capacity: Bytes) -> bool {
     exceeds(used, capacity, NEAR_FULL)
 }
 
-/// Whether more than [`FULL`] of a pool is used.
-pub fn is_full(used: Bytes, capacity: Bytes) -> bool {
-    exceeds(used, capacity, FULL)
+/// Whether a pool's node gives no space to first writes any more. One that shows no capacity is not in service and says nothing.
+pub fn is_full(pool: &PoolObserved) -> bool {
+    let unit = pool.allocation_unit.0.max(1);
+    let units = u128::from(pool.capacity.0 / unit);
+    units > 0 && u128::from(pool.used.0 / unit) >= units * u128::from(FULL) / 100
 }
 
 fn exceeds(used: Bytes, capacity: Bytes, hundredths: u64) -> bool {
@@ -139,17 +141,20 @@ mod tests {
     use crate::node::PoolHealth;
     use std::collections::BTreeMap;
 
-    fn room(used: u64, claim: Claim) -> Room {
-        let pool = PoolObserved {
+    fn pool(used: u64, capacity: u64, unit: u64) -> PoolObserved {
+        PoolObserved {
             id: None,
             health: PoolHealth::Online,
-            capacity: Bytes(100),
+            capacity: Bytes(capacity),
             used: Bytes(used),
-            allocation_unit: Bytes(1),
+            allocation_unit: Bytes(unit),
             disks: BTreeMap::new(),
             problem: None,
-        };
-        Room::new(&pool, OverProvisioning(200), claim)
+        }
+    }
+
+    fn room(used: u64, claim: Claim) -> Room {
+        Room::new(&pool(used, 100, 1), OverProvisioning(200), claim)
     }
 
     fn claim(guaranteed: u64, promised: u64, held: u64) -> Claim {
@@ -181,6 +186,17 @@ mod tests {
     fn near_full_nothing_is_promised_and_what_is_free_is_still_guaranteed() {
         let room = room(86, claim(86, 0, 86));
         assert_eq!((room.for_promise(), room.for_guarantee()), (Bytes(0), Bytes(14)));
-        assert!(!is_near_full(Bytes(85), Bytes(100)) && is_full(Bytes(96), Bytes(100)));
+        assert!(!is_near_full(Bytes(85), Bytes(100)));
+    }
+
+    #[test]
+    fn a_pool_is_full_with_its_last_unit_for_first_writes() {
+        for unit in [64 << 10, 1 << 20] {
+            for (units, limit) in [(1000, 950), (123, 116), (40, 38), (3, 2)] {
+                let full = |used| is_full(&pool(used * unit, units * unit, unit));
+                assert!(!full(limit - 1) && full(limit) && full(units), "{units} units");
+            }
+        }
+        assert!(!is_full(&pool(0, 0, 1 << 20)), "it was not reported yet");
     }
 }

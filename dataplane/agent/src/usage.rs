@@ -28,8 +28,8 @@ struct Seen {
 
 impl Seen {
     fn of(pool: &Pool) -> Self {
-        let capacity = pool.capacity();
-        let usage = PoolUsage { capacity, used: capacity - pool.free(), ..PoolUsage::default() };
+        let (capacity, extent) = (pool.capacity(), pool.extent_bytes());
+        let usage = PoolUsage { capacity, used: capacity - pool.free(), extent, ..PoolUsage::default() };
         let thresholds = [usage.is_near_full(), usage.stops_rebuilds(), usage.is_full()];
         Self { used: usage.used, thresholds }
     }

@@ -182,6 +182,37 @@ fn volumes_grow_and_never_shrink() {
 }
 
 #[test]
+fn a_pool_says_that_it_is_full_when_it_refuses_first_writes() {
+    run(16, |handle| async move {
+        // 123 extents, as a file of 128 MiB gives, and others for which 0.95 is no whole number.
+        for size in [128, 45, 26, 53, 105] {
+            let pool = create(&handle, &[ram(size * MIB)]).await.unwrap();
+            let volume = pool.create_volume(thin(1, 200 * MIB)).await.unwrap();
+            let bytes = Bytes::open(&handle, &*volume);
+            for extent in 0.. {
+                let full = pool.usage().is_full();
+                match bytes.write(extent * MIB, &[1; 512]).await {
+                    Ok(()) => assert!(!full, "{size} MiB: full with {extent} extents"),
+                    Err(error) => {
+                        assert_eq!(
+                            (error, full),
+                            (IoError::CapacityExceeded, true),
+                            "{size} MiB, {extent} extents"
+                        );
+                        break;
+                    }
+                }
+            }
+            bytes.unmap(0, MIB).await.unwrap();
+            bytes.flush().await.unwrap();
+            pool.tidy();
+            handle.sleep(std::time::Duration::from_secs(1)).await;
+            assert!(!pool.usage().is_full(), "{size} MiB: one was given back");
+        }
+    });
+}
+
+#[test]
 fn a_full_pool_refuses_first_writes_only() {
     run(6, |handle| async move {
         let pool = create(&handle, &[ram(45 * MIB)]).await.unwrap();
@@ -198,7 +229,7 @@ fn a_full_pool_refuses_first_writes_only() {
         };
         // 0.95 of 40 extents, two of which are the thick volume's.
         assert_eq!((refused, written), (IoError::CapacityExceeded, 36));
-        assert!(pool.usage().is_near_full() && pool.usage().stops_rebuilds() && !pool.usage().is_full());
+        assert!(pool.usage().is_near_full() && pool.usage().stops_rebuilds() && pool.usage().is_full());
         assert!(matches!(pool.health(), PoolHealth::Online));
         bytes.write(512, &[2; 512]).await.unwrap();
         Bytes::open(&handle, &*thick).write(MIB, &[3; 512]).await.unwrap();

@@ -272,13 +272,14 @@ fn pool_trouble(node: &Node) -> Option<Word> {
 
 /// Whether every pool has room, and if not, what follows for the fullest one.
 fn room(node: &Node) -> (Status, Word) {
-    let pools = node.observed.pools.iter().filter(|(_, pool)| space::is_near_full(pool.used, pool.capacity));
+    let filled = |pool: &PoolObserved| space::is_near_full(pool.used, pool.capacity) || space::is_full(pool);
+    let pools = node.observed.pools.iter().filter(|(_, pool)| filled(pool));
     let percent = |pool: &PoolObserved| u128::from(pool.used.0) * 100 / u128::from(pool.capacity.0.max(1));
     let fullest = pools.max_by_key(|(_, pool)| percent(pool));
     let Some((name, pool)) = fullest else {
         return (Status::True, Word::new("HaveRoom", "no pool is nearly full"));
     };
-    let (reason, follows) = match space::is_full(pool.used, pool.capacity) {
+    let (reason, follows) = match space::is_full(pool) {
         true => (
             "Full",
             "hosts are refused first writes to thin volumes (Capacity Exceeded); what is written can be overwritten",

@@ -8,7 +8,7 @@ use crate::id::VolumeId;
 
 /// Above this part of its capacity (in hundredths) a pool is near full: somebody should look.
 const NEAR_FULL: u64 = 85;
-/// Above this part (in hundredths) no extent is given to first writes and to writes after a snapshot any more.
+/// So much of the extents (in hundredths, rounded down to whole ones) is given to first writes and to writes after a snapshot at most.
 pub const RESERVE_LIMIT: u64 = 95;
 
 /// How full a pool is. All but the counts in bytes.
@@ -18,6 +18,8 @@ pub struct PoolUsage {
     pub capacity: u64,
     /// Taken, or not usable again yet.
     pub used: u64,
+    /// The unit of allocation.
+    pub extent: u64,
     /// Of that, kept from use because it may be a damaged volume's.
     pub withheld: u64,
     /// What the volumes could hold, snapshots left out. More than the capacity means that the pool is overcommitted.
@@ -55,10 +57,11 @@ impl PoolUsage {
         exceeds(self.used, self.capacity, 90)
     }
 
-    /// No extent is given to first writes any more.
+    /// No extent is given to first writes any more: that is so from the last one on that they may have.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        exceeds(self.used, self.capacity, RESERVE_LIMIT)
+        let extent = self.extent.max(1);
+        self.used / extent >= extent_limit(self.capacity / extent)
     }
 }
 
@@ -94,6 +97,7 @@ impl Pool {
         let mut usage = PoolUsage {
             capacity: state.space.total() * extent,
             used: (state.space.total() - state.space.free()) * extent,
+            extent,
             withheld: state.withheld.iter().map(|run| u64::from(run.extents)).sum::<u64>() * extent,
             free_runs: state.space.free_runs(),
             metadata_capacity: total * page,
@@ -167,10 +171,25 @@ mod tests {
 
     #[test]
     fn thresholds_are_exceeded_and_not_met() {
-        let at = |used| PoolUsage { capacity: 1000, used, ..PoolUsage::default() };
+        let at = |used| PoolUsage { capacity: 1000, used, extent: 1, ..PoolUsage::default() };
         assert!(!at(850).is_near_full() && at(851).is_near_full());
         assert!(!at(900).stops_rebuilds() && at(901).stops_rebuilds());
-        assert!(!at(950).is_full() && at(951).is_full());
         assert_eq!((extent_limit(1000), extent_limit(3), extent_limit(0)), (950, 2, 0));
+    }
+
+    #[test]
+    fn a_pool_is_full_when_its_last_extent_for_first_writes_is_taken() {
+        for (extents, limit) in [(1000, 950), (123, 116), (40, 38), (21, 19), (3, 2), (953_674, 905_990)] {
+            for extent in [64 << 10, 1 << 20] {
+                let at = |used| PoolUsage {
+                    capacity: extents * extent,
+                    used: used * extent,
+                    extent,
+                    ..PoolUsage::default()
+                };
+                assert_eq!(extent_limit(extents), limit);
+                assert!(!at(limit - 1).is_full() && at(limit).is_full(), "{extents} extents");
+            }
+        }
     }
 }
