@@ -223,17 +223,10 @@ impl DiskIo {
     }
 
     pub(crate) async fn examine(&self) -> Result<DiskContent, DiskFault> {
-        let last_slot_end = SLOT_OFFSETS[1] + PAGE_BYTES as u64;
-        if self.bytes() < last_slot_end {
-            let content = self.read(0, self.bytes()).await?;
-            return Ok(recognise(&content, &[]).map_or(DiskContent::Blank, DiskContent::Foreign));
-        }
         match self.read_superblock().await? {
             Ok(superblock) => return Ok(DiskContent::Pool(Box::new(superblock))),
-            Err(error @ (SuperblockError::Version(_) | SuperblockError::Incompatible(_))) => {
-                return Ok(DiskContent::Unusable(error));
-            }
-            Err(SuperblockError::Absent | SuperblockError::Checksum | SuperblockError::Field(_)) => {}
+            Err(error) if error.is_foreign() => return Ok(DiskContent::Unusable(error)),
+            Err(_) => {}
         }
         let probe = self.bytes().min(PROBE_BYTES as u64);
         let first = self.read(0, probe).await?;
@@ -251,12 +244,16 @@ impl DiskIo {
         Ok(best)
     }
 
-    /// What one slot says. One that cannot be read counts as damaged: the other one may do.
+    /// What one slot says. One that cannot be read counts as damaged, one that a disk is too short for as absent: the other one may do.
     pub(crate) async fn read_slot(
         &self,
         slot: u32,
     ) -> Result<Result<Superblock, SuperblockError>, DiskFault> {
-        match self.read(SLOT_OFFSETS[slot as usize], PAGE_BYTES as u64).await {
+        let offset = SLOT_OFFSETS[slot as usize];
+        if self.bytes() < offset + PAGE_BYTES as u64 {
+            return Ok(Err(SuperblockError::Absent));
+        }
+        match self.read(offset, PAGE_BYTES as u64).await {
             Ok(page) => Ok(Superblock::decode(&page, slot)),
             Err(fault) if matches!(fault.source, FaultCause::Io(IoError::Medium)) => {
                 Ok(Err(SuperblockError::Checksum))
@@ -298,9 +295,8 @@ fn better(
     a: Result<Superblock, SuperblockError>,
     b: Result<Superblock, SuperblockError>,
 ) -> Result<Superblock, SuperblockError> {
-    let foreign = |found: &Result<Superblock, SuperblockError>| {
-        matches!(found, Err(SuperblockError::Version(_) | SuperblockError::Incompatible(_)))
-    };
+    let foreign =
+        |found: &Result<Superblock, SuperblockError>| found.as_ref().is_err_and(SuperblockError::is_foreign);
     if foreign(&a) {
         return a;
     }

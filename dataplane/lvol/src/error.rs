@@ -96,7 +96,9 @@ pub enum DiskRefusal {
         block_bytes: u32,
     },
     /// It is smaller than when the pool was made.
-    #[error("disk {disk} has {bytes} bytes, less than the {expected} that its pool was made with")]
+    #[error(
+        "disk {disk} has {bytes} bytes, less than the {expected} that its pool was made with: name the whole disk, or a copy that was not cut short"
+    )]
     Shrunk {
         /// The disk as the caller named it.
         disk: String,

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_device_mem::ImageDevice;
 use basalt_lvol::layout::{SLOT_OFFSETS, checksum};
-use basalt_lvol::{Pool, PoolHealth, ReadOnlyReason, Remedy, VolumeStatus, inspect, repair};
+use basalt_lvol::{
+    DiskContent, Pool, PoolHealth, ReadOnlyReason, Remedy, VolumeStatus, examine, inspect, repair,
+};
 use basalt_reactor::Handle;
 use support::{Bytes, CLUSTER, MIB, create, flip, named_all, run, thin, volume_id};
 
 /// Byte of the superblock where a field begins.
 const RO_COMPAT: usize = 32;
 const ROLE: usize = 140;
+const ENCRYPTION_KEY: usize = 96;
 
 fn images(contents: Vec<Vec<u8>>) -> Vec<Arc<ImageDevice>> {
     let image = |content| Arc::new(ImageDevice::new(Arc::new(content), BlockSize::B512, true));
@@ -101,5 +104,60 @@ fn features_of_a_member_that_are_not_known_keep_the_pool_from_being_written() {
             journal[0][(1 << 20) + copy * 512 + 70] ^= 1;
         }
         nothing_is_written(&handle, journal, "with a damaged journal").await;
+    });
+}
+
+#[test]
+fn an_encrypted_disk_is_refused_with_words_and_left_alone() {
+    run(2, |handle| async move {
+        let made = made(&handle).await;
+        for (disk, slots) in [(0, &SLOT_OFFSETS[..]), (1, &SLOT_OFFSETS[..]), (0, &SLOT_OFFSETS[1..])] {
+            let mut encrypted = made.clone();
+            patch(&mut encrypted[disk], slots, ENCRYPTION_KEY + 31, &[1]);
+            let disks = images(encrypted.clone());
+            let named = named_all(&devices(&disks));
+            let refused = [
+                Pool::import(&handle, CLUSTER, named.clone()).await.map(drop).unwrap_err(),
+                inspect(&handle, named.clone()).await.map(drop).unwrap_err(),
+                repair(&handle, named.clone()).await.map(drop).unwrap_err(),
+            ];
+            for refused in refused.map(|refused| refused.to_string()) {
+                assert_eq!(
+                    refused,
+                    format!(
+                        "disk disk-{disk}: the disk is encrypted, which this program cannot read; use a newer one"
+                    )
+                );
+            }
+            assert!(matches!(examine(&handle, &named[disk]).await, Ok(DiskContent::Unusable(_))));
+            assert!(contents(&disks) == encrypted, "nothing was written");
+        }
+    });
+}
+
+#[test]
+fn a_disk_that_was_cut_says_how_long_it_is_and_must_be() {
+    run(3, |handle| async move {
+        let made = made(&handle).await;
+        for (disk, whole) in [(0, 16 << 20), (1, 8 << 20)] {
+            for bytes in [4096, 508 << 10, 512 << 10, 516 << 10, 1 << 20, whole - 4096] {
+                let mut cut = made.clone();
+                cut[disk].truncate(bytes);
+                let disks = images(cut.clone());
+                let named = named_all(&devices(&disks));
+                let refused = [
+                    Pool::import(&handle, CLUSTER, named.clone()).await.map(drop).unwrap_err(),
+                    inspect(&handle, named.clone()).await.map(drop).unwrap_err(),
+                    repair(&handle, named.clone()).await.map(drop).unwrap_err(),
+                ];
+                for refused in refused.map(|refused| refused.to_string()) {
+                    let begin = format!(
+                        "disk disk-{disk} has {bytes} bytes, less than the {whole} that its pool was made with"
+                    );
+                    assert!(refused.starts_with(&begin), "{refused}");
+                }
+                assert!(contents(&disks) == cut, "nothing was written");
+            }
+        }
     });
 }

@@ -202,8 +202,6 @@ pub struct Superblock {
     pub pool: PoolId,
     /// The disk itself.
     pub disk: DiskId,
-    /// Identifies the key that its data is encrypted with; zero means not encrypted. Reserved.
-    pub encryption_key: [u8; 32],
     /// Counts the superblocks of this disk from 1. The higher one counts.
     pub sequence: u64,
     /// What the disk is to its pool.
@@ -237,9 +235,22 @@ pub enum SuperblockError {
     /// Features that this code must know in order to read the disk.
     #[error("the disk uses features that this program does not know (incompat bits {0:#x}); use a newer one")]
     Incompatible(u64),
+    /// It names the key that its data is encrypted with.
+    #[error("the disk is encrypted, which this program cannot read; use a newer one")]
+    Encrypted,
     /// The checksum is right and a field makes no sense.
     #[error("damaged superblock ({0})")]
     Field(&'static str),
+}
+
+impl SuperblockError {
+    /// Another program's disk, and intact: it is not to be taken for damage that the other slot makes good.
+    pub fn is_foreign(&self) -> bool {
+        match self {
+            Self::Version(_) | Self::Incompatible(_) | Self::Encrypted => true,
+            Self::Absent | Self::Checksum | Self::Field(_) => false,
+        }
+    }
 }
 
 impl Superblock {
@@ -264,6 +275,9 @@ impl Superblock {
         if unknown != 0 {
             return Err(SuperblockError::Incompatible(unknown));
         }
+        if raw.encryption_key != [0; 32] {
+            return Err(SuperblockError::Encrypted);
+        }
         if raw.length.get() as usize != SUPERBLOCK_BYTES || raw.slot.get() != slot {
             return Err(SuperblockError::Field("copied from another place"));
         }
@@ -280,7 +294,6 @@ impl Superblock {
             cluster: ClusterId::from_bytes(raw.cluster),
             pool: PoolId::from_bytes(raw.pool),
             disk: DiskId::from_bytes(raw.disk),
-            encryption_key: raw.encryption_key,
             sequence: raw.sequence.get(),
             role,
             disk_index: raw.disk_index.get(),
@@ -308,7 +321,7 @@ impl Superblock {
             cluster: self.cluster.to_bytes(),
             pool: self.pool.to_bytes(),
             disk: self.disk.to_bytes(),
-            encryption_key: self.encryption_key,
+            encryption_key: [0; 32],
             sequence: self.sequence.into(),
             slot: slot.into(),
             role: U32::new(match self.role {
@@ -378,7 +391,6 @@ mod tests {
             cluster: ClusterId::from_bytes([1; 16]),
             pool: PoolId::from_bytes([2; 16]),
             disk: DiskId::from_bytes([3; 16]),
-            encryption_key: [0; 32],
             sequence: 7,
             role: Role::Lead,
             disk_index: 0,
@@ -447,6 +459,8 @@ mod tests {
         assert!(Superblock::decode(&ro_compat, 1).unwrap().read_only);
         let incompat = patched(&lead(), 40, &[4]);
         assert_eq!(Superblock::decode(&incompat, 1), Err(SuperblockError::Incompatible(4)));
+        let encrypted = patched(&lead(), 96, &[0x40]);
+        assert_eq!(Superblock::decode(&encrypted, 1), Err(SuperblockError::Encrypted));
     }
 
     #[test]

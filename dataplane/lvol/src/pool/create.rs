@@ -168,7 +168,6 @@ pub(super) fn superblock_of(
         cluster,
         pool,
         disk: disk.id,
-        encryption_key: [0; 32],
         sequence: 1,
         role,
         disk_index: index,

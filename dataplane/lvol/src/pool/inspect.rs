@@ -11,7 +11,7 @@ use super::{Pool, PoolHealth};
 use crate::disk::{DiskContent, DiskIo, PoolDisk, examine};
 use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, DiskId, Epoch, Generation, PoolId, Revision, VolumeId};
-use crate::layout::{DamageReason, DiskLayout, SLOT_OFFSETS, SuperblockError, VERSION};
+use crate::layout::{DamageReason, DiskLayout, SLOT_OFFSETS, VERSION};
 
 /// All that the disks of a pool say, but for data.
 #[derive(Clone, Debug, Serialize)]
@@ -238,7 +238,8 @@ async fn inspect_slots(
         slots.iter().map(|slot| slot.as_ref().ok().map(|superblock| superblock.sequence)).collect();
     for (slot, found) in slots.iter().enumerate() {
         let what = match (found, sequences[1 - slot]) {
-            (Err(SuperblockError::Version(_) | SuperblockError::Incompatible(_)), _) | (_, None) => continue,
+            (_, None) => continue,
+            (Err(error), _) if error.is_foreign() => continue,
             (Err(error), Some(_)) => format!("superblock slot {slot} is unusable: {error}"),
             (Ok(superblock), Some(other)) if superblock.sequence < other => {
                 format!("superblock slot {slot} is older than the other one: power failed between the two")
