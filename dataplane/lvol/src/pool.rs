@@ -12,6 +12,7 @@ mod journal;
 mod load;
 mod obstacles;
 mod owner;
+mod remains;
 mod scrub;
 mod settle;
 mod snapshots;
@@ -48,11 +49,12 @@ use crate::pages::{PageHold, Pages};
 use crate::port::{Message, Port};
 use crate::refs::{Limbo, Refs};
 use crate::space::{Run, Space};
-use crate::tree::{Counts, FrozenTree, Tree};
+use crate::tree::{Counts, Tree};
 use crate::turns::Turns;
 use crate::volume::{LogicalVolume, PoolShared};
 use checkpoint::{Checkpoint, PageBytes, Written};
 use grants::OpenGrant;
+use remains::Kept;
 use scrub::Marks;
 use starving::Starving;
 
@@ -157,12 +159,7 @@ enum Volume {
     /// Understood, and a disk of it is missing, or its block size is not the disks'.
     Isolated(Box<VolumeData>, DamageReason),
     /// Not understood; kept as it was found.
-    Damaged {
-        directory: DirectoryRecord,
-        #[allow(dead_code, reason = "held for its drop")]
-        kept: (Option<Rc<StoredPage>>, Option<PageHold>, FrozenTree),
-        reason: DamageReason,
-    },
+    Damaged { directory: DirectoryRecord, kept: Rc<Kept>, reason: DamageReason },
     /// The next checkpoint does not have it any more.
     Deleting(Option<Box<VolumeData>>),
 }

@@ -11,8 +11,8 @@ use basalt_lvol::layout::DamageReason;
 use basalt_lvol::{LogicalVolume, NewPoolDisk, Pool, PoolHealth, ReadOnlyReason, VolumeError, VolumeStatus};
 use basalt_reactor::Handle;
 use support::{
-    Bytes, CLUSTER, MIB, create, create_of, flip, named_all, page_of_volume, ram, run, snapshot, thin,
-    volume, volume_id,
+    Bytes, CLUSTER, LEAF, MIB, OVERFLOW, create, create_of, flip, named_all, page_of_volume, pages_of, ram,
+    run, snapshot, thin, volume, volume_id,
 };
 
 fn device(pool: &Pool, number: u8) -> Arc<LogicalVolume> {
@@ -162,5 +162,127 @@ fn a_map_on_a_disk_that_is_missing_is_not_written_out_as_damaged() {
         assert!(matches!(pool.health(), PoolHealth::Online));
         let bytes = Bytes::open(&handle, &*self::device(&pool, 1));
         assert_eq!(bytes.read(599 * 256 * (64 << 10), 512).await.unwrap(), [7; 512]);
+    });
+}
+
+/// The page of a kind that covers volume extents from `first` on, or lies anywhere.
+async fn page_from(handle: &Handle, disk: &dyn BlockDevice, kind: u16, first: u64) -> u64 {
+    let pages = pages_of(handle, disk, kind).await;
+    pages.into_iter().find(|(_, page)| page[48..56] == first.to_le_bytes()).unwrap().0
+}
+
+/// Writes checkpoints until each page that counts as free was written over.
+async fn use_all_pages(pool: &Pool) {
+    for number in 0..400 {
+        pool.rename(volume_id(2), &format!("name-{number}")).await.unwrap();
+    }
+}
+
+#[test]
+fn what_can_be_reached_of_it_is_not_written_over_and_it_can_become_whole_again() {
+    run(7, |handle| async move {
+        for (kind, first) in [(LEAF, 256), (LEAF, 512), (OVERFLOW, 0)] {
+            let disks = [ram(200 * MIB)];
+            let pool = create(&handle, &disks).await.unwrap();
+            let owner = pool.create_volume(thin(1, 1000 * MIB)).await.unwrap();
+            pool.create_volume(thin(2, 10 * MIB)).await.unwrap();
+            let bytes = Bytes::open(&handle, &*owner);
+            // So many pieces with holes that one leaf needs another page for them.
+            let written = (0..120).chain([300, 600]);
+            for extent in written.clone() {
+                bytes.write(extent * MIB, &[1; 512]).await.unwrap();
+            }
+            pool.rename(volume_id(1), "own").await.unwrap();
+            drop((bytes, owner, pool));
+            let page = page_from(&handle, &*disks[0], kind, first).await;
+            flip(&handle, &*disks[0], page + 2000).await;
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            assert!(matches!(
+                pool.volume(volume_id(1)),
+                Some(VolumeStatus::Isolated(_, DamageReason::Checksum))
+            ));
+            use_all_pages(&pool).await;
+            drop(pool);
+            // And the next import knows as much.
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            use_all_pages(&pool).await;
+            drop(pool);
+            flip(&handle, &*disks[0], page + 2000).await;
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            let bytes = Bytes::open(&handle, &*device(&pool, 1));
+            for extent in written {
+                let found = bytes.read(extent * MIB, 512).await.unwrap();
+                assert_eq!(found, [1; 512], "kind {kind} at {first}: extent {extent}");
+            }
+            let pages = pool.usage().metadata_used;
+            drop(bytes);
+            pool.delete_volume(volume_id(1), Generation(10)).await.unwrap();
+            assert!(pool.usage().metadata_used < pages);
+        }
+    });
+}
+
+#[test]
+fn its_pages_are_free_when_it_was_deleted() {
+    run(8, |handle| async move {
+        let disks = [ram(40 * MIB)];
+        let pool = create(&handle, &disks).await.unwrap();
+        pool.create_volume(thin(2, 10 * MIB)).await.unwrap();
+        let without = pool.usage().metadata_used;
+        let owner = pool.create_volume(thin(1, 1000 * MIB)).await.unwrap();
+        for extent in [0, 300, 600] {
+            Bytes::open(&handle, &*owner).write(extent * MIB, &[1; 512]).await.unwrap();
+        }
+        pool.rename(volume_id(1), "own").await.unwrap();
+        let with = pool.usage().metadata_used;
+        drop((owner, pool));
+        let page = page_from(&handle, &*disks[0], LEAF, 256).await;
+        flip(&handle, &*disks[0], page + 2000).await;
+        let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+        assert_eq!(pool.usage().metadata_used, with);
+        pool.rename(volume_id(2), "another").await.unwrap();
+        assert_eq!(pool.usage().metadata_used, with);
+        pool.delete_volume(volume_id(1), Generation(10)).await.unwrap();
+        assert_eq!(pool.usage().metadata_used, without);
+    });
+}
+
+#[test]
+fn one_that_would_not_be_what_it_was_does_not_become_whole_again() {
+    run(9, |handle| async move {
+        for shared in [true, false] {
+            let disks = [ram(40 * MIB)];
+            let pool = create(&handle, &disks).await.unwrap();
+            let owner = pool.create_volume(thin(1, 1000 * MIB)).await.unwrap();
+            pool.create_volume(thin(2, 10 * MIB)).await.unwrap();
+            let bytes = Bytes::open(&handle, &*owner);
+            for extent in [0, 300, 600] {
+                bytes.write(extent * MIB, &[1; 512]).await.unwrap();
+            }
+            pool.rename(volume_id(1), "own").await.unwrap();
+            if shared {
+                pool.snapshot(volume_id(1), snapshot(9)).await.unwrap();
+                bytes.write(300 * MIB, &[2; 512]).await.unwrap();
+                pool.rename(volume_id(1), "again").await.unwrap();
+            } else {
+                // Only the journal has it, and the next checkpoint is without that.
+                bytes.write(MIB, &[1; 512]).await.unwrap();
+                bytes.flush().await.unwrap();
+            }
+            drop((bytes, owner, pool));
+            let page = page_from(&handle, &*disks[0], LEAF, 256).await;
+            flip(&handle, &*disks[0], page + 2000).await;
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            if shared {
+                // It frees what the damaged one has as well.
+                pool.delete_volume(volume_id(9), Generation(10)).await.unwrap();
+            }
+            use_all_pages(&pool).await;
+            drop(pool);
+            flip(&handle, &*disks[0], page + 2000).await;
+            let pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            let status = pool.volume(volume_id(1));
+            assert!(matches!(status, Some(VolumeStatus::Isolated(..))), "shared: {shared}, {status:?}");
+        }
     });
 }

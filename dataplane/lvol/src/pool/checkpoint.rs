@@ -7,6 +7,7 @@ use basalt_clock::{mark, planted};
 use futures::StreamExt;
 use futures::stream;
 
+use super::remains::Kept;
 use super::{Inner, Journal, StoredPage, Volume, VolumeData};
 use crate::disk::DiskIo;
 use crate::error::{DiskFault, ReadOnlyReason};
@@ -41,7 +42,7 @@ enum FrozenVolume {
     /// It is written anew unless `page` holds it.
     Understood { record: Box<VolumeRecord>, tree: FrozenTree, page: Option<Rc<StoredPage>> },
     /// Named as it was found.
-    Kept(DirectoryRecord),
+    Damaged(DirectoryRecord, Rc<Kept>),
 }
 
 /// Pages with their bytes.
@@ -62,6 +63,8 @@ pub(super) struct Written {
     /// In the order of their ids.
     pub(super) volumes: Vec<WrittenVolume>,
     pub(super) top: Vec<PageHold>,
+    /// Volumes that are damaged.
+    pub(super) damaged: Vec<Rc<Kept>>,
 }
 
 /// What the state on disk says of a volume.
@@ -258,8 +261,9 @@ impl Inner {
         let mut volume_pages = Vec::new();
         for volume in &checkpoint.volumes {
             let (record, tree, page) = match volume {
-                FrozenVolume::Kept(record) => {
+                FrozenVolume::Damaged(record, kept) => {
                     directory.push(*record);
+                    written.damaged.push(Rc::clone(kept));
                     continue;
                 }
                 FrozenVolume::Understood { record, tree, page } => (record, tree, page),
@@ -372,7 +376,7 @@ fn frozen((_, volume): (&VolumeId, &Volume)) -> Option<FrozenVolume> {
                 page: data.page.clone(),
             })
         }
-        Volume::Damaged { directory, .. } => Some(FrozenVolume::Kept(*directory)),
+        Volume::Damaged { directory, kept, .. } => Some(FrozenVolume::Damaged(*directory, Rc::clone(kept))),
     }
 }
 

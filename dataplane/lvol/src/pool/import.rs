@@ -14,18 +14,19 @@ use super::found::{FoundDisk, assign, check_together};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
 use super::obstacles::{Obstacles, judge};
-use super::{Inner, Journal, Pool, State, StoredPage, Volume, VolumeData, owner};
+use super::remains::Kept;
+use super::{Inner, Journal, Pool, State, Volume, VolumeData, owner};
 use crate::disk::PoolDisk;
 use crate::error::{ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, Revision, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, Pieces, Place, Role, Superblock,
-    TakenMap,
+    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, MapRoot, Pieces, Place, Role,
+    Superblock, TakenMap,
 };
 use crate::port::port;
 use crate::refs::{Limbo, Refs};
 use crate::space::{Space, runs_of};
-use crate::tree::{Counts, FrozenTree, Seen, Uncounted};
+use crate::tree::{Counts, Seen, Uncounted};
 use crate::turns::Turns;
 use crate::volume::{MappedDisk, PoolShared};
 
@@ -76,13 +77,6 @@ struct FoundVolume {
     kept: Kept,
 }
 
-/// What the disk names of a volume.
-#[derive(Default)]
-struct Kept {
-    page: Option<Rc<StoredPage>>,
-    tree: FrozenTree,
-}
-
 impl Image {
     /// Reads a pool.
     pub(crate) async fn read(
@@ -124,6 +118,7 @@ impl Image {
         let devices: Vec<_> =
             present.iter().map(|disk| disk.as_ref().map(|disk| disk.io.device.info())).collect();
         let replay = read_journals(&lead, &superblock, &top.root, |trust| judge(&devices, trust)).await?;
+        keep_remains(&loader, &mut volumes, &replay.records).await?;
         loader.forget_nodes();
         let mut image = Self { superblock, loader, present, top, replay, volumes };
         if !planted!("lvol-journal-not-replayed") {
@@ -418,11 +413,46 @@ fn space_of(layout: DiskLayout, records: &[DiskRecord], present: &[Option<FoundD
 async fn load_volume(loader: &Loader, directory: &DirectoryRecord) -> Result<(VolumeData, Kept), LoadError> {
     let (record, map, page) = loader.volume(directory).await?;
     let tree = loader.map(map).await?;
-    let kept = Kept { page: Some(Rc::clone(&page)), tree: tree.freeze() };
+    let kept = Kept { page: Some(Rc::clone(&page)), tree: tree.freeze(), ..Kept::default() };
     let mut data = VolumeData::new(record, tree, Some(page));
     let VolumeData { tree, disks, .. } = &mut data;
     tree.each(|_, pieces| *disks |= pieces.disks());
     Ok((data, kept))
+}
+
+/// Takes what can be reached of volumes that are damaged: all of it where the volume would be what it was if it became whole again.
+async fn keep_remains(
+    loader: &Loader,
+    volumes: &mut [FoundVolume],
+    records: &[JournalRecord],
+) -> Result<(), ImportError> {
+    if volumes.iter().all(|volume| volume.found.is_ok()) {
+        return Ok(());
+    }
+    // `None`: it may share data with any other one.
+    let mut families = Vec::with_capacity(volumes.len());
+    let mut outlines = Vec::new();
+    for (index, volume) in volumes.iter().enumerate() {
+        families.push(match &volume.found {
+            Ok(data) => Some(data.record.family),
+            Err(_) => {
+                let outline = loader.outline(&volume.directory).await?;
+                let family = outline.as_ref().map(|(record, _)| record.family);
+                outlines.push((index, outline));
+                family
+            }
+        });
+    }
+    for (index, outline) in outlines {
+        let volume = &mut volumes[index];
+        let page = volume.directory.page.number;
+        let named = records.iter().any(|record| record.volume == volume.directory.volume);
+        let related =
+            |family| families.iter().filter(|other| other.is_none_or(|other| other == family)).count() > 1;
+        let map = outline.filter(|(record, _)| !named && !related(record.family)).map(|(_, map)| map);
+        volume.kept.remains = loader.remains(page, map.unwrap_or(MapRoot { page: None, levels: 0 })).await?;
+    }
+    Ok(())
 }
 
 impl Inner {
@@ -444,8 +474,8 @@ impl Inner {
                 Ok(data) => data,
                 Err(reason) => {
                     mark!("lvol-volume-isolated");
-                    let page = self.pages.claim(directory.page.number).ok();
-                    let kept = (kept.page, page, kept.tree);
+                    let kept = Rc::new(kept);
+                    written.damaged.push(Rc::clone(&kept));
                     state.volumes.insert(directory.volume, Volume::Damaged { directory, kept, reason });
                     continue;
                 }
@@ -454,7 +484,7 @@ impl Inner {
             data.tree.count_into(&mut seen, &mut counted);
             taken.extend(counted.first);
             // What the disk names stays in use until the next checkpoint, also where the journal has changed it.
-            let Kept { page, tree } = kept;
+            let Kept { page, tree, .. } = kept;
             written.volumes.push(WrittenVolume { id: directory.volume, page, tree });
             let volume = match obstacles.of(&data) {
                 Some(reason) => Volume::Isolated(Box::new(data), reason),

@@ -58,7 +58,9 @@ pub(super) struct Loader {
     /// The sequence number of the checkpoint.
     pub(super) sequence: u64,
     /// Parts of maps that were read, by their page: volumes share them.
-    nodes: RefCell<BTreeMap<PageNumber, Rc<Node>>>,
+    pub(super) nodes: RefCell<BTreeMap<PageNumber, Rc<Node>>>,
+    /// Other pages that were taken for volumes that are damaged: these may share them.
+    pub(super) remains: RefCell<BTreeMap<PageNumber, Rc<PageHold>>>,
     /// A page could not be read, which says nothing about what is on it.
     pub(super) unreadable: Cell<bool>,
 }
@@ -128,6 +130,7 @@ impl Loader {
             pages,
             sequence,
             nodes: RefCell::default(),
+            remains: RefCell::default(),
             unreadable: Cell::new(false),
         }
     }
@@ -150,7 +153,7 @@ impl Loader {
     }
 
     /// Reads a page and checks it against the pointer that names it.
-    async fn checked(
+    pub(super) async fn checked(
         &self,
         pointer: PagePointer,
         kind: PageKind,
@@ -295,9 +298,10 @@ impl Loader {
         Ok((Body::Leaf(reader.finish()?), holds))
     }
 
-    /// Forgets which parts of maps were read, so that those that no volume has go.
+    /// Forgets which parts of maps were read, and pages taken, so that those that no volume has go.
     pub(super) fn forget_nodes(&self) {
         self.nodes.borrow_mut().clear();
+        self.remains.borrow_mut().clear();
     }
 }
 

@@ -181,6 +181,7 @@ pub const DIRECTORY: u16 = 2;
 pub const VOLUME: u16 = 3;
 pub const NODE: u16 = 4;
 pub const LEAF: u16 = 5;
+pub const OVERFLOW: u16 = 6;
 
 /// Byte offsets of the pages of a kind on a disk, the latest first; of several with one sequence number in their order.
 pub async fn pages_of(handle: &Handle, disk: &dyn BlockDevice, kind: u16) -> Vec<(u64, Vec<u8>)> {
