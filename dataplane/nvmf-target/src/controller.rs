@@ -2,11 +2,12 @@
 
 mod notices;
 mod reservations;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use basalt_clock::Instant;
@@ -22,7 +23,7 @@ use zerocopy::IntoBytes;
 
 use self::notices::Notices;
 use self::reservations::PendingFeature;
-use crate::abort::{AbortOrder, AbortTicket, QueuesEnd};
+use crate::abort::{AbortOrder, AbortTicket};
 use crate::events::Events;
 use crate::features::{self, Features};
 use crate::identify::{self, KEEP_ALIVE_GRANULARITY};
@@ -314,11 +315,6 @@ impl Controller {
         }))
     }
 
-    /// Whether something of earlier I/O queues may still reach a namespace.
-    fn is_ending(&self) -> bool {
-        self.asks_others || self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire))
-    }
-
     /// CSTS. A reset or shutdown is told as done, and a controller as ready, once nothing of earlier I/O queues can reach a namespace any
     /// more: what the host writes afterwards, by whatever path, must stay (Base 3.6, 3.7.2).
     fn status(&self) -> ControllerStatus {
@@ -336,42 +332,6 @@ impl Controller {
                 Lifecycle::Disabled | Lifecycle::Ready | Lifecycle::Failed => ShutdownStatus::Normal,
             },
         }
-    }
-
-    /// Ends the I/O queues: no command of theirs runs from now on, and those that devices have come back.
-    fn end_queues(&mut self) {
-        self.link.reset();
-        self.asks_others = false;
-        let fences = self.subsystem.fences_of(&self.link);
-        self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
-    }
-
-    /// Begins to wait for what the host left behind with other controllers, and for what a reset has not ended yet. Another reactor may not have
-    /// read yet that the host has closed their connections, so they are asked first; only then is it known who has left.
-    fn await_others(&mut self) {
-        let others = self.subsystem.admin_fences_beside(&self.link);
-        self.asks_others = true;
-        self.queues_ended = Some(QueuesEnd::order_if_left(&others, self.target.changes()));
-    }
-
-    /// Goes on with that, and lets I/O queues join once the controller is ready.
-    fn take_queues(&mut self) {
-        if self.asks_others && self.queues_ended.as_ref().is_none_or(|asked| asked.load(Ordering::Acquire)) {
-            let mut fences = self.subsystem.fences_left(&self.link);
-            fences.extend(self.subsystem.fences_of(&self.link));
-            self.asks_others = false;
-            self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
-        }
-        if self.lifecycle == Lifecycle::Ready && !self.is_ending() {
-            self.link.enable();
-        }
-    }
-
-    /// The host has closed the connection of this controller, as another one of its controllers wants to know.
-    pub(crate) fn host_has_left(&self, order: &AbortOrder) {
-        self.link.end();
-        order.hand_on(&self.subsystem.fences_of(&self.link));
-        self.target.changes().note();
     }
 
     /// The host wrote CC (Base 3.1.3.5).
