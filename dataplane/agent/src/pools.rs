@@ -331,6 +331,7 @@ impl Obstacle {
     fn of_refusal(refusal: &DiskRefusal) -> Self {
         let (reason, disk) = match refusal {
             DiskRefusal::Fault(fault) => (Reason::DiskFailed, &fault.disk),
+            DiskRefusal::BlocksTooLarge { disk, .. } => (Reason::DiskFailed, disk),
             DiskRefusal::Foreign { disk, .. } => (Reason::DiskHoldsForeignData, disk),
             DiskRefusal::Unusable { disk, .. } => (Reason::PoolDamaged, disk),
             DiskRefusal::OtherCluster { disk, .. } => (Reason::DiskOfAnotherCluster, disk),

@@ -95,6 +95,19 @@ pub enum DiskRefusal {
         /// Its logical block.
         block_bytes: u32,
     },
+    /// Its blocks are larger than those that the pool was made with, so that what the pool writes cannot be written.
+    #[error(
+        "disk {disk} has blocks of {block_bytes} bytes, and its pool was made with blocks of {pool_block_bytes}: give it as a device with \
+         blocks of {pool_block_bytes}"
+    )]
+    BlocksTooLarge {
+        /// The disk as the caller named it.
+        disk: String,
+        /// Its logical block.
+        block_bytes: u32,
+        /// The pool's.
+        pool_block_bytes: u32,
+    },
     /// It is smaller than when the pool was made.
     #[error(
         "disk {disk} has {bytes} bytes, less than the {expected} that its pool was made with: name the whole disk, or a copy that was not cut short"

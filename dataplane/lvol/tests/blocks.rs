@@ -140,3 +140,22 @@ fn a_torn_group_at_its_end_is_no_damage_there_either() {
         }
     });
 }
+
+#[test]
+fn larger_blocks_are_refused_with_words_and_nothing_is_written() {
+    run(1, |handle| async move {
+        let own = images(vec![vec![0; 16 << 20]], BlockSize::B512);
+        let pool = create(&handle, &devices(&own)).await.unwrap();
+        pool.create_volume(volume(1, MIB)).await.unwrap();
+        let before = contents(&own);
+        let larger = images(before.clone(), BlockSize::B4096);
+        let refused =
+            Pool::import(&handle, CLUSTER, named_all(&devices(&larger))).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("has blocks of 4096 bytes, and its pool was made with blocks of 512"),
+            "{refused}"
+        );
+        repair(&handle, named_all(&devices(&larger))).await.unwrap_err();
+        assert!(contents(&larger) == before);
+    });
+}

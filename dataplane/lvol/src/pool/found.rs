@@ -40,8 +40,18 @@ impl FoundDisk {
             return Err(DiskRefusal::Shrunk { disk, bytes, expected });
         }
         // The pool's block counts for all that is written and for the volumes, whatever the device could do.
-        let block = BlockSize::new(superblock.geometry.block_bytes).filter(|block| *block >= io.block());
-        let Some(block) = block.filter(|_| io.takes_pieces()) else { return Err(io.unsuitable()) };
+        let pool_block_bytes = superblock.geometry.block_bytes;
+        let block = BlockSize::new(pool_block_bytes).filter(|block| *block >= io.block());
+        let Some(block) = block else {
+            return Err(DiskRefusal::BlocksTooLarge {
+                disk,
+                block_bytes: io.block().bytes(),
+                pool_block_bytes,
+            });
+        };
+        if !io.takes_pieces() {
+            return Err(io.unsuitable());
+        }
         Ok(Self { io: Rc::new(io.in_blocks_of(handle, block)?), superblock })
     }
 }
