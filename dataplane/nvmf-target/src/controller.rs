@@ -7,7 +7,6 @@ mod waiting;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use basalt_clock::Instant;
@@ -23,6 +22,7 @@ use zerocopy::IntoBytes;
 
 use self::notices::Notices;
 use self::reservations::PendingFeature;
+use self::waiting::EarlierQueues;
 use crate::abort::{AbortOrder, AbortTicket};
 use crate::events::Events;
 use crate::features::{self, Features};
@@ -95,11 +95,7 @@ pub(crate) struct Controller {
     notices: Notices,
     /// Set Features commands that wait for a store.
     pending: Vec<PendingFeature>,
-    /// Whether the I/O queues of before have ended what they had under way: those of before the last reset or shutdown, and those that the host
-    /// left behind with another controller before this one was enabled.
-    queues_ended: Option<Arc<AtomicBool>>,
-    /// That is still to be asked for: until then the host's other controllers are asked whether it is still there.
-    asks_others: bool,
+    earlier: EarlierQueues,
     /// Held commands that a reset ended.
     reset_commands: Vec<CommandId>,
     /// Abort commands that wait for the queue that they are about.
@@ -138,8 +134,7 @@ impl Controller {
             discovery_page: None,
             notices: Notices::default(),
             pending: Vec::new(),
-            queues_ended: None,
-            asks_others: false,
+            earlier: EarlierQueues::Ended,
             reset_commands: Vec::new(),
             aborts: Vec::new(),
         };

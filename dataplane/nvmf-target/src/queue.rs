@@ -355,7 +355,6 @@ impl Queue {
             let fences: Vec<_> = self.fence.iter().cloned().collect();
             let ended = QueuesEnd::order(&fences, self.target.changes());
             self.role = Role::Leaving { _queue: queue, command, ended };
-            self.target.changes().note();
         }
     }
 

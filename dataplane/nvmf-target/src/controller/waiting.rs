@@ -1,39 +1,55 @@
 //! Waiting for what earlier I/O queues have under way: before a reset or shutdown is told as done, and a controller as ready.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Controller, Lifecycle};
 use crate::abort::{AbortOrder, QueuesEnd};
 
+/// How far the I/O queues of before are: those of before the last reset or shutdown, and those that the host left behind with another
+/// controller before this one was enabled.
+#[derive(Debug)]
+pub(super) enum EarlierQueues {
+    /// There are none, or nothing is waited for.
+    Ended,
+    /// The host's other controllers are asked whether it is still there; true once all have answered.
+    Asking(Arc<AtomicBool>),
+    /// They end what they have under way; true once they have.
+    Ending(Arc<AtomicBool>),
+}
+
 impl Controller {
     /// Whether something of earlier I/O queues may still reach a namespace.
     pub(super) fn is_ending(&self) -> bool {
-        self.asks_others || self.queues_ended.as_ref().is_some_and(|ended| !ended.load(Ordering::Acquire))
+        match &self.earlier {
+            EarlierQueues::Ended => false,
+            EarlierQueues::Asking(_) => true,
+            EarlierQueues::Ending(ended) => !ended.load(Ordering::Acquire),
+        }
     }
 
     /// Ends the I/O queues: no command of theirs runs from now on, and those that devices have come back.
     pub(super) fn end_queues(&mut self) {
         self.link.reset();
-        self.asks_others = false;
         let fences = self.subsystem.fences_of(&self.link);
-        self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
+        self.earlier = EarlierQueues::Ending(QueuesEnd::order(&fences, self.target.changes()));
     }
 
     /// Begins to wait for what the host left behind with other controllers, and for what a reset has not ended yet. Another reactor may not have
     /// read yet that the host has closed their connections, so they are asked first; only then is it known who has left.
     pub(super) fn await_others(&mut self) {
         let others = self.subsystem.admin_fences_beside(&self.link);
-        self.asks_others = true;
-        self.queues_ended = Some(QueuesEnd::order_if_left(&others, self.target.changes()));
+        self.earlier = EarlierQueues::Asking(QueuesEnd::order_if_left(&others, self.target.changes()));
     }
 
     /// Goes on with that, and lets I/O queues join once the controller is ready.
     pub(super) fn take_queues(&mut self) {
-        if self.asks_others && self.queues_ended.as_ref().is_none_or(|asked| asked.load(Ordering::Acquire)) {
+        if let EarlierQueues::Asking(answered) = &self.earlier
+            && answered.load(Ordering::Acquire)
+        {
             let mut fences = self.subsystem.fences_left(&self.link);
             fences.extend(self.subsystem.fences_of(&self.link));
-            self.asks_others = false;
-            self.queues_ended = Some(QueuesEnd::order(&fences, self.target.changes()));
+            self.earlier = EarlierQueues::Ending(QueuesEnd::order(&fences, self.target.changes()));
         }
         if self.lifecycle == Lifecycle::Ready && !self.is_ending() {
             self.link.enable();
