@@ -103,12 +103,12 @@ impl Execute for RamExecutor {
 
     fn prepare(&self, request: &Request) -> bool {
         // What is written is not waited for: the processor takes whole lines and fetches nothing.
-        let copies = request.operation == Operation::Read && !matches!(request.payload, Payload::None);
-        let Ok((offset, len)) = range(self.medium.info.block_size(), request) else { return false };
-        if copies {
-            self.medium.memory.prefetch(offset, len);
+        if request.operation != Operation::Read || matches!(request.payload, Payload::None) {
+            return false;
         }
-        copies
+        let Ok((offset, len)) = range(self.medium.info.block_size(), request) else { return false };
+        self.medium.memory.prefetch(offset, len);
+        true
     }
 
     fn execute(&self, request: &mut Request) -> Result<(), IoError> {

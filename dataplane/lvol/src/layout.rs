@@ -16,7 +16,7 @@ mod volume;
 
 pub use journal::{
     GROUP_BYTES_MAX, Group, GroupId, JournalRecord, Trust, copies_of_group, decode_group, encode_group,
-    group_bytes_max, later_groups,
+    group_bytes_max, intact_copies, later_groups,
 };
 pub use map::{
     Children, LEAF_EXTENTS, LEVELS_MAX, Leaf, LeafReader, NODE_CHILDREN, decode_node, encode_node,

@@ -9,7 +9,7 @@ use basalt_bdev::{BlockDevice, BlockSize};
 use basalt_device_mem::ImageDevice;
 use basalt_lvol::layout::{SLOT_OFFSETS, checksum};
 use basalt_lvol::{
-    DiskContent, Pool, PoolHealth, ReadOnlyReason, Remedy, VolumeStatus, examine, inspect, repair,
+    DiskContent, Pool, PoolDisk, PoolHealth, ReadOnlyReason, Remedy, VolumeStatus, examine, inspect, repair,
 };
 use basalt_reactor::Handle;
 use support::{Bytes, CLUSTER, MIB, create, flip, named_all, run, thin, volume_id};
@@ -107,6 +107,16 @@ fn features_of_a_member_that_are_not_known_keep_the_pool_from_being_written() {
     });
 }
 
+/// What whoever wants to use, look at or mend these disks is told.
+async fn refusals(handle: &Handle, disks: &[PoolDisk]) -> [String; 3] {
+    [
+        Pool::import(handle, CLUSTER, disks.to_vec()).await.map(drop).unwrap_err(),
+        inspect(handle, disks.to_vec()).await.map(drop).unwrap_err(),
+        repair(handle, disks.to_vec()).await.map(drop).unwrap_err(),
+    ]
+    .map(|refused| refused.to_string())
+}
+
 #[test]
 fn an_encrypted_disk_is_refused_with_words_and_left_alone() {
     run(2, |handle| async move {
@@ -116,12 +126,7 @@ fn an_encrypted_disk_is_refused_with_words_and_left_alone() {
             patch(&mut encrypted[disk], slots, ENCRYPTION_KEY + 31, &[1]);
             let disks = images(encrypted.clone());
             let named = named_all(&devices(&disks));
-            let refused = [
-                Pool::import(&handle, CLUSTER, named.clone()).await.map(drop).unwrap_err(),
-                inspect(&handle, named.clone()).await.map(drop).unwrap_err(),
-                repair(&handle, named.clone()).await.map(drop).unwrap_err(),
-            ];
-            for refused in refused.map(|refused| refused.to_string()) {
+            for refused in refusals(&handle, &named).await {
                 assert_eq!(
                     refused,
                     format!(
@@ -144,13 +149,7 @@ fn a_disk_that_was_cut_says_how_long_it_is_and_must_be() {
                 let mut cut = made.clone();
                 cut[disk].truncate(bytes);
                 let disks = images(cut.clone());
-                let named = named_all(&devices(&disks));
-                let refused = [
-                    Pool::import(&handle, CLUSTER, named.clone()).await.map(drop).unwrap_err(),
-                    inspect(&handle, named.clone()).await.map(drop).unwrap_err(),
-                    repair(&handle, named.clone()).await.map(drop).unwrap_err(),
-                ];
-                for refused in refused.map(|refused| refused.to_string()) {
+                for refused in refusals(&handle, &named_all(&devices(&disks))).await {
                     let begin = format!(
                         "disk disk-{disk} has {bytes} bytes, less than the {whole} that its pool was made with"
                     );

@@ -213,13 +213,17 @@ pub fn decode_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Result<Gro
 /// How many bytes the group `id` at the start of `bytes` has, and how many of its two copies are intact; `None` if neither is.
 pub fn copies_of_group(bytes: &[u8], id: GroupId, block_bytes: usize) -> Option<(usize, usize)> {
     let length = decode_group(bytes, id, block_bytes).ok()?.bytes;
+    Some((length, intact_copies(bytes, id, block_bytes, length)))
+}
+
+/// How many of the two copies of the group `id` at the start of `bytes`, which has `length` bytes, are intact.
+pub fn intact_copies(bytes: &[u8], id: GroupId, block_bytes: usize, length: usize) -> usize {
     let intact = |copy: u32, at: usize| {
         let found = decode_copy(bytes.get(at..)?, id.pool, block_bytes)?.0;
         let named = (found.checkpoint.get(), found.sequence.get(), found.copy.get());
         (named == (id.checkpoint, id.sequence, copy)).then_some(())
     };
-    let copies = [intact(0, 0), intact(1, length / 2)];
-    Some((length, copies.into_iter().flatten().count()))
+    [intact(0, 0), intact(1, length / 2)].into_iter().flatten().count()
 }
 
 /// The most that a group takes with both of its copies.

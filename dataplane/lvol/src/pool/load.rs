@@ -17,8 +17,8 @@ use crate::id::{PoolId, VolumeId};
 use crate::layout::{
     DIRECTORY_RECORDS, DamageReason, DirectoryRecord, DiskGeometry, DiskRecord, Group, GroupId,
     JournalRecord, LEAF_EXTENTS, Leaf, MapRoot, NODE_CHILDREN, PAGE_BYTES, PageHeader, PageKind, PageNumber,
-    PagePointer, Root, RootError, Superblock, Trust, TwinPointer, VolumeRecord, copies_of_group,
-    decode_directory, decode_group, decode_node, group_bytes_max, later_groups,
+    PagePointer, Root, RootError, Superblock, Trust, TwinPointer, VolumeRecord, decode_directory,
+    decode_group, decode_node, group_bytes_max, intact_copies, later_groups,
 };
 use crate::pages::{PageHold, Pages};
 use crate::tree::{Body, Node, Tree, covered};
@@ -339,7 +339,7 @@ pub(super) async fn read_journals(
         let id = |sequence| GroupId { pool: superblock.pool, checkpoint, sequence };
         let mut at = 0;
         while let Ok(group) = decode_group(&bytes[at..], id(next), block) {
-            copies.push(copies_of_group(&bytes[at..], id(next), block).map_or(0, |(_, intact)| intact));
+            copies.push(intact_copies(&bytes[at..], id(next), block, group.bytes));
             at += group.bytes;
             seen = Some(next);
             next += 1;

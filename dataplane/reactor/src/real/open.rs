@@ -102,10 +102,8 @@ fn open_file(path: &Path, options: &DiskOptions, flags: libc::c_int) -> Result<F
 
 /// Whether a block device takes no writes, which opening it does not tell of all.
 fn is_read_only(device: &File) -> Result<bool, DiskError> {
-    let mut read_only: libc::c_int = 0;
     // SAFETY: the request writes one int.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut read_only) };
-    if result != 0 { Err(cause(&io::Error::last_os_error())) } else { Ok(read_only != 0) }
+    unsafe { ask_int(device, BLKROGET) }.map(|read_only| read_only != 0)
 }
 
 /// Lengthens a file that is shorter than the options want it.
@@ -145,13 +143,20 @@ pub(super) fn cause(error: &io::Error) -> DiskError {
 
 /// Logical block size of a block device.
 fn sector_bytes(file: &File) -> Result<u32, DiskError> {
-    let mut size: libc::c_int = 0;
     // SAFETY: the request writes one int.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut size) };
-    if result != 0 {
-        return Err(cause(&io::Error::last_os_error()));
-    }
+    let size = unsafe { ask_int(file, libc::BLKSSZGET) }?;
     u32::try_from(size).map_err(|_| DiskError::NotADisk)
+}
+
+/// Asks a device for a number.
+///
+/// # Safety
+/// The request writes one int and nothing else.
+unsafe fn ask_int(device: &File, request: libc::Ioctl) -> Result<libc::c_int, DiskError> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: the caller's promise; the int is valid for the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), request, &raw mut answer) };
+    if result != 0 { Err(cause(&io::Error::last_os_error())) } else { Ok(answer) }
 }
 
 /// Alignment that direct I/O on a file needs; 4 KiB if the kernel does not say.
