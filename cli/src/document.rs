@@ -165,10 +165,10 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use basalt_model::{
-        AllowedHosts, AnaState, Bytes, DiskObserved, DiskPath, Epoch, Lifecycle, Listener, Liveness,
-        NodeName, NodeObserved, NodeSpec, OverProvisioning, PathObserved, Placement, PoolHealth, PoolLayout,
-        PoolName, PoolSpec, Revision, Selector, Timestamp, VolumeHealth, VolumeId, VolumeIdentity,
-        VolumeName, VolumeObserved, VolumeSpec,
+        AllocationUnit, AllowedHosts, AnaState, Bytes, DiskObserved, DiskPath, Epoch, Lifecycle, Listener,
+        Liveness, NodeName, NodeObserved, NodeSpec, OverProvisioning, PathObserved, Placement, PoolHealth,
+        PoolLayout, PoolName, PoolSpec, Revision, Selector, Timestamp, VolumeHealth, VolumeId,
+        VolumeIdentity, VolumeName, VolumeObserved, VolumeSpec,
     };
 
     use super::*;
@@ -244,6 +244,7 @@ mod tests {
                         labels: BTreeMap::new(),
                         over_provisioning: OverProvisioning::default(),
                         layout: PoolLayout::default(),
+                        allocation_unit: AllocationUnit::default(),
                     },
                 )]),
                 cores: Cores::List(vec![0, 2]),

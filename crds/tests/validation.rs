@@ -337,6 +337,31 @@ fn over_provisioning_has_bounds() {
 }
 
 #[test]
+fn a_pool_keeps_its_allocation_unit() {
+    let with = |unit: Option<&str>| {
+        node(|spec| {
+            spec["pools"] = json!([{ "name": "a", "disks": ["/x"] }, { "name": "b", "disks": ["/z"], "allocationUnit": "64Ki" }]);
+            if let Some(unit) = unit {
+                spec["pools"][0]["allocationUnit"] = json!(unit);
+            }
+        })
+    };
+    for unit in [None, Some("64Ki"), Some("128Ki"), Some("256Ki"), Some("512Ki"), Some("1Mi")] {
+        accepted::<StorageNode>(&with(unit), None);
+        accepted::<StorageNode>(&with(unit), Some(&with(unit)));
+    }
+    for wrong in ["32Ki", "96Ki", "2Mi", "1024Ki", "65536", "", "64k"] {
+        serde_json::from_value::<StorageNode>(with(Some(wrong))).unwrap_err();
+    }
+    let immutable = "spec.pools[].allocationUnit is immutable";
+    refused::<StorageNode>(&with(Some("64Ki")), Some(&with(None)), immutable);
+    refused::<StorageNode>(&with(None), Some(&with(Some("64Ki"))), immutable);
+    refused::<StorageNode>(&with(Some("64Ki")), Some(&with(Some("128Ki"))), immutable);
+    // What is not said is what it is without.
+    accepted::<StorageNode>(&with(None), Some(&with(Some("1Mi"))));
+}
+
+#[test]
 fn a_pool_keeps_its_layout() {
     let with = |layout: Option<&str>| {
         node(|spec| {

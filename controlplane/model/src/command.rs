@@ -30,8 +30,10 @@ impl FeatureLevel {
     /// From here on a pool can be abandoned, its disks are not exchanged while it runs on them, and nothing is placed on one that says
     /// that its disks are not those that are named.
     pub const POOLS: FeatureLevel = FeatureLevel(3);
+    /// From here on a pool has the unit of allocation that is asked for.
+    pub const ALLOCATION_UNIT: FeatureLevel = FeatureLevel(4);
     /// The highest level that this program supports.
-    pub const SUPPORTED: FeatureLevel = Self::POOLS;
+    pub const SUPPORTED: FeatureLevel = Self::ALLOCATION_UNIT;
 }
 
 impl fmt::Display for FeatureLevel {

@@ -3,7 +3,7 @@
 use crate::ids::{
     Bytes, ClusterId, DiskPath, Epoch, Incarnation, NodeName, PoolId, PoolName, Revision, VolumeId,
 };
-use crate::node::{Cores, Listener, PoolLayout};
+use crate::node::{AllocationUnit, Cores, Listener, PoolLayout};
 use crate::state::State;
 use crate::volume::{AllowedHosts, Lifecycle, Tombstone, VolumeIdentity};
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,9 @@ pub struct DesiredPool {
     /// From which of them space is taken, if it is created.
     #[serde(default, skip_serializing_if = "PoolLayout::is_default")]
     pub layout: PoolLayout,
+    /// How much it gives at a time, if it is created.
+    #[serde(default, skip_serializing_if = "AllocationUnit::is_default")]
+    pub allocation_unit: AllocationUnit,
 }
 
 /// A volume or snapshot that a node should hold.
@@ -119,6 +122,7 @@ impl State {
                 id: node.pool_ids.get(pool).copied(),
                 disks: spec.disks.clone(),
                 layout: spec.layout,
+                allocation_unit: spec.allocation_unit,
             })
             .collect();
         let staying = |lifecycle: &Lifecycle| !matches!(lifecycle, Lifecycle::Deleting(_));

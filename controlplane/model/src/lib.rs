@@ -35,8 +35,8 @@ pub use ids::{
     VolumeName,
 };
 pub use node::{
-    Cores, DiskHealth, DiskObserved, Listener, Liveness, Node, NodeObserved, NodeSpec, PoolHealth,
-    PoolLayout, PoolObserved, PoolSpec, Problem, Transport,
+    AllocationUnit, Cores, DiskHealth, DiskObserved, Listener, Liveness, Node, NodeObserved, NodeSpec,
+    PoolHealth, PoolLayout, PoolObserved, PoolSpec, Problem, Transport,
 };
 pub use placement::{Demand, NoFit, Placement, Selector};
 pub use refusal::{Refusal, RefusalKind};

@@ -132,6 +132,37 @@ pub struct PoolSpec {
     /// From which of its disks space is taken.
     #[serde(default, skip_serializing_if = "PoolLayout::is_default")]
     pub layout: PoolLayout,
+    /// How much space it gives at a time.
+    #[serde(default, skip_serializing_if = "AllocationUnit::is_default")]
+    pub allocation_unit: AllocationUnit,
+}
+
+/// How much space a pool gives at a time: its extents, in bytes. It is made with that and keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AllocationUnit(pub u64);
+
+impl AllocationUnit {
+    /// The smallest.
+    pub const MIN: Self = Self(64 << 10);
+    /// The largest.
+    pub const MAX: Self = Self(1 << 20);
+
+    /// Whether it is what pools have that say nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether a pool can have it.
+    pub fn is_possible(self) -> bool {
+        self.0.is_power_of_two() && (Self::MIN.0..=Self::MAX.0).contains(&self.0)
+    }
+}
+
+impl Default for AllocationUnit {
+    fn default() -> Self {
+        Self(1 << 20)
+    }
 }
 
 /// From which of its disks a pool takes space. It is made with that and keeps it.
@@ -224,7 +255,7 @@ impl PoolObserved {
     /// What is wrong if it runs without one of its own disks, or is not as it was asked for: then nothing new is placed on it, but volumes that
     /// it serves are snapshotted.
     pub fn unfit(&self) -> Option<&Problem> {
-        let reasons = ["DiskMissing", "PoolLayoutDiffers"];
+        let reasons = ["DiskMissing", "PoolLayoutDiffers", "PoolUnitDiffers"];
         self.problem.as_ref().filter(|problem| reasons.contains(&problem.reason.as_str()))
     }
 

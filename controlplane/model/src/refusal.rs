@@ -429,6 +429,8 @@ words!(
         OverProvisioning => "spec.pools[].overProvisioningPercent",
         /// `spec.pools[].layout`
         Layout => "spec.pools[].layout",
+        /// `spec.pools[].allocationUnit`
+        AllocationUnit => "spec.pools[].allocationUnit",
         /// The address of a member.
         MemberAddress => "the member's address",
     }
@@ -448,6 +450,8 @@ words!(
         NotTooMany => "there are too many entries",
         /// A percentage of over-provisioning.
         Percentage => "it must be from 100 to 10000",
+        /// How much a pool gives at a time.
+        Unit => "it must be 64Ki, 128Ki, 256Ki, 512Ki or 1Mi",
         /// What a pool is made with.
         Kept => "a pool keeps what it was made with: make another pool of other disks",
         /// No duplicates.

@@ -42,6 +42,7 @@ fn node_spec(unschedulable: bool) -> NodeSpec {
                 labels: BTreeMap::new(),
                 over_provisioning: OverProvisioning::default(),
                 layout: PoolLayout::default(),
+                allocation_unit: AllocationUnit::default(),
             },
         )]),
         cores: Cores::Count(1),
@@ -427,6 +428,40 @@ fn the_limit_of_a_pool_is_its_own() {
     spec.pools.get_mut(&pool()).unwrap().over_provisioning = OverProvisioning(99);
     let refused = apply(&mut state, put(&spec)).result.unwrap_err().to_string();
     assert!(refused.starts_with("spec.pools[].overProvisioningPercent"), "{refused}");
+}
+
+#[test]
+fn a_pool_keeps_the_allocation_unit_that_it_was_made_with() {
+    let mut state = ready();
+    let with = |bytes| {
+        let mut spec = node_spec(false);
+        spec.pools.get_mut(&pool()).unwrap().allocation_unit = AllocationUnit(bytes);
+        spec
+    };
+    let put = |number, uid, bytes| Body::PutNode { name: node(number), uid, spec: with(bytes) };
+    let refused = apply(&mut state, put(1, uid(1), 64 << 10)).result.unwrap_err().to_string();
+    assert!(
+        refused.starts_with("spec.pools[].allocationUnit") && refused.contains("a pool keeps"),
+        "{refused}"
+    );
+    assert!(apply(&mut state, put(1, uid(1), 1 << 20)).result.is_ok());
+    for bytes in [64 << 10, 1 << 20, 256 << 10] {
+        assert!(apply(&mut state, put(7, None, bytes)).result.is_ok());
+        assert_eq!(state.desired(&node(7)).unwrap().pools[0].allocation_unit, AllocationUnit(bytes));
+    }
+    for impossible in [0, 1, 32 << 10, 96 << 10, 2 << 20, u64::MAX] {
+        let refused = apply(&mut state, put(7, None, impossible)).result.unwrap_err().to_string();
+        assert!(refused.contains("it must be 64Ki"), "{refused}");
+    }
+    // A member that knows nothing of it would have the pool made otherwise.
+    let mut old = ready_at(FeatureLevel::POOLS);
+    let refused = apply(&mut old, put(7, None, 64 << 10)).result;
+    let needed = FeatureLevel::ALLOCATION_UNIT;
+    assert!(
+        matches!(refused, Err(Refusal::FeatureLevel { needed: wanted, .. }) if wanted == needed),
+        "{refused:?}"
+    );
+    assert!(apply(&mut old, put(7, None, 1 << 20)).result.is_ok());
 }
 
 #[test]

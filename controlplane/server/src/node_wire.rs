@@ -60,6 +60,7 @@ pub(crate) fn encode_desired(desired: &DesiredNode) -> proto::DesiredState {
         disks: pool.disks.iter().map(ToString::to_string).collect(),
         id: pool.id.map(|id| id.to_string()).unwrap_or_default(),
         layout: wire::node::encode_layout(pool.layout).into(),
+        allocation_unit_bytes: pool.allocation_unit.0,
     };
     let volume = |volume: &basalt_model::DesiredVolume| proto::DesiredVolume {
         id: volume.id.to_string(),

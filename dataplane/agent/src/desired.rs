@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
-use basalt_lvol::layout::DiskLayout;
+use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES};
 use serde::{Deserialize, Serialize};
 
 /// What one node should hold and serve. What is not listed is left alone: only tombstones delete.
@@ -44,11 +44,18 @@ pub struct DesiredPool {
     /// From which of its disks extents are taken, if it is created: a pool that is there keeps what it was made with.
     #[serde(default)]
     pub layout: DiskLayout,
+    /// Bytes of its extents, if it is created: a pool that is there keeps what it was made with.
+    #[serde(default = "default_extent_bytes")]
+    pub extent_bytes: u64,
     /// Its disks, the lead first.
     pub disks: Vec<DesiredDisk>,
     /// Paths of disks that were named before, and under which the pool may still be; empty in what is ordered, the agent notes them.
     #[serde(default)]
     pub former: Vec<String>,
+}
+
+const fn default_extent_bytes() -> u64 {
+    EXTENT_BYTES
 }
 
 /// A disk of a pool.

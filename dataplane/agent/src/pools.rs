@@ -6,7 +6,7 @@ use std::sync::Arc;
 use basalt_bdev::BlockDevice;
 use basalt_clock::mark;
 use basalt_lvol::id::{ClusterId, PoolId};
-use basalt_lvol::layout::{DamageReason, EXTENT_BYTES, Role};
+use basalt_lvol::layout::{DamageReason, Role};
 use basalt_lvol::{
     CreateError, DiskContent, DiskFault, DiskRefusal, Finding, ImportError, NewPool, NewPoolDisk, Pool,
     PoolDisk, Remedy, examine,
@@ -223,7 +223,7 @@ impl Inner {
             .map(|disk| NewPoolDisk { overwrite_foreign_data: overwrite(&disk), disk })
             .collect();
         let (cluster, name, revision) = (desired.cluster, wanted.name.clone(), desired.revision);
-        let (extent_bytes, layout) = (EXTENT_BYTES, wanted.layout);
+        let (extent_bytes, layout) = (wanted.extent_bytes, wanted.layout);
         let new = NewPool { cluster, name, revision, extent_bytes, layout, disks };
         let pool = Pool::create(&self.handle, new).await;
         pool.map_err(|error| match error {

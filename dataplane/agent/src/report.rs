@@ -189,6 +189,8 @@ reasons! {
     PoolMissing,
     /// A pool has another layout than is asked for.
     PoolLayoutDiffers,
+    /// A pool has another unit of allocation than is asked for.
+    PoolUnitDiffers,
     /// The metadata of a pool is damaged.
     PoolDamaged,
     /// A pool takes no change.

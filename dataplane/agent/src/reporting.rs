@@ -1,6 +1,5 @@
 //! The report: what is, from what the agent and its pools know.
 
-use basalt_lvol::layout::EXTENT_BYTES;
 use basalt_lvol::{Pool, PoolHealth as Health, ReadOnlyReason};
 
 use crate::agent::Inner;
@@ -91,16 +90,24 @@ fn without_disk(item: &PoolItem, pool: &Pool, desired: &DesiredPool) -> Option<P
 }
 
 /// What is said of an open pool that was made otherwise than is asked for now.
-fn other_layout(pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
-    let (is, wanted) = (pool.layout(), desired.layout);
-    let message = || {
-        format!(
-            "the pool was made {is:?} and stays so, and {wanted:?} is asked for: take it out of spec.pools if it holds nothing, and name it as \
-             {is:?}; or wipe its disks then, for a new one, with basaltd pool wipe DISK --destroy-pool {} on the node",
-            pool.id()
-        )
+fn made_otherwise(pool: &Pool, desired: &DesiredPool) -> Option<Problem> {
+    let kib = |bytes: u64| format!("units of {} KiB", bytes >> 10);
+    let (reason, is, wanted) = match () {
+        () if pool.layout() != desired.layout => {
+            (Reason::PoolLayoutDiffers, format!("{:?}", pool.layout()), format!("{:?}", desired.layout))
+        }
+        () if pool.extent_bytes() != desired.extent_bytes => {
+            let is = format!("with {}", kib(pool.extent_bytes()));
+            (Reason::PoolUnitDiffers, is, kib(desired.extent_bytes))
+        }
+        () => return None,
     };
-    (is != wanted).then(|| Problem::new(Reason::PoolLayoutDiffers, message()))
+    let message = format!(
+        "the pool was made {is} and stays so, while what is asked for is {wanted}: take it out of spec.pools if it holds nothing, and name it as \
+         it is; or wipe its disks then, for a new one, with basaltd pool wipe DISK --destroy-pool {} on the node",
+        pool.id()
+    );
+    Some(Problem::new(reason, message))
 }
 
 /// What was found to be wrong with an open pool's metadata and could not be made good.
@@ -156,7 +163,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             health: if failure.is_some() { PoolHealth::Faulted } else { PoolHealth::Pending },
             capacity: 0,
             used: 0,
-            allocation_unit: EXTENT_BYTES,
+            allocation_unit: desired.extent_bytes,
             disks,
             problem: failure.map(|failure| failure.problem.clone()),
         };
@@ -167,7 +174,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
             .or_else(|| without_disk(item, pool, desired))
             .or_else(|| failure.map(|failure| failure.problem.clone()))
             .or_else(|| item.problem.clone())
-            .or_else(|| other_layout(pool, desired))
+            .or_else(|| made_otherwise(pool, desired))
             .or_else(|| rotten(pool))
     };
     let (health, problem) = match pool.health() {

@@ -143,6 +143,7 @@ fn desired(index: u64) -> DesiredNode {
             id: None,
             layout: DiskLayout::default(),
             disks: vec![disk],
+            extent_bytes: MIB,
             former: Vec::new(),
         }],
         volumes: Vec::new(),
@@ -801,6 +802,50 @@ fn a_pool_is_made_with_the_layout_that_is_asked_for() {
         );
         let problem = report.pools[0].problem.as_ref().unwrap();
         assert!(problem.message.starts_with("the pool was made Striped and stays so"), "{}", problem.message);
+    });
+}
+
+#[test]
+fn a_pool_is_made_with_the_extents_that_are_asked_for() {
+    run(38, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let mut wanted = on_disks(1, None, &["/disk"]);
+        wanted.pools[0].extent_bytes = 96 << 10;
+        agent.apply(wanted.clone()).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(
+            (report.pools[0].health, pool_reason(&report)),
+            (PoolHealth::Faulted, Some(Reason::DiskFailed))
+        );
+        wanted.pools[0].extent_bytes = 64 << 10;
+        wanted.revision.index += 1;
+        wanted.volumes = vec![DesiredVolume { thin: true, ..self::wanted(1, 8 * MIB) }];
+        agent.apply(wanted).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((report.pools[0].health, pool_reason(&report)), (PoolHealth::Online, None));
+        assert_eq!((report.pools[0].allocation_unit, report.pools[0].used), (64 << 10, 0));
+        // A write takes that much.
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write(MIB, &[9; 4096]).await.unwrap();
+        drop(bytes);
+        eventually(&handle, &agent, |report| report.pools[0].used == 64 << 10).await;
+        // It keeps that, and says so, when it is taken out and named anew otherwise.
+        agent.apply(DesiredNode { pools: Vec::new(), ..desired(3) }).await.unwrap();
+        settled(&handle, &agent).await;
+        agent.apply(on_disks(4, None, &["/disk"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(
+            (report.pools[0].health, pool_reason(&report)),
+            (PoolHealth::Online, Some(Reason::PoolUnitDiffers))
+        );
+        assert_eq!(report.pools[0].allocation_unit, 64 << 10);
+        let problem = report.pools[0].problem.as_ref().unwrap();
+        assert!(
+            problem.message.starts_with("the pool was made with units of 64 KiB and stays so"),
+            "{}",
+            problem.message
+        );
     });
 }
 

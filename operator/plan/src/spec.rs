@@ -162,6 +162,7 @@ fn pool(pool: &Pool) -> Result<(PoolName, model::PoolSpec), InvalidSpec> {
             PoolLayout::Concatenated => model::PoolLayout::Concatenated,
             PoolLayout::Striped => model::PoolLayout::Striped,
         },
+        allocation_unit: model::AllocationUnit(pool.allocation_unit.bytes()),
     };
     Ok((named("spec.pools[].name", PoolName::new(pool.name.as_str()))?, spec))
 }

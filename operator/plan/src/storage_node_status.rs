@@ -355,6 +355,7 @@ fn pools(sight: &NodeSight, node: &Node) -> Vec<PoolStatus> {
             used: observed.map(|observed| format_bytes(observed.used.0)),
             committed: Some(format_bytes(claim.guaranteed.0)),
             provisioned: Some(format_bytes(claim.total().0)),
+            allocation_unit: observed.map(|observed| format_bytes(observed.allocation_unit.0)),
             message: trouble.map(|trouble| trouble.message),
         }
     };

@@ -12,9 +12,9 @@ use basalt_clock::{Random, SeededRandom};
 use basalt_core::Mutation;
 use basalt_lvol::id as lvol;
 use basalt_model::{
-    AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, OverProvisioning, PoolLayout,
-    PoolSpec, ReclaimPolicy, Selector, SnapshotName, Transport, VolumeChange, VolumeName, VolumeSpec,
-    VolumeState,
+    AllocationUnit, AllowedHosts, Bytes, Cores, DiskPath, HostNqn, Listener, NodeSpec, OverProvisioning,
+    PoolLayout, PoolSpec, ReclaimPolicy, Selector, SnapshotName, Transport, VolumeChange, VolumeName,
+    VolumeSpec, VolumeState,
 };
 use body::{AgentBody, Link};
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,6 +127,7 @@ impl Cluster {
                     labels: BTreeMap::new(),
                     over_provisioning: OverProvisioning::default(),
                     layout: PoolLayout::default(),
+                    allocation_unit: AllocationUnit::default(),
                 },
             )]),
             cores: Cores::Count(1),

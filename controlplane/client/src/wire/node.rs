@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use basalt_model::{
-    Bytes, Cores, DiskHealth, DiskObserved, DiskPath, Listener, Liveness, Node, NodeObserved, NodeSpec,
-    OverProvisioning, PoolHealth, PoolId, PoolLayout, PoolName, PoolObserved, PoolSpec, Revision, Timestamp,
-    Transport,
+    AllocationUnit, Bytes, Cores, DiskHealth, DiskObserved, DiskPath, Listener, Liveness, Node, NodeObserved,
+    NodeSpec, OverProvisioning, PoolHealth, PoolId, PoolLayout, PoolName, PoolObserved, PoolSpec, Revision,
+    Timestamp, Transport,
 };
 use basalt_proto::api::{self, node_spec};
 
@@ -111,6 +111,7 @@ pub fn encode_spec(spec: &NodeSpec) -> api::NodeSpec {
         labels: pool.labels.clone(),
         over_provisioning_percent: pool.over_provisioning.0,
         layout: encode_layout(pool.layout).into(),
+        allocation_unit_bytes: pool.allocation_unit.0,
     });
     api::NodeSpec {
         address: spec.address.to_string(),
@@ -150,8 +151,12 @@ pub fn decode_spec(spec: api::NodeSpec) -> Result<NodeSpec, WireError> {
             0 => OverProvisioning::default(),
             percent => OverProvisioning(percent),
         };
+        let allocation_unit = match pool.allocation_unit_bytes {
+            0 => AllocationUnit::default(),
+            bytes => AllocationUnit(bytes),
+        };
         let layout = decode_layout(pool.layout());
-        let value = PoolSpec { disks, labels: pool.labels, over_provisioning, layout };
+        let value = PoolSpec { disks, labels: pool.labels, over_provisioning, layout, allocation_unit };
         insert_once(&mut pools, "spec.pools", name("spec.pools.name", &pool.name)?, value)?;
     }
     Ok(NodeSpec {
@@ -336,6 +341,7 @@ mod tests {
                         labels: BTreeMap::from([("k".into(), "v".into())]),
                         over_provisioning: OverProvisioning(150),
                         layout: PoolLayout::Striped,
+                        allocation_unit: AllocationUnit(64 << 10),
                     },
                 )]),
                 cores: Cores::List(vec![1, 3]),

@@ -276,6 +276,7 @@ pub fn put_node(name: &str) -> Mutation {
         labels: BTreeMap::new(),
         over_provisioning: OverProvisioning::default(),
         layout: PoolLayout::default(),
+        allocation_unit: AllocationUnit::default(),
     };
     Mutation::PutNode {
         name: node_name(name),

@@ -36,11 +36,14 @@ impl State {
         if spec.pools.values().any(|pool| !pool.layout.is_default()) {
             self.needs(FeatureLevel::STRIPED)?;
         }
+        if spec.pools.values().any(|pool| !pool.allocation_unit.is_default()) {
+            self.needs(FeatureLevel::ALLOCATION_UNIT)?;
+        }
         let Some(node) = self.nodes.get(name) else {
             return self.create_node(context, name, uid, spec);
         };
         check_uid(node.uid.as_ref(), uid, name)?;
-        check_layouts(node, spec)?;
+        check_kept(node, spec)?;
         self.check_pools(node, spec)?;
         let node = self.nodes.get_mut(name).ok_or_else(|| Refusal::NoSuchNode { node: name.clone() })?;
         let adopted = node.uid.is_none() && uid.is_some();
@@ -306,14 +309,18 @@ fn new_pool_ids(node: &Node, observed: &NodeObserved) -> Vec<(PoolName, PoolId)>
     unknown.filter_map(|(pool, seen)| seen.id.map(|id| (pool.clone(), id))).collect()
 }
 
-/// A pool that is there keeps its layout.
-fn check_layouts(node: &Node, spec: &NodeSpec) -> Result<(), Refusal> {
+/// A pool that is there keeps what it was made with.
+fn check_kept(node: &Node, spec: &NodeSpec) -> Result<(), Refusal> {
     let made = node.spec.pools.iter().filter(|(pool, _)| node.pool_ids.contains_key(*pool));
-    let mut kept = made.filter_map(|(pool, before)| Some((before, spec.pools.get(pool)?)));
-    match kept.any(|(before, pool)| before.layout != pool.layout) {
-        true => Err(Refusal::OutOfRange { field: Field::Layout, rule: Rule::Kept }),
-        false => Ok(()),
+    for (before, pool) in made.filter_map(|(pool, before)| Some((before, spec.pools.get(pool)?))) {
+        let field = match () {
+            () if before.layout != pool.layout => Field::Layout,
+            () if before.allocation_unit != pool.allocation_unit => Field::AllocationUnit,
+            () => continue,
+        };
+        return Err(Refusal::OutOfRange { field, rule: Rule::Kept });
     }
+    Ok(())
 }
 
 fn check_spec(spec: &NodeSpec) -> Result<(), Refusal> {
@@ -337,6 +344,9 @@ fn check_spec(spec: &NodeSpec) -> Result<(), Refusal> {
         }
         if !(OverProvisioning::MIN.0..=OverProvisioning::MAX.0).contains(&pool.over_provisioning.0) {
             return out_of_range(Field::OverProvisioning, Rule::Percentage);
+        }
+        if !pool.allocation_unit.is_possible() {
+            return out_of_range(Field::AllocationUnit, Rule::Unit);
         }
         if !pool.disks.iter().all(|disk| disks.insert(disk)) {
             return out_of_range(Field::Disks, Rule::Distinct);

@@ -254,6 +254,7 @@ pub(crate) fn node_spec(disk: &str) -> NodeSpec {
         labels: std::collections::BTreeMap::new(),
         over_provisioning: basalt_model::OverProvisioning::default(),
         layout: basalt_model::PoolLayout::default(),
+        allocation_unit: basalt_model::AllocationUnit::default(),
     };
     NodeSpec {
         address: [127, 0, 0, 1].into(),

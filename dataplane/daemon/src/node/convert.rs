@@ -10,7 +10,7 @@ use basalt_agent::{
     DiskHealth, DiskReport, NodeReport, PoolHealth, PoolReport, Problem, VolumeHealth, VolumeReport,
 };
 use basalt_lvol::id::{ClusterId, Epoch, Generation, PoolId, Revision, VolumeId};
-use basalt_lvol::layout::DiskLayout;
+use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES};
 use basalt_proto::{api, node};
 use uuid::Uuid;
 
@@ -100,8 +100,12 @@ fn pool(pool: &node::DesiredPool) -> Result<DesiredPool, ConvertError> {
         api::PoolLayout::Unspecified | api::PoolLayout::Concatenated => DiskLayout::Concatenated,
         api::PoolLayout::Striped => DiskLayout::Striped,
     };
+    let extent_bytes = match pool.allocation_unit_bytes {
+        0 => EXTENT_BYTES,
+        bytes => bytes,
+    };
     let disks = pool.disks.iter().map(disk).collect();
-    Ok(DesiredPool { name: pool.name.clone(), id, layout, disks, former: Vec::new() })
+    Ok(DesiredPool { name: pool.name.clone(), id, layout, extent_bytes, disks, former: Vec::new() })
 }
 
 fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use basalt_crds::storage_node::{CoreSet, Listener, Pool, PoolLayout, StorageNodeSpec};
+use basalt_crds::storage_node::{AllocationUnit, CoreSet, Listener, Pool, PoolLayout, StorageNodeSpec};
 use basalt_crds::volume::{ReclaimPolicy, Transport, VolumeSource, VolumeSpec};
 use basalt_crds::{FINALIZER, Size, Snapshot, SnapshotSpec, StorageNode, Volume};
 use basalt_model::placement::place;
@@ -140,6 +140,7 @@ impl World {
                     name: "pool".to_owned(),
                     disks: vec![format!("/disks/{name}")],
                     layout: PoolLayout::default(),
+                    allocation_unit: AllocationUnit::default(),
                     labels: BTreeMap::new(),
                     over_provisioning_percent: None,
                 }],

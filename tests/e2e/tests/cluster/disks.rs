@@ -25,7 +25,7 @@ impl<'a> SecondPool<'a> {
         let node = cluster.get("storagenodes", NODE).unwrap().unwrap();
         let before = node["spec"]["pools"].clone();
         let mut pools = before.clone();
-        let second = json!({"name": "second", "disks": [disk], "labels": {"disk": "second"}});
+        let second = json!({"name": "second", "disks": [disk], "labels": {"disk": "second"}, "allocationUnit": "256Ki"});
         pools.as_array_mut().unwrap().push(second);
         patch(cluster, &pools);
         Self { cluster, before }
@@ -76,7 +76,11 @@ pub(super) fn a_pool_whose_disk_has_no_room_says_so(cluster: &Cluster) {
     let disk = mount.path().join("disk.img");
     sparse(&disk);
     let second = SecondPool::add(cluster, &disk);
-    second.wait("a second pool", |pools| pools["status"] == "True");
+    let node = second.wait("a second pool", |pools| pools["status"] == "True");
+    // It has the unit of allocation that is asked for.
+    let units: Vec<_> =
+        node["status"]["pools"].as_array().unwrap().iter().map(|pool| &pool["allocationUnit"]).collect();
+    assert_eq!(units, ["1Mi", "256Ki"]);
     mount.fill().unwrap();
     let there = volume("crowded", "64Mi") + "  topology:\n    poolLabels:\n      disk: second\n";
     cluster.apply(&there).unwrap();

@@ -43,6 +43,7 @@ fn pool(pool: &model::DesiredPool) -> agent::DesiredPool {
             model::PoolLayout::Concatenated => DiskLayout::Concatenated,
             model::PoolLayout::Striped => DiskLayout::Striped,
         },
+        extent_bytes: pool.allocation_unit.0,
         disks: pool.disks.iter().map(disk).collect(),
         former: Vec::new(),
     }

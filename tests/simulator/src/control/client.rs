@@ -8,9 +8,9 @@ use crate::run::Violation;
 use basalt_clock::{Random, SeededRandom};
 use basalt_core::{ClientRequest, Mutation, Read, ReadResult, Reply, RequestError};
 use basalt_model::{
-    AllowedHosts, Bytes, Cores, HostNqn, Lifecycle, Listener, Node, NodeName, NodeSpec, ObjectUid,
-    OverProvisioning, PoolLayout, PoolName, PoolSpec, Receipt, ReclaimPolicy, RequestId, Selector, Transport,
-    Volume, VolumeChange, VolumeName, VolumeSpec,
+    AllocationUnit, AllowedHosts, Bytes, Cores, HostNqn, Lifecycle, Listener, Node, NodeName, NodeSpec,
+    ObjectUid, OverProvisioning, PoolLayout, PoolName, PoolSpec, Receipt, ReclaimPolicy, RequestId, Selector,
+    Transport, Volume, VolumeChange, VolumeName, VolumeSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -98,6 +98,7 @@ pub fn node_spec(pool: &PoolName, port: u16, token: Token) -> NodeSpec {
                 labels,
                 over_provisioning: OverProvisioning::default(),
                 layout: PoolLayout::default(),
+                allocation_unit: AllocationUnit::default(),
             },
         )]),
         cores: Cores::Count(1),

@@ -6,7 +6,7 @@ use basalt_agent::{
 };
 use basalt_clock::{Random, SeededRandom};
 use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
-use basalt_lvol::layout::DiskLayout;
+use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES};
 use std::net::SocketAddr;
 use uuid::Uuid;
 
@@ -35,6 +35,7 @@ impl Script {
             id: None,
             layout: DiskLayout::default(),
             disks: disks.iter().map(disk).collect(),
+            extent_bytes: EXTENT_BYTES,
             former: Vec::new(),
         };
         let desired = DesiredNode {
