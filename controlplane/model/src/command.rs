@@ -32,6 +32,8 @@ impl FeatureLevel {
     pub const POOLS: FeatureLevel = FeatureLevel(3);
     /// From here on a pool has the unit of allocation that is asked for.
     pub const ALLOCATION_UNIT: FeatureLevel = FeatureLevel(4);
+    /// From here on nodes are told when a snapshot is adopted, for it has another name then.
+    pub const NAMES: FeatureLevel = FeatureLevel(4);
     /// The highest level that this program supports.
     pub const SUPPORTED: FeatureLevel = Self::ALLOCATION_UNIT;
 }

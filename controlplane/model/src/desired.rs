@@ -56,6 +56,8 @@ pub struct DesiredPool {
 pub struct DesiredVolume {
     /// Its identity.
     pub id: VolumeId,
+    /// What people call it, on the disks too.
+    pub name: String,
     /// Grows whenever something here changes.
     pub generation: u64,
     /// The pool that holds it.
@@ -129,6 +131,7 @@ impl State {
         let volumes =
             self.volumes_on(name).filter(|volume| staying(&volume.lifecycle)).map(|volume| DesiredVolume {
                 id: volume.id,
+                name: volume.name.to_string(),
                 generation: volume.generation,
                 pool: volume.placement.pool.clone(),
                 size: volume.size,
@@ -143,6 +146,7 @@ impl State {
         let snapshots = self.snapshots_on(name).filter(|snapshot| staying(&snapshot.lifecycle));
         let snapshots = snapshots.map(|snapshot| DesiredVolume {
             id: snapshot.id,
+            name: snapshot.name.to_string(),
             generation: snapshot.generation,
             pool: snapshot.placement.pool.clone(),
             size: snapshot.size,

@@ -640,8 +640,18 @@ fn a_snapshot_that_is_put_aside_keeps_its_data_and_is_adopted_by_id() {
         apply(&mut state, snapshot(2, 2, 2, 7, true)).result,
         Err(Refusal::OfAnotherVolume { .. })
     ));
-    assert!(apply(&mut state, snapshot(2, 2, 1, 7, true)).result.is_ok());
+    let before = state.desired(&node(1)).unwrap();
+    let adopted = apply(&mut state, snapshot(2, 2, 1, 7, true));
+    assert!(adopted.result.is_ok());
     assert_eq!(state.snapshot_named(&snapshot_name(2)).unwrap().state, VolumeState::Online);
+    // Its node is told what it is called now.
+    assert!(adopted.changes.contains(&Change::Desired(node(1))));
+    let (before, after) = (&before.volumes[1], &state.desired(&node(1)).unwrap().volumes[1]);
+    assert_eq!(
+        (before.name.as_str(), after.name.as_str()),
+        (snapshot_name(1).as_str(), snapshot_name(2).as_str())
+    );
+    assert!(after.generation > before.generation);
 }
 
 #[test]
@@ -994,6 +1004,11 @@ fn a_released_volume_keeps_its_data_and_is_adopted_by_id() {
         (adopted.id, adopted.uid.clone(), &adopted.lifecycle),
         (VolumeId::from_random(1), uid(2), &Lifecycle::Active)
     );
+    assert_eq!(
+        (desired.volumes[0].name.as_str(), adopted.name.as_str()),
+        (name(1).as_str(), name(2).as_str())
+    );
+    assert_eq!(state.desired(&node(1)).unwrap().volumes[0].name, name(2).to_string());
 }
 
 #[test]

@@ -64,6 +64,7 @@ pub(crate) fn encode_desired(desired: &DesiredNode) -> proto::DesiredState {
     };
     let volume = |volume: &basalt_model::DesiredVolume| proto::DesiredVolume {
         id: volume.id.to_string(),
+        name: volume.name.clone(),
         pool: volume.pool.to_string(),
         size_bytes: volume.size.0,
         thin: volume.thin,

@@ -100,8 +100,8 @@ impl Inner {
         Ok(taken)
     }
 
-    /// Checks that a volume that is there is the one that is wanted, notes that it is wanted, and lets it grow. Why it does not
-    /// grow, if it does not: that is no reason not to serve it.
+    /// Checks that a volume that is there is the one that is wanted, notes that it is wanted, and what it is called, and lets it grow. Why
+    /// that is not so, if it is not: that is no reason not to serve it.
     async fn take_up(
         &self,
         pool: &Pool,
@@ -138,14 +138,15 @@ impl Inner {
             Ok(()) | Err(VolumeError::ReadOnly(_)) => {}
             Err(error) => return Err(volume_problem(&error).into()),
         }
+        let misnamed = rename(pool, wanted, record).await.err();
         // What hosts see counts: a growth whose commit failed is in the record and not there yet.
         if is_snapshot || device.info().bytes() == wanted.size {
-            return Ok((device, None));
+            return Ok((device, misnamed));
         }
         match pool.resize(wanted.id, wanted.size).await {
             Ok(()) => {
                 mark!("agent-volume-grown");
-                Ok((device, None))
+                Ok((device, misnamed))
             }
             Err(error) => Ok((device, Some(volume_problem(&error)))),
         }
@@ -193,6 +194,21 @@ impl Inner {
         items.volumes.remove(&id);
         items.deleted.insert(id, tombstone.generation);
         items.succeeded(&key);
+    }
+}
+
+/// Lets the records on the disks say what people call a volume. In a pool that takes no change they say what it was called before.
+async fn rename(pool: &Pool, wanted: &DesiredVolume, record: &VolumeRecord) -> Result<(), Problem> {
+    if record.name == wanted.name {
+        return Ok(());
+    }
+    match pool.rename(wanted.id, &wanted.name).await {
+        Ok(()) => {
+            mark!("agent-volume-renamed");
+            Ok(())
+        }
+        Err(VolumeError::ReadOnly(_)) => Ok(()),
+        Err(error) => Err(volume_problem(&error)),
     }
 }
 

@@ -806,6 +806,46 @@ fn a_pool_is_made_with_the_layout_that_is_asked_for() {
 }
 
 #[test]
+fn what_people_call_a_volume_stands_on_the_disks() {
+    run(44, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let volumes = vec![DesiredVolume { thin: true, ..wanted(1, 4 * MIB) }, snapshot(2, 1)];
+        agent.apply(DesiredNode { volumes: volumes[..1].to_vec(), ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        agent.apply(DesiredNode { volumes: volumes.clone(), ..desired(2) }).await.unwrap();
+        settled(&handle, &agent).await;
+        let names = async || {
+            let device = node.disks.borrow()["/disk"].clone().unwrap();
+            let disk = basalt_lvol::PoolDisk { name: "/disk".into(), device };
+            let found = basalt_lvol::inspect(&handle, vec![disk]).await.unwrap().volumes;
+            found.into_iter().map(|volume| volume.detail.unwrap().name).collect::<Vec<_>>()
+        };
+        assert_eq!(names().await, ["volume-1", "volume-2"]);
+        // Adopted by another object each has that one's name.
+        let renamed = |(mut volume, name): (DesiredVolume, &str)| {
+            volume.generation.0 += 1;
+            volume.name = name.into();
+            volume
+        };
+        let volumes: Vec<_> = volumes.into_iter().zip(["postgres", "monday"]).map(renamed).collect();
+        agent.apply(DesiredNode { volumes: volumes.clone(), ..desired(3) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert!(report.volumes.iter().all(|volume| volume.health == VolumeHealth::Online), "{report:?}");
+        assert_eq!(names().await, ["postgres", "monday"]);
+        // One that no record can hold is told of, and the volume served on.
+        let long = renamed((volumes[0].clone(), &"n".repeat(254)));
+        agent.apply(DesiredNode { volumes: vec![long, volumes[1].clone()], ..desired(4) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(health_of(&report, 1), VolumeHealth::Online);
+        assert_eq!(report.volumes[0].shortfall.as_ref().unwrap().reason, Reason::VolumeConflict);
+        assert_eq!(names().await, ["postgres", "monday"]);
+        agent.apply(DesiredNode { volumes, ..desired(5) }).await.unwrap();
+        settled(&handle, &agent).await;
+    });
+}
+
+#[test]
 fn a_pool_is_made_with_the_extents_that_are_asked_for() {
     run(38, |handle| async move {
         let node = Node::with_disk("/disk", 64 * MIB);

@@ -94,11 +94,16 @@ impl State {
         if snapshot.volume != create.volume {
             return Err(Refusal::OfAnotherVolume { id: create.id, volume: snapshot.volume.clone() });
         }
+        let (told, node) = (self.level >= FeatureLevel::NAMES, snapshot.placement.node.clone());
         self.touch_snapshot(context, create.id, |snapshot| {
             snapshot.name = create.name.clone();
             snapshot.uid = create.uid.clone();
             snapshot.lifecycle = Lifecycle::Active;
+            snapshot.generation += u64::from(told);
         });
+        if told {
+            context.desired(&node);
+        }
         Ok(Receipt::Snapshot { id: create.id })
     }
 

@@ -120,7 +120,7 @@ fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {
         id: VolumeId(uuid("volume.id", &volume.id)?),
         generation: Generation(volume.generation),
         epoch: Epoch { incarnation: epoch.incarnation, counter: epoch.counter },
-        name: volume.id.clone(),
+        name: if volume.name.is_empty() { volume.id.clone() } else { volume.name.clone() },
         pool: volume.pool.clone(),
         size: volume.size_bytes,
         thin: volume.thin,

@@ -55,7 +55,7 @@ fn volume(volume: &model::DesiredVolume) -> agent::DesiredVolume {
         id: lvol::VolumeId(volume.id.0),
         generation: lvol::Generation(volume.generation),
         epoch: lvol::Epoch { incarnation: volume.epoch.incarnation.0, counter: volume.epoch.counter },
-        name: volume.id.to_string(),
+        name: volume.name.clone(),
         pool: volume.pool.to_string(),
         size: volume.size.0,
         thin: volume.thin,

@@ -118,11 +118,12 @@ impl Script {
         self.desired.volumes.iter().find(|volume| volume.id == id)
     }
 
-    /// Orders a volume to be larger; its new size if the node is told about it at the moment.
+    /// Orders a volume to be larger, and to have another name; its new size if the node is told about it at the moment.
     pub fn grow(&mut self, id: VolumeId, more: u64) -> Option<u64> {
         let volume = self.desired.volumes.iter_mut().find(|volume| volume.id == id)?;
         volume.size += more;
         volume.generation.0 += 1;
+        volume.name = format!("volume-{id}-{}", volume.generation);
         let size = volume.size;
         self.changed();
         Some(size)
