@@ -7,7 +7,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use basalt_device_uring::UringOptions;
-use basalt_lvol::{DiskContent, DiskFault, Finding, Inspection, PoolDisk, examine, inspect, repair, wipe};
+use basalt_lvol::id::VolumeId;
+use basalt_lvol::{
+    DiskContent, DiskFault, Finding, InspectedVolume, Inspection, PoolDisk, difference, examine, inspect,
+    repair, wipe,
+};
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{DiskOptions, Handle, Reactor, ReactorOptions};
 use clap::{Args, Subcommand};
@@ -30,6 +34,17 @@ pub(crate) enum Command {
         /// Write damaged copies anew from intact ones, and go on without what a damaged journal has lost
         #[arg(long)]
         repair: bool,
+    },
+    /// List where the data of two snapshots, or of a volume and a snapshot of it, lies apart: what a backup has to copy. Writes nothing
+    Changes {
+        /// The earlier one: its UUID, or its name if no other volume or snapshot of the pool has that
+        #[arg(long, value_name = "SNAPSHOT")]
+        from: String,
+        /// The later one
+        #[arg(long, value_name = "SNAPSHOT")]
+        to: String,
+        #[command(flatten)]
+        disks: Disks,
     },
     /// Make a disk blank, so that a pool can be made of it. What it held is lost
     Wipe {
@@ -85,6 +100,27 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<bool> {
             print(&after, disks.json, &text)?;
             Ok(after.is_empty())
         }
+        Command::Changes { from, to, disks } => {
+            let found =
+                on_disks(&disks.paths, true, |handle, disks| async move { inspect(&handle, disks).await })?;
+            let (from, to) = (named(&found, from)?, named(&found, to)?);
+            let changes = on_disks(&disks.paths, true, move |handle, disks| async move {
+                difference(&handle, disks, from, to).await
+            })?;
+            let mut text = String::new();
+            for range in &changes.ranges {
+                writeln!(text, "{} bytes at {}", range.end - range.start, range.start)?;
+            }
+            let bytes: u64 = changes.ranges.iter().map(|range| range.end - range.start).sum();
+            writeln!(
+                text,
+                "{bytes} bytes in {} ranges, in units of {}",
+                changes.ranges.len(),
+                found.extent_bytes
+            )?;
+            print(&changes, disks.json, &text)?;
+            Ok(true)
+        }
         Command::Wipe { disk, force, destroy_pool } => {
             let (named, destroyed) = (force.as_ref() == Some(disk), *destroy_pool);
             let refused = on_disks(std::slice::from_ref(disk), false, move |handle, disks| async move {
@@ -101,6 +137,27 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<bool> {
             print(&(), false, &format!("{} is blank\n", disk.display()))?;
             Ok(true)
         }
+    }
+}
+
+/// The volume or snapshot that somebody named.
+fn named(found: &Inspection, text: &str) -> anyhow::Result<VolumeId> {
+    let pool = &found.name;
+    let is = |volume: &&InspectedVolume| {
+        let id = text.parse().is_ok_and(|uuid| volume.id == VolumeId(uuid));
+        id || volume.detail.as_ref().is_some_and(|detail| detail.name == text)
+    };
+    let mut named = found.volumes.iter().filter(is);
+    match (named.next(), named.next()) {
+        (Some(volume), None) => Ok(volume.id),
+        (None, _) => anyhow::bail!(
+            "the pool {pool} has no volume or snapshot {text:?}: `basaltd pool inspect` lists those that it has"
+        ),
+        (Some(one), Some(other)) => anyhow::bail!(
+            "{text:?} is the name of {} and of {} in the pool {pool}: give the UUID of the one that is meant",
+            one.id,
+            other.id
+        ),
     }
 }
 
@@ -268,12 +325,14 @@ fn write_pool(text: &mut String, found: &Inspection) -> std::fmt::Result {
 
 #[cfg(test)]
 mod tests {
+    use basalt_lvol::layout::VolumeIdentity;
+
     use super::*;
 
     /// A pool in a file, made with the library.
     fn pool_in(path: &Path) {
         use basalt_lvol::id::{ClusterId, Epoch, Generation, Revision, VolumeId};
-        use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES, VolumeIdentity};
+        use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES};
         use basalt_lvol::{NewPool, NewPoolDisk, NewVolume, Pool};
         std::fs::write(path, vec![0; 16 << 20]).unwrap();
         let made = on_disks(&[path.to_owned()], false, |handle, disks| async move {
@@ -308,6 +367,66 @@ mod tests {
             Ok::<_, DiskFault>(())
         });
         made.unwrap();
+    }
+
+    #[test]
+    fn what_changed_between_a_snapshot_and_its_volume_is_listed() {
+        use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice as _, Lba};
+        use basalt_dma::Buffer;
+        use basalt_lvol::id::{Epoch, Generation};
+        use basalt_lvol::{NewSnapshot, Pool, VolumeStatus};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        pool_in(&path);
+        let paths = [path.clone()];
+        let written = on_disks(&paths, false, |handle, disks| async move {
+            let cluster = basalt_lvol::id::ClusterId(Uuid::from_u128(1));
+            let pool = Pool::import(&handle, cluster, disks).await.unwrap();
+            let id = VolumeId(Uuid::from_u128(7));
+            let Some(VolumeStatus::Ready(record, device)) = pool.volume(id) else { panic!("no volume") };
+            let channel = AsyncChannel::new(&handle, device.open(&handle).unwrap());
+            let blocks = |mib: u64| Lba((mib << 20) / 512);
+            drop(channel.write(blocks(1), BlockCount(8), Buffer::zeroed(4096), false).await.unwrap());
+            let new = NewSnapshot {
+                id: VolumeId(Uuid::from_u128(8)),
+                generation: Generation(1),
+                epoch: Epoch::default(),
+                name: "monday".into(),
+                identity: VolumeIdentity {
+                    nqn: "nqn.2026-01.storage.basalt:volume:8".into(),
+                    ..record.identity.clone()
+                },
+            };
+            pool.snapshot(id, new).await.unwrap();
+            for mib in [1, 2, 900] {
+                drop(channel.write(blocks(mib), BlockCount(8), Buffer::zeroed(4096), false).await.unwrap());
+            }
+            drop(channel);
+            pool.export().await.unwrap();
+            Ok::<_, DiskFault>(())
+        });
+        written.unwrap();
+        let changes = |from: &str, to: &str| {
+            let disks = Disks { paths: paths.to_vec(), json: false };
+            run(&Command::Changes { from: from.into(), to: to.into(), disks })
+        };
+        assert!(changes("monday", "db").unwrap());
+        let look = |handle: Handle, disks| async move { inspect(&handle, disks).await };
+        let found = on_disks(&paths, true, look).unwrap();
+        let (from, to) =
+            (named(&found, "monday").unwrap(), named(&found, &Uuid::from_u128(7).to_string()).unwrap());
+        let listed =
+            on_disks(
+                &paths,
+                true,
+                move |handle, disks| async move { difference(&handle, disks, from, to).await },
+            );
+        const MIB: u64 = 1 << 20;
+        assert_eq!(listed.unwrap().ranges, [MIB..3 * MIB, 900 * MIB..901 * MIB]);
+        for wrong in ["tuesday", "", "00000000-0000-0000-0000-000000000009"] {
+            let words = changes(wrong, "db").unwrap_err().to_string();
+            assert!(words.contains("pool inspect"), "{words}");
+        }
     }
 
     #[test]

@@ -321,3 +321,22 @@ pub enum VolumeError {
     #[error("the volume cannot be used: {0}")]
     Isolated(#[from] DamageReason),
 }
+
+/// Why it cannot be told where two volumes of a pool that is not in service lie apart.
+#[derive(Debug, Error)]
+pub enum DifferenceError {
+    /// The pool cannot be read.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// There is no such volume.
+    #[error("there is no volume {0}")]
+    NotFound(VolumeId),
+    /// A volume is isolated.
+    #[error("the volume {0} cannot be used: {1}")]
+    Isolated(VolumeId, DamageReason),
+    /// Nothing of one was ever the other one's.
+    #[error(
+        "the volumes {0} and {1} never shared data: name two snapshots of one volume, or a volume and a snapshot of it"
+    )]
+    Unrelated(VolumeId, VolumeId),
+}

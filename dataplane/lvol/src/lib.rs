@@ -32,12 +32,13 @@ mod volume;
 
 pub use disk::{DiskContent, PoolDisk, examine, wipe};
 pub use error::{
-    CreateError, DiskFault, DiskRefusal, FaultCause, GrowError, ImportError, ReadOnlyReason, VolumeError,
+    CreateError, DifferenceError, DiskFault, DiskRefusal, FaultCause, GrowError, ImportError, ReadOnlyReason,
+    VolumeError,
 };
 pub use foreign::ForeignContent;
 pub use pool::{
     DiskStatus, Finding, InspectedDisk, InspectedVolume, Inspection, NewPool, NewPoolDisk, NewSnapshot,
     NewVolume, Pool, PoolHealth, PoolUsage, RESERVE_LIMIT, Remedy, ScrubError, ScrubSettings, ScrubStatus,
-    SnapshotDifference, VolumeDetail, VolumeStatus, VolumeUsage, inspect, repair,
+    SnapshotDifference, VolumeDetail, VolumeStatus, VolumeUsage, difference, inspect, repair,
 };
 pub use volume::{LogicalVolume, VolumeAtEpoch};

@@ -31,7 +31,7 @@ use basalt_reactor::Handle;
 
 pub use create::{NewPool, NewPoolDisk};
 pub use inspect::{
-    Finding, InspectedDisk, InspectedVolume, Inspection, Remedy, VolumeDetail, inspect, repair,
+    Finding, InspectedDisk, InspectedVolume, Inspection, Remedy, VolumeDetail, difference, inspect, repair,
 };
 pub use scrub::{ScrubError, ScrubSettings, ScrubStatus};
 pub use snapshots::{NewSnapshot, SnapshotDifference};

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use basalt_bdev::{BlockDevice, IoError};
 use basalt_lvol::id::{Epoch, Generation};
-use basalt_lvol::{LogicalVolume, NewPoolDisk, Pool, PoolHealth, VolumeError, VolumeStatus};
+use basalt_lvol::{
+    DifferenceError, LogicalVolume, NewPoolDisk, Pool, PoolHealth, VolumeError, VolumeStatus, difference,
+};
 use support::{
     Bytes, CLUSTER, MIB, create, create_of, named, named_all, ram, run, snapshot, thin, volume, volume_id,
 };
@@ -94,6 +96,13 @@ fn snapshots_keep_and_clones_diverge() {
         assert_eq!(changed.ranges, vec![0..MIB; 1]);
         let changed = pool.difference(volume_id(2), volume_id(3)).unwrap();
         assert_eq!(changed.ranges, [0..MIB, 4 * MIB..5 * MIB]);
+        // The disks say the same to somebody who only reads them.
+        other.flush().await.unwrap();
+        let listed =
+            async |from, to| difference(&handle, named_all(&disks), volume_id(from), volume_id(to)).await;
+        assert_eq!(listed(2, 3).await.unwrap(), changed);
+        assert_eq!(listed(2, 2).await.unwrap().ranges, []);
+        assert!(matches!(listed(2, 9).await, Err(DifferenceError::NotFound(_))));
         pool.delete_volume(volume_id(2), Generation(10)).await.unwrap();
         assert_eq!(old.read(0, 512).await, Err(IoError::DeviceGone));
         for piece in 4..64 {

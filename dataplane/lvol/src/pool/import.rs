@@ -192,6 +192,10 @@ impl Image {
         self.volumes.iter().map(|volume| (&volume.directory, volume.found.as_ref().map_err(|reason| *reason)))
     }
 
+    pub(super) fn extent_bytes(&self) -> u64 {
+        self.superblock.geometry.extent_bytes
+    }
+
     /// Why a volume cannot be used.
     pub(super) fn isolated(&self, found: Result<&VolumeData, DamageReason>) -> Option<DamageReason> {
         match found {

@@ -7,9 +7,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::import::Image;
-use super::{Pool, PoolHealth};
+use super::{Pool, PoolHealth, SnapshotDifference};
 use crate::disk::{DiskContent, DiskIo, PoolDisk, examine};
-use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
+use crate::error::{DifferenceError, DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, DiskId, Epoch, Generation, PoolId, Revision, VolumeId};
 use crate::layout::{DamageReason, DiskLayout, SLOT_OFFSETS, VERSION};
 
@@ -171,6 +171,30 @@ pub async fn inspect(handle: &Handle, disks: Vec<PoolDisk>) -> Result<Inspection
         inspection.findings.iter_mut().for_each(|finding| finding.remedy = Remedy::ByHand);
     }
     Ok(inspection)
+}
+
+/// Where two volumes of a pool that is not in service lie apart, as [`Pool::difference`] has it. Writes nothing.
+///
+/// # Errors
+/// As for [`inspect`], or there are no two such volumes that ever shared data.
+pub async fn difference(
+    handle: &Handle,
+    disks: Vec<PoolDisk>,
+    from: VolumeId,
+    to: VolumeId,
+) -> Result<SnapshotDifference, DifferenceError> {
+    let cluster = cluster_of(handle, &disks).await?;
+    let image = Image::read(handle, cluster, disks).await?;
+    let data = |id| {
+        let volume = image.found().find(|(directory, _)| directory.volume == id);
+        let (_, found) = volume.ok_or(DifferenceError::NotFound(id))?;
+        match image.isolated(found) {
+            Some(reason) => Err(DifferenceError::Isolated(id, reason)),
+            None => found.map_err(|reason| DifferenceError::Isolated(id, reason)),
+        }
+    };
+    let listed = SnapshotDifference::between(data(from)?, data(to)?, image.extent_bytes());
+    listed.ok_or(DifferenceError::Unrelated(from, to))
 }
 
 /// Puts right what can be: damaged copies are written anew from the others, and a pool whose journal is damaged goes on without what

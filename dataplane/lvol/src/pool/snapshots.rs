@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use basalt_clock::{mark, planted};
+use serde::Serialize;
 
 use super::volumes::NewVolume;
 use super::{Inner, Pool, State, Volume, VolumeData};
@@ -31,7 +32,7 @@ pub struct NewSnapshot {
 }
 
 /// Where two volumes of one family differ, as ranges of bytes in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SnapshotDifference {
     /// Whole extents, joined where they are neighbours, and cut at the end of the larger volume.
     pub ranges: Vec<Range<u64>>,
@@ -78,10 +79,17 @@ impl Pool {
         let state = self.inner.state.borrow();
         let data = |id| state.volumes.get(&id).and_then(Volume::data).ok_or(VolumeError::NotFound(id));
         let (from, to) = (data(from)?, data(to)?);
+        let unrelated = VolumeError::WrongKind(to.record.id, "of another family");
+        SnapshotDifference::between(from, to, self.inner.shared.extent_bytes).ok_or(unrelated)
+    }
+}
+
+impl SnapshotDifference {
+    /// `None` if the two never shared data.
+    pub(super) fn between(from: &VolumeData, to: &VolumeData, extent_bytes: u64) -> Option<Self> {
         if from.record.family != to.record.family {
-            return Err(VolumeError::WrongKind(to.record.id, "of another family"));
+            return None;
         }
-        let extent_bytes = self.inner.shared.extent_bytes;
         let end = from.record.size.max(to.record.size);
         let mut ranges: Vec<Range<u64>> = Vec::new();
         from.tree.each_difference(&to.tree, |extent| {
@@ -91,7 +99,7 @@ impl Pool {
                 _ => ranges.push(range),
             }
         });
-        Ok(SnapshotDifference { ranges })
+        Some(Self { ranges })
     }
 }
 
