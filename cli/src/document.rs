@@ -37,6 +37,7 @@ pub(crate) fn volume(volume: &Volume) -> Value {
         "allowedHosts": spec.allowed_hosts,
         "replicas": spec.replicas,
         "thin": spec.thin,
+        "readOnly": spec.read_only,
         "source": spec.source,
         "reclaimPolicy": match spec.reclaim {
             ReclaimPolicy::Delete => "Delete",
@@ -189,6 +190,7 @@ mod tests {
                 size: Bytes(1 << 20),
                 replicas: 1,
                 thin: false,
+                read_only: false,
                 allowed_hosts: AllowedHosts(BTreeSet::new()),
                 selector: Selector::default(),
                 reclaim: ReclaimPolicy::Retain,

@@ -95,6 +95,11 @@ pub struct VolumeSpec {
         "spec.thin is immutable: create another Volume and copy into it"))]
     pub thin: bool,
 
+    /// Whether hosts can only read. Can be changed at any time: what hosts write from then on is refused (Namespace is Write
+    /// Protected), and what they wrote before is there.
+    #[serde(default)]
+    pub read_only: bool,
+
     /// How hosts reach the volume.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message(

@@ -73,9 +73,13 @@ fn definitions_examples_and_refusals() {
 
 fn defaults_columns_and_short_names(fixture: &Fixture) {
     let spec = output(fixture, &["get", "bv", "data", "-o", "jsonpath={.spec}"]);
-    for default in
-        [r#""replicas":1"#, r#""thin":false"#, r#""transport":"tcp""#, r#""reclaimPolicy":"Delete""#]
-    {
+    for default in [
+        r#""replicas":1"#,
+        r#""thin":false"#,
+        r#""readOnly":false"#,
+        r#""transport":"tcp""#,
+        r#""reclaimPolicy":"Delete""#,
+    ] {
         assert!(spec.contains(default), "wanted {default} in {spec}");
     }
     let volumes = output(fixture, &["get", "bv"]);

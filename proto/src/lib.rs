@@ -48,6 +48,6 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 pub const CLUSTER_ID_HEADER: &str = "basalt-cluster-id";
 
 /// Protocol version of the node session that this build speaks at most.
-pub const NODE_PROTOCOL_VERSION_MAX: u32 = 2;
+pub const NODE_PROTOCOL_VERSION_MAX: u32 = 3;
 /// Protocol version of the node session that this build speaks at least.
 pub const NODE_PROTOCOL_VERSION_MIN: u32 = 1;

@@ -68,6 +68,7 @@ fn create_volume() {
             }),
             reclaim_policy: api::ReclaimPolicy::Retain.into(),
             source_snapshot: String::new(),
+            read_only: false,
         }),
         adopt_volume_id: String::new(),
     };

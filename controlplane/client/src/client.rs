@@ -297,6 +297,7 @@ impl Client {
             allowed_hosts: hosts.map(|hosts| api::AllowedHosts { nqns: wire::volume::encode_hosts(hosts) }),
             reclaim_policy: change.reclaim.map(|reclaim| wire::volume::encode_reclaim(reclaim).into()),
             size_bytes: change.size.map(|size| size.0),
+            read_only: change.read_only,
         };
         let answer = self
             .call(request, |channel, request| async move { control(channel).update_volume(request).await })

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 /// The first protocol version with thin volumes.
 const KNOWS_THIN: u32 = 2;
+/// The first one with read-only volumes and units of allocation.
+const KNOWS_READ_ONLY: u32 = 3;
 
 /// How far a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,11 +171,16 @@ impl<D: Disk> Member<D> {
         Ok(version)
     }
 
-    /// The protocol versions that daemons may speak. One that does not know a thin volume would make a thick one of it.
+    /// The protocol versions that daemons may speak. One that does not know a thin volume would make a thick one of it, and one that does
+    /// not know read-only volumes would let hosts write.
     fn protocol(&self) -> (u32, u32) {
         let (lowest, highest) = NODE_PROTOCOL;
-        let knows_thin = self.state.level() >= FeatureLevel::THIN;
-        (if knows_thin { KNOWS_THIN } else { lowest }, highest)
+        let needed = match self.state.level() {
+            level if level >= FeatureLevel::READ_ONLY => KNOWS_READ_ONLY,
+            level if level >= FeatureLevel::THIN => KNOWS_THIN,
+            _ => lowest,
+        };
+        (needed, highest)
     }
 
     fn report(&mut self, id: SessionId, report: Report) {

@@ -480,10 +480,10 @@ fn second_daemons_and_foreign_ones_are_refused() {
     world.say(leader, 5, NodeMessage::Hello(foreign));
     world.run(SECOND / 10);
     assert!(matches!(refusal(world.heard(5)), SessionRefusal::WrongCluster { .. }));
-    let old = Hello { version_max: 1, ..mine.clone() };
+    let old = Hello { version_max: 2, ..mine.clone() };
     world.say(leader, 8, NodeMessage::Hello(old));
     world.run(SECOND / 10);
-    assert_eq!(refusal(world.heard(8)), SessionRefusal::Version { min: 2, max: 2 });
+    assert_eq!(refusal(world.heard(8)), SessionRefusal::Version { min: 3, max: 3 });
     let future = Hello { revision: Revision(1 << 50), ..mine };
     world.say(leader, 6, NodeMessage::Hello(future));
     world.run(SECOND / 10);

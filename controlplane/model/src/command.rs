@@ -32,6 +32,8 @@ impl FeatureLevel {
     pub const POOLS: FeatureLevel = FeatureLevel(3);
     /// From here on a pool has the unit of allocation that is asked for.
     pub const ALLOCATION_UNIT: FeatureLevel = FeatureLevel(4);
+    /// From here on hosts can be kept from writing to a volume.
+    pub const READ_ONLY: FeatureLevel = FeatureLevel(4);
     /// From here on nodes are told when a snapshot is adopted, for it has another name then.
     pub const NAMES: FeatureLevel = FeatureLevel(4);
     /// The highest level that this program supports.
@@ -269,6 +271,9 @@ pub struct VolumeChange {
     pub reclaim: Option<ReclaimPolicy>,
     /// The new size; never less than it was.
     pub size: Option<Bytes>,
+    /// Whether hosts can only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
 }
 
 /// What a daemon says about its node.

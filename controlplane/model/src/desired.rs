@@ -66,6 +66,9 @@ pub struct DesiredVolume {
     pub size: Bytes,
     /// Whether it takes space only when it is written, if it is created.
     pub thin: bool,
+    /// Whether hosts can only read.
+    #[serde(default)]
+    pub read_only: bool,
     /// What it is, or begins as.
     #[serde(default)]
     pub content: Content,
@@ -136,6 +139,7 @@ impl State {
                 pool: volume.placement.pool.clone(),
                 size: volume.size,
                 thin: volume.spec.thin,
+                read_only: volume.spec.read_only,
                 content: volume.restored_from.map_or(Content::Blank, Content::RestoredFrom),
                 provision: Provision::of(volume.provisioned),
                 identity: volume.identity.clone(),
@@ -151,6 +155,7 @@ impl State {
             pool: snapshot.placement.pool.clone(),
             size: snapshot.size,
             thin: true,
+            read_only: false,
             content: Content::SnapshotOf(snapshot.source),
             provision: Provision::of(snapshot.taken_at.is_some()),
             identity: snapshot.identity.clone(),

@@ -87,6 +87,9 @@ pub struct VolumeSpec {
     pub replicas: u8,
     /// Whether space is taken on first write, and given back when it is discarded.
     pub thin: bool,
+    /// Whether hosts can only read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// Who may connect.
     pub allowed_hosts: AllowedHosts,
     /// Where it may be placed.

@@ -55,6 +55,7 @@ fn volume_spec(mib: u64) -> VolumeSpec {
         size: Bytes(mib << 20),
         replicas: 1,
         thin: false,
+        read_only: false,
         allowed_hosts: AllowedHosts::default(),
         selector: Selector::default(),
         reclaim: ReclaimPolicy::Delete,
@@ -652,6 +653,31 @@ fn a_snapshot_that_is_put_aside_keeps_its_data_and_is_adopted_by_id() {
         (snapshot_name(1).as_str(), snapshot_name(2).as_str())
     );
     assert!(after.generation > before.generation);
+}
+
+#[test]
+fn hosts_can_be_kept_from_writing() {
+    let mut state = ready();
+    apply(&mut state, create(1, 1, 1, 1, 10, false));
+    let change = |read_only| {
+        let change = VolumeChange { read_only: Some(read_only), ..VolumeChange::default() };
+        Body::UpdateVolume { name: name(1), uid: uid(1), change }
+    };
+    let before = state.desired(&node(1)).unwrap().volumes[0].clone();
+    assert!(!before.read_only);
+    let outcome = apply(&mut state, change(true));
+    assert!(outcome.result.is_ok() && outcome.changes.contains(&Change::Desired(node(1))));
+    let after = state.desired(&node(1)).unwrap().volumes[0].clone();
+    assert!(after.read_only && after.generation > before.generation);
+    // Once more is no news.
+    assert!(!apply(&mut state, change(true)).changes.contains(&Change::Desired(node(1))));
+    assert!(apply(&mut state, change(false)).result.is_ok());
+    assert!(!state.desired(&node(1)).unwrap().volumes[0].read_only);
+    let mut old = ready_at(FeatureLevel::POOLS);
+    apply(&mut old, create(1, 1, 1, 1, 10, false));
+    let refused = apply(&mut old, change(true)).result;
+    assert!(matches!(refused, Err(Refusal::FeatureLevel { .. })), "{refused:?}");
+    assert!(apply(&mut old, change(false)).result.is_ok());
 }
 
 #[test]

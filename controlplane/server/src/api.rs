@@ -361,6 +361,7 @@ fn volume_change(message: &api::UpdateVolumeRequest) -> Result<VolumeChange, Wir
             .map(|policy| wire::volume::decode_reclaim("reclaim_policy", policy))
             .transpose()?,
         size: message.size_bytes.map(basalt_model::Bytes),
+        read_only: message.read_only,
     })
 }
 

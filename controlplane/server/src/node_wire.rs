@@ -68,6 +68,7 @@ pub(crate) fn encode_desired(desired: &DesiredNode) -> proto::DesiredState {
         pool: volume.pool.to_string(),
         size_bytes: volume.size.0,
         thin: volume.thin,
+        read_only: volume.read_only,
         snapshot_of: match volume.content {
             Content::SnapshotOf(id) => id.to_string(),
             Content::Blank | Content::RestoredFrom(_) => String::new(),

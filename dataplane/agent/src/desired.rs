@@ -115,6 +115,9 @@ pub struct DesiredVolume {
     /// It takes space when it is first written, if it is created.
     #[serde(default)]
     pub thin: bool,
+    /// Hosts can only read.
+    #[serde(default)]
+    pub read_only: bool,
     /// What it is, or begins as.
     #[serde(default)]
     pub content: Content,

@@ -84,6 +84,10 @@ impl Inner {
             .into()),
             None => create(&pool, wanted).await.map(|device| (device, None)),
         };
+        let found = match protect(&pool, wanted).await {
+            Ok(()) => found,
+            Err(problem) => found.and(Err(problem.into())),
+        };
         let (device, shortfall) = match found {
             Ok(found) => found,
             Err(obstacle) => {
@@ -194,6 +198,22 @@ impl Inner {
         items.volumes.remove(&id);
         items.deleted.insert(id, tombstone.generation);
         items.succeeded(&key);
+    }
+}
+
+/// Keeps hosts from writing to a volume, or lets them. A pool that takes no change obeys too, and is told again when it is opened anew.
+async fn protect(pool: &Pool, wanted: &DesiredVolume) -> Result<(), Problem> {
+    let Some(VolumeStatus::Ready(record, _)) = pool.volume(wanted.id) else { return Ok(()) };
+    if record.flags.read_only == wanted.read_only {
+        return Ok(());
+    }
+    match pool.set_read_only(wanted.id, wanted.read_only).await {
+        Ok(()) => {
+            mark!("agent-volume-protected");
+            Ok(())
+        }
+        Err(VolumeError::ReadOnly(_)) => Ok(()),
+        Err(error) => Err(volume_problem(&error)),
     }
 }
 

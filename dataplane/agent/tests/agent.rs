@@ -154,6 +154,7 @@ fn desired(index: u64) -> DesiredNode {
 fn wanted(number: u8, size: u64) -> DesiredVolume {
     DesiredVolume {
         thin: false,
+        read_only: false,
         content: Content::Blank,
         id: volume_id(number),
         generation: Generation(1),
@@ -802,6 +803,47 @@ fn a_pool_is_made_with_the_layout_that_is_asked_for() {
         );
         let problem = report.pools[0].problem.as_ref().unwrap();
         assert!(problem.message.starts_with("the pool was made Striped and stays so"), "{}", problem.message);
+    });
+}
+
+#[test]
+fn hosts_write_to_a_volume_only_while_they_may() {
+    run(45, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        let orders = |generation, read_only| {
+            let volume =
+                DesiredVolume { generation: Generation(generation), read_only, ..wanted(1, 4 * MIB) };
+            DesiredNode { volumes: vec![volume], ..desired(generation) }
+        };
+        agent.apply(orders(1, true)).await.unwrap();
+        settled(&handle, &agent).await;
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        assert_eq!(bytes.write(0, &[1; 4096]).await, Err(IoError::ReadOnly));
+        agent.apply(orders(2, false)).await.unwrap();
+        settled(&handle, &agent).await;
+        bytes.write(0, &[2; 4096]).await.unwrap();
+        // Whoever has it open is kept from writing at once, and reads what was written.
+        agent.apply(orders(3, true)).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(
+            (&report.volumes[0].health, report.volumes[0].generation),
+            (&VolumeHealth::Online, Generation(3))
+        );
+        assert_eq!(bytes.write(0, &[3; 4096]).await, Err(IoError::ReadOnly));
+        assert_eq!(bytes.unmap(0, 4096).await, Err(IoError::ReadOnly));
+        assert_eq!(bytes.read(0, 4096).await.unwrap(), [2; 4096]);
+        // It grows all the same, and stays so after a restart.
+        let mut larger = orders(4, true);
+        larger.volumes[0].size = 8 * MIB;
+        agent.apply(larger).await.unwrap();
+        assert_eq!(settled(&handle, &agent).await.volumes[0].size, 8 * MIB);
+        agent.stop();
+        let agent = node.start(&handle).await;
+        settled(&handle, &agent).await;
+        let device = node.device(volume_id(1));
+        assert!(device.info().read_only());
+        assert_eq!(Bytes::open(&handle, &*device).write(0, &[3; 4096]).await, Err(IoError::ReadOnly));
     });
 }
 

@@ -171,6 +171,7 @@ mod tests {
                 size: Bytes(1 << 20),
                 replicas: 1,
                 thin: false,
+                read_only: false,
                 allowed_hosts: AllowedHosts::default(),
                 selector: Selector::default(),
                 reclaim: ReclaimPolicy::Delete,

@@ -108,6 +108,7 @@ pub fn volume_spec(spec: &VolumeSpec) -> Result<model::VolumeSpec, InvalidSpec> 
         replicas: u8::try_from(spec.replicas)
             .map_err(|source| InvalidSpec::Replicas { value: spec.replicas, source })?,
         thin: spec.thin,
+        read_only: spec.read_only,
         allowed_hosts: model::AllowedHosts(hosts.collect::<Result<BTreeSet<_>, _>>()?),
         selector: Selector {
             node: topology.node.map(|node| named("spec.topology.node", NodeName::new(node))).transpose()?,

@@ -124,6 +124,7 @@ fn drift(present: &Volume, asked: &VolumeSpec) -> Option<VolumeChange> {
         allowed_hosts: (has.allowed_hosts != asked.allowed_hosts).then(|| asked.allowed_hosts.clone()),
         reclaim: (has.reclaim != asked.reclaim).then_some(asked.reclaim),
         size: (has.size != asked.size).then_some(asked.size),
+        read_only: (has.read_only != asked.read_only).then_some(asked.read_only),
     };
     (change != VolumeChange::default()).then_some(change)
 }

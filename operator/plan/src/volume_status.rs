@@ -236,7 +236,7 @@ impl Draft<'_> {
         self.status.used = allocated.map(|allocated| format_bytes(allocated.0));
         self.status.epoch = Some(present.epoch.to_string());
         let read_only = present.shortfall().filter(|problem| problem.reason == POOL_READ_ONLY);
-        self.state(&present.state, present.spec.allowed_hosts.0.is_empty(), read_only);
+        self.state(&present.state, &present.spec, read_only);
         let reachable =
             !matches!(present.state, VolumeState::Unavailable { .. } | VolumeState::Faulted { .. });
         self.status.paths = paths(present, reachable);
@@ -248,7 +248,8 @@ impl Draft<'_> {
         self.access(present);
     }
 
-    fn state(&mut self, state: &VolumeState, nobody: bool, read_only: Option<&Problem>) {
+    fn state(&mut self, state: &VolumeState, spec: &model::VolumeSpec, read_only: Option<&Problem>) {
+        let (nobody, protected) = (spec.allowed_hosts.0.is_empty(), spec.read_only);
         let (phase, ready, reason, message) = match state {
             VolumeState::Creating => {
                 (VolumePhase::Creating, false, "Creating", "its node is creating it".to_owned())
@@ -260,6 +261,9 @@ impl Draft<'_> {
             VolumeState::Online => {
                 let (reason, message) = match read_only {
                     Some(problem) => (POOL_READ_ONLY, problem.message.clone()),
+                    None if protected => {
+                        ("Online", "hosts can read, and not write: spec.readOnly is true".to_owned())
+                    }
                     None => ("Online", "hosts can read and write".to_owned()),
                 };
                 (VolumePhase::Online, true, reason, message)

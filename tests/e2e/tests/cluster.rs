@@ -213,8 +213,36 @@ fn a_volume_is_created_used_and_deleted(cluster: &Cluster) {
     cluster.apply(&volume("short-lived", "64Mi")).unwrap();
     let object = online(cluster, "short-lived");
     verify(cluster, &object).unwrap();
+    protected(cluster, &object);
     delete(cluster, "short-lived");
     assert!(verify(cluster, &object).is_err(), "a deleted volume must not be served");
+}
+
+/// Hosts are kept from writing while the object says so.
+fn protected(cluster: &Cluster, object: &Value) {
+    let name = object["metadata"]["name"].as_str().unwrap();
+    let set = |read_only: bool| {
+        let patch = format!("{{\"spec\": {{\"readOnly\": {read_only}}}}}");
+        let args = ["patch", "volumes.basalt.storage", name, "--type=merge", "--patch", &patch];
+        assert!(cluster.kubectl(&args, "").unwrap().status.success());
+    };
+    set(true);
+    let started = Instant::now();
+    let refused = loop {
+        if let Err(error) = host(cluster, object, &["--seed=1", "--overwrite"]) {
+            break error.to_string();
+        }
+        assert!(started.elapsed() < ONLINE_DEADLINE, "hosts still write");
+    };
+    assert!(refused.to_lowercase().contains("write protected"), "{refused}");
+    cluster
+        .wait("volumes", name, ONLINE_DEADLINE, "protected", |object| {
+            let message = condition(object, "Ready").and_then(|ready| ready["message"].as_str());
+            message.is_some_and(|message| message.contains("spec.readOnly"))
+        })
+        .unwrap();
+    set(false);
+    verify_soon(cluster, object);
 }
 
 fn every_query_of_dashboards_and_rules_is_answered(cluster: &Cluster) {

@@ -149,6 +149,7 @@ pub fn encode_spec(spec: &VolumeSpec) -> api::VolumeSpec {
         }),
         reclaim_policy: encode_reclaim(spec.reclaim).into(),
         source_snapshot: text(spec.source.as_ref()),
+        read_only: spec.read_only,
     }
 }
 
@@ -160,6 +161,7 @@ pub fn decode_spec(spec: api::VolumeSpec) -> Result<VolumeSpec, WireError> {
         size: Bytes(spec.size_bytes),
         replicas: spec.replicas.try_into().map_err(|_| WireError::Range { field: "spec.replicas" })?,
         thin: spec.thin,
+        read_only: spec.read_only,
         allowed_hosts: decode_hosts("spec.allowed_hosts", &spec.allowed_hosts)?,
         selector: Selector {
             node: optional_name("spec.selector.node", &selector.node)?,
@@ -348,6 +350,7 @@ mod tests {
                 size: Bytes(10),
                 replicas: 1,
                 thin: true,
+                read_only: true,
                 allowed_hosts: AllowedHosts(BTreeSet::from(["*".parse().unwrap()])),
                 selector: Selector {
                     node: Some("n1".parse().unwrap()),

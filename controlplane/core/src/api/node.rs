@@ -90,8 +90,8 @@ pub struct Welcome {
 }
 
 /// The lowest and highest protocol version that this program speaks with daemons. From version 2 on a daemon knows thin volumes,
-/// growth and snapshots.
-pub const NODE_PROTOCOL: (u32, u32) = (1, 2);
+/// growth and snapshots, from version 3 on read-only volumes and units of allocation.
+pub const NODE_PROTOCOL: (u32, u32) = (1, 3);
 
 /// Why a session does not begin or ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -304,6 +304,7 @@ pub fn create_volume(name: &str, mib: u64) -> Mutation {
             size: Bytes(mib << 20),
             replicas: 1,
             thin: false,
+            read_only: false,
             allowed_hosts: AllowedHosts::default(),
             selector: Selector::default(),
             reclaim: ReclaimPolicy::Delete,

@@ -160,6 +160,9 @@ impl State {
         if let Some(reclaim) = change.reclaim {
             spec.reclaim = reclaim;
         }
+        if let Some(read_only) = change.read_only {
+            spec.read_only = read_only;
+        }
         if let Some(size) = change.size {
             if size < spec.size {
                 return Err(Refusal::OutOfRange { field: Field::Size, rule: Rule::NotShrink });
@@ -171,7 +174,9 @@ impl State {
             return Ok(Receipt::Volume { id });
         }
         let (size, footprint) = self.grown(volume, spec.size)?;
-        let node_acts = spec.allowed_hosts != volume.spec.allowed_hosts || size > volume.size;
+        let is = &volume.spec;
+        let node_acts =
+            spec.allowed_hosts != is.allowed_hosts || spec.read_only != is.read_only || size > volume.size;
         self.touch_volume(context, id, |volume| {
             volume.spec = spec;
             (volume.size, volume.footprint) = (size, footprint);
@@ -305,6 +310,9 @@ impl State {
         }
         if spec.thin {
             self.needs(FeatureLevel::THIN)?;
+        }
+        if spec.read_only {
+            self.needs(FeatureLevel::READ_ONLY)?;
         }
         if spec.source.is_some() && !spec.thin {
             return Err(Refusal::OutOfRange { field: Field::Thin, rule: Rule::ThinAsItsSource });

@@ -144,6 +144,7 @@ fn volume(name: &str) -> CreateVolume {
             size: Bytes(16 << 20),
             replicas: 1,
             thin: false,
+            read_only: false,
             allowed_hosts: AllowedHosts(["*".parse().unwrap()].into()),
             selector: Selector::default(),
             reclaim: ReclaimPolicy::Delete,

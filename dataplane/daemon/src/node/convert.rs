@@ -124,6 +124,7 @@ fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {
         pool: volume.pool.clone(),
         size: volume.size_bytes,
         thin: volume.thin,
+        read_only: volume.read_only,
         content: content(volume)?,
         provision: match volume.provision() {
             node::Provision::Create => Provision::Create,

@@ -87,6 +87,7 @@ impl World {
                 size: Size::Text("1Gi".to_owned()),
                 replicas: 1,
                 thin: false,
+                read_only: false,
                 transport: Transport::Tcp,
                 topology: None,
                 allowed_hosts: Vec::new(),

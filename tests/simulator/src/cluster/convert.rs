@@ -59,6 +59,7 @@ fn volume(volume: &model::DesiredVolume) -> agent::DesiredVolume {
         pool: volume.pool.to_string(),
         size: volume.size.0,
         thin: volume.thin,
+        read_only: volume.read_only,
         content: match volume.content {
             model::Content::Blank => agent::Content::Blank,
             model::Content::SnapshotOf(id) => agent::Content::SnapshotOf(lvol::VolumeId(id.0)),

@@ -200,6 +200,7 @@ impl Workload {
                     size: Bytes(*size),
                     replicas: 1,
                     thin: false,
+                    read_only: false,
                     allowed_hosts: hosts(*token),
                     selector: Selector::default(),
                     reclaim: ReclaimPolicy::Delete,

@@ -99,6 +99,7 @@ impl Script {
             pool: POOL.to_owned(),
             size,
             thin,
+            read_only: false,
             content,
             provision: Provision::Create,
             nqn: nqn(id),
