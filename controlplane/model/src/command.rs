@@ -34,6 +34,8 @@ impl FeatureLevel {
     pub const ALLOCATION_UNIT: FeatureLevel = FeatureLevel(4);
     /// From here on hosts can be kept from writing to a volume.
     pub const READ_ONLY: FeatureLevel = FeatureLevel(4);
+    /// From here on a disk that may be a copy of a pool's can be taken out.
+    pub const COPIES: FeatureLevel = FeatureLevel(4);
     /// From here on nodes are told when a snapshot is adopted, for it has another name then.
     pub const NAMES: FeatureLevel = FeatureLevel(4);
     /// The highest level that this program supports.

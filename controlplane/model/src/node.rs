@@ -294,7 +294,15 @@ pub struct DiskObserved {
 impl DiskObserved {
     /// Whether its node looked at it and said that the pool does not need it, as it is not one of its disks.
     pub fn is_not_the_pools(&self) -> bool {
-        let reasons = ["DiskNotInUse", "DiskHoldsForeignData", "DiskOfAnotherCluster", "DiskOfAnotherPool"];
+        self.has(&["DiskNotInUse", "DiskHoldsForeignData", "DiskOfAnotherCluster", "DiskOfAnotherPool"])
+    }
+
+    /// Whether its node said that it may be a copy of one of the pool's.
+    pub fn may_be_a_copy(&self) -> bool {
+        self.has(&["DiskTwice", "DiskOutdated"])
+    }
+
+    fn has(&self, reasons: &[&str]) -> bool {
         self.problem.as_ref().is_some_and(|problem| reasons.contains(&problem.reason.as_str()))
     }
 }

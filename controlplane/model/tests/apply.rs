@@ -782,6 +782,16 @@ fn disks_that_a_pool_runs_on_are_not_exchanged_under_its_volumes() {
     let seen = [("/a", Online, None), ("/b", Faulted, Some("DiskNotInUse"))];
     apply(&mut state, report_disks(PoolHealth::Online, Some("DiskNotInUse"), &seen));
     assert!(put(&state, &["/a"]).is_ok() && put(&state, &["/a", "/c"]).is_ok());
+    // A disk and its copy, of which only a person knows which is which: either goes.
+    let seen = [("/a", Faulted, Some("DiskTwice")), ("/b", Faulted, Some("DiskTwice"))];
+    apply(&mut state, report_disks(PoolHealth::Faulted, Some("DiskTwice"), &seen));
+    assert!(put(&state, &["/a"]).is_ok() && put(&state, &["/b"]).is_ok());
+    let mut old = ready_at(FeatureLevel::POOLS);
+    apply(&mut old, put_disks(&["/a", "/b"]));
+    apply(&mut old, report_disks(PoolHealth::Online, None, &[("/a", Online, None), ("/b", Online, None)]));
+    apply(&mut old, create(1, 1, 1, 1, 10, false));
+    apply(&mut old, report_disks(PoolHealth::Faulted, Some("DiskTwice"), &seen));
+    assert!(matches!(put(&old, &["/a"]), Err(Refusal::DiskNeeded { .. })), "older members would refuse it");
 }
 
 #[test]

@@ -23,8 +23,8 @@ use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 /// Why a pool is not open: the problem of the pool, and of the disk that is the obstacle.
 pub(crate) struct Obstacle {
     pub(crate) problem: Problem,
-    /// Path of the disk.
-    disk: Option<String>,
+    /// Paths of the disks: the one, or a disk and its copy.
+    disks: Vec<String>,
     /// The pool that was there once is not there any more.
     lost: bool,
 }
@@ -70,8 +70,8 @@ impl Inner {
                 item.watches = watches;
                 items.succeeded(&key);
             }
-            Err(Obstacle { problem, disk, lost }) => {
-                if let Some(report) = reports.iter_mut().find(|report| Some(&report.path) == disk.as_ref()) {
+            Err(Obstacle { problem, disks, lost }) => {
+                for report in reports.iter_mut().filter(|report| disks.contains(&report.path)) {
                     report.health = DiskHealth::Faulted;
                     report.problem = Some(problem.clone());
                 }
@@ -306,11 +306,11 @@ fn reason_of(error: DiskError) -> Reason {
 
 impl Obstacle {
     fn of(problem: Problem) -> Self {
-        Self { problem, disk: None, lost: false }
+        Self { problem, disks: Vec::new(), lost: false }
     }
 
     pub(crate) fn of_fault(fault: DiskFault) -> Self {
-        Self { problem: Problem::new(Reason::DiskFailed, &fault), disk: Some(fault.disk), lost: false }
+        Self { problem: Problem::new(Reason::DiskFailed, &fault), disks: vec![fault.disk], lost: false }
     }
 
     fn of_import(error: ImportError) -> Self {
@@ -321,7 +321,7 @@ impl Obstacle {
             }
             ImportError::Stranger(disk) => Self {
                 problem: Problem::new(Reason::DiskOfAnotherPool, &error),
-                disk: Some(disk.clone()),
+                disks: vec![disk.clone()],
                 lost: false,
             },
             ImportError::Damaged(_) => Self::of(Problem::new(Reason::PoolDamaged, &error)),
@@ -336,7 +336,8 @@ impl Obstacle {
             DiskRefusal::Unusable { disk, .. } => (Reason::PoolDamaged, disk),
             DiskRefusal::OtherCluster { disk, .. } => (Reason::DiskOfAnotherCluster, disk),
             DiskRefusal::OtherPool { disk, .. } => (Reason::DiskOfAnotherPool, disk),
-            DiskRefusal::Twice { second, .. } => (Reason::DiskInUse, second),
+            DiskRefusal::Twice { second, .. } => (Reason::DiskTwice, second),
+            DiskRefusal::Outdated { disk, .. } => (Reason::DiskOutdated, disk),
             DiskRefusal::Unsuitable { disk, .. } | DiskRefusal::Shrunk { disk, .. } => {
                 (Reason::DiskTooSmall, disk)
             }
@@ -350,7 +351,12 @@ impl Obstacle {
             }
             _ => Problem::new(reason, refusal),
         };
-        Self { problem, disk: Some(disk.clone()), lost: reason == Reason::PoolMissing }
+        let other = match refusal {
+            DiskRefusal::Twice { first, .. } => Some(first),
+            _ => None,
+        };
+        let disks = other.into_iter().chain([disk]).cloned().collect();
+        Self { problem, disks, lost: reason == Reason::PoolMissing }
     }
 }
 

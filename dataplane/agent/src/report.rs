@@ -175,8 +175,12 @@ reasons! {
     DiskAwaitsRestart,
     /// A disk that a pool runs on is not named any more.
     DiskNotNamed,
-    /// A disk is open in another process, or named twice.
+    /// A disk is open in another process.
     DiskInUse,
+    /// Two of the disks that are named are one, or one is a copy of the other.
+    DiskTwice,
+    /// A disk is an old copy of one of the pool's.
+    DiskOutdated,
     /// A disk holds data that is not Basalt's.
     DiskHoldsForeignData,
     /// A disk belongs to another cluster.

@@ -636,6 +636,65 @@ fn a_disk_that_moved_is_found_and_where_it_was_is_forgotten() {
     });
 }
 
+/// A disk with the same content.
+async fn copied(handle: &Handle, node: &Node, path: &str) -> Arc<dyn BlockDevice> {
+    let disk = node.disks.borrow()[path].clone().unwrap();
+    let copy = ram(disk.info().bytes());
+    let (from, to) = (Bytes::open(handle, &*disk), Bytes::open(handle, &*copy));
+    for at in (0..disk.info().bytes()).step_by(64 << 10) {
+        to.write(at, &from.read(at, 64 << 10).await.unwrap()).await.unwrap();
+    }
+    copy
+}
+
+#[test]
+fn a_copy_of_a_disk_is_told_from_it_or_a_person_asked() {
+    run(46, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/member".into(), Ok(ram(32 * MIB)));
+        let agent = node.start(&handle).await;
+        let mut first = with_volume(1, None, &["/disk", "/member"]);
+        first.volumes[0].provision = Provision::Create;
+        agent.apply(first).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        // One of the pool's only lead, which nothing tells from it: either can be taken out again.
+        agent.stop();
+        let copy = copied(&handle, &node, "/disk").await;
+        node.disks.borrow_mut().insert("/copy".into(), Ok(copy));
+        let agent = node.start(&handle).await;
+        agent.apply(with_volume(2, id, &["/disk", "/member", "/copy"])).await.unwrap();
+        let reasons = |report: &NodeReport| {
+            let disks = report.pools[0].disks.iter();
+            disks.map(|disk| disk.problem.as_ref().map(|problem| problem.reason)).collect::<Vec<_>>()
+        };
+        agent.stop();
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!(reasons(&report), [Some(Reason::DiskTwice), None, Some(Reason::DiskTwice)]);
+        assert!(matches!(report.volumes[0].health, VolumeHealth::Unavailable(_)), "{report:?}");
+        agent.apply(with_volume(3, id, &["/disk", "/member"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.volumes[0].health, reasons(&report)), (&VolumeHealth::Online, vec![None, None]));
+        // One of a member from before the pool was opened anew, in the member's place.
+        agent.stop();
+        let copy = copied(&handle, &node, "/member").await;
+        let agent = node.start(&handle).await;
+        settled(&handle, &agent).await;
+        agent.stop();
+        let member = node.disks.borrow_mut().insert("/member".into(), Ok(copy)).unwrap();
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!(reasons(&report), [None, Some(Reason::DiskOutdated)]);
+        assert_eq!(pool_reason(&report), Some(Reason::DiskOutdated));
+        assert!(matches!(report.volumes[0].health, VolumeHealth::Unavailable(_)), "{report:?}");
+        agent.stop();
+        node.disks.borrow_mut().insert("/member".into(), member);
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.volumes[0].health, reasons(&report)), (&VolumeHealth::Online, vec![None, None]));
+    });
+}
+
 /// How many hold the disk, besides the test.
 fn holders(node: &Node, path: &str) -> usize {
     Arc::strong_count(node.disks.borrow()[path].as_ref().unwrap()) - 1

@@ -289,7 +289,11 @@ fn write_pool(text: &mut String, found: &Inspection) -> std::fmt::Result {
     for (index, disk) in found.disks.iter().enumerate() {
         let name = disk.name.as_deref().unwrap_or("missing");
         let (mib, id) = (disk.device_bytes >> 20, disk.id);
-        writeln!(text, "disk {index} {id}: {name}, {mib} MiB, {} extents", disk.extents)?;
+        write!(text, "disk {index} {id}: {name}, {mib} MiB, {} extents", disk.extents)?;
+        match disk.opening {
+            0 => writeln!(text)?,
+            opening => writeln!(text, ", last in use at opening {opening} of {}", found.openings)?,
+        }
     }
     for volume in &found.volumes {
         write!(text, "volume {} generation {}", volume.id, volume.generation)?;

@@ -76,12 +76,27 @@ pub enum DiskRefusal {
         pool: PoolId,
     },
     /// It is a disk of this pool, and named twice.
-    #[error("{first} and {second} are the same disk")]
+    #[error(
+        "{first} and {second} are the same disk, or one is a copy of the other: take the one out that is not the pool's"
+    )]
     Twice {
         /// One name of the disk.
         first: String,
         /// The other.
         second: String,
+    },
+    /// It is as it was at an earlier opening of the pool, which went on with what it is a copy of.
+    #[error(
+        "disk {disk} is an old copy: it was last in use at opening {opening} of its pool, which is known to have run with it at opening \
+         {expected}; put the disk back that it is a copy of, or name the path that one has now"
+    )]
+    Outdated {
+        /// The disk as the caller named it.
+        disk: String,
+        /// The opening that it knows.
+        opening: u32,
+        /// The one that another disk knows.
+        expected: u32,
     },
     /// It is too small to be used, or its block size is not supported.
     #[error(

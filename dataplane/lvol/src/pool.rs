@@ -11,6 +11,7 @@ mod inspect;
 mod journal;
 mod load;
 mod obstacles;
+mod openings;
 mod owner;
 mod remains;
 mod scrub;
@@ -97,6 +98,7 @@ struct Inner {
 struct State {
     /// The lead's superblock as it was written last.
     superblock: Superblock,
+    openings: u32,
     revision: Revision,
     space: Space,
     /// Extents that may be a damaged volume's: taken until there is none any more.

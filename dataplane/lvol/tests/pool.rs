@@ -225,7 +225,7 @@ fn disks_of_others_are_refused_with_words() {
         assert!(matches!(blank, ImportError::Disk(DiskRefusal::Blank { .. })), "{blank}");
         let twice =
             Pool::import(&handle, CLUSTER, vec![named("a", &a), named("alias", &a)]).await.unwrap_err();
-        assert_eq!(twice.to_string(), "a and alias are the same disk");
+        assert!(twice.to_string().starts_with("a and alias are the same disk"), "{twice}");
         create(&handle, std::slice::from_ref(&b)).await.unwrap();
         let mixed = Pool::import(&handle, CLUSTER, vec![named("a", &a), named("b", &b)]).await.unwrap_err();
         assert!(matches!(mixed, ImportError::Disk(DiskRefusal::OtherPool { .. })), "{mixed}");

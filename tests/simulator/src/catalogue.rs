@@ -4,6 +4,7 @@ include!(concat!(env!("OUT_DIR"), "/catalogue.rs"));
 
 /// Marks that no run of the simulator can reach, each with the reason.
 pub const UNREACHABLE: &[(&str, &str)] = &[
+    ("agent-volume-protected", "hosts of the simulation always write; the tests of dataplane/agent reach it"),
     (
         "joint-consensus-ended-by-another-leader",
         "too rare for a full run; the tests of controlplane/core reach it",
@@ -16,6 +17,12 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
     ("lvol-journal-damaged", "disks of the simulation do not rot; the tests of dataplane/lvol reach it"),
     ("lvol-journal-full", "pools come to a checkpoint before; the tests of dataplane/lvol reach it"),
     ("lvol-metadata-full", "pools are too small for it; the tests of dataplane/lvol reach it"),
+    ("lvol-old-copy-refused", COPIES),
+    ("lvol-old-lead-refused", COPIES),
+    (
+        "lvol-reclaim-later",
+        "too rare for a full run: a request outlasts all looks; the tests of dataplane/lvol reach it",
+    ),
     ("proposal-lost", "a second line of defence: the loss of the leadership answers proposals first"),
     (
         "request-repeated",
@@ -23,12 +30,19 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
     ),
 ];
 
+const COPIES: &str =
+    "no disk of the simulation is exchanged for a copy; the tests of dataplane/lvol reach it";
+
 /// Planted bugs that no run of the simulator can find, each with the reason.
 pub const FOUND_ELSEWHERE: &[(&str, &str)] = &[
     ("lvol-discard-not-journalled", FOUND_BY_CRASHES),
     ("lvol-epoch-not-committed", FOUND_BY_CRASHES),
     ("lvol-extent-freed-before-commit", FOUND_BY_CRASHES),
     ("lvol-loose-group-believed", "no seed has met it; the tests of dataplane/lvol find it"),
+    (
+        "lvol-old-copy-believed",
+        "no disk of the simulation is exchanged for a copy; the tests of dataplane/lvol find it",
+    ),
     ("lvol-raise-not-committed", FOUND_BY_CRASHES),
     ("lvol-unshared-before-commit", FOUND_BY_CRASHES),
 ];

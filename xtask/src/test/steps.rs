@@ -30,7 +30,7 @@ pub(super) fn all() -> Result<Vec<Step>> {
     let folder = simulate::planted_target()?;
     let planted = format!("{simulator} --target-dir {} -- planted", folder.display());
     let planted_in_pools = format!(
-        "cargo test --quiet --locked --profile sim --package basalt-lvol --test crash --target-dir {} -- \
+        "cargo test --quiet --locked --profile sim --package basalt-lvol --test crash --test openings --target-dir {} -- \
          --nocapture --exact every_planted_bug_is_found",
         folder.display()
     );

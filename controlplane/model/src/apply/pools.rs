@@ -23,7 +23,7 @@ impl State {
                 return Err(Refusal::PoolHoldsVolumes { node, pool, volumes });
             };
             if self.level >= FeatureLevel::POOLS && !node.is_lost(pool) {
-                check_disks(node, pool, present, asked, volumes)?;
+                check_disks(self.level, node, pool, present, asked, volumes)?;
             }
         }
         Ok(())
@@ -107,6 +107,7 @@ impl State {
 /// What the pool is running on stays named as it is. Anything else that may be its disk can be named anew, for nothing is lost by a
 /// wrong name that can be corrected. An entry goes only if its node said that it is no disk of the pool.
 fn check_disks(
+    level: FeatureLevel,
     node: &Node,
     pool: &PoolName,
     present: &PoolSpec,
@@ -126,7 +127,10 @@ fn check_disks(
         return Err(Refusal::DiskInService { node, pool, disk, volumes });
     }
     let named_anew = asked.disks.iter().filter(|disk| !present.disks.contains(disk)).count();
-    let missed = gone.iter().filter(|disk| !seen(disk).is_some_and(DiskObserved::is_not_the_pools));
+    let stranger = |disk: &DiskObserved| {
+        disk.is_not_the_pools() || (level >= FeatureLevel::COPIES && disk.may_be_a_copy())
+    };
+    let missed = gone.iter().filter(|disk| !seen(disk).is_some_and(stranger));
     if let Some(disk) = missed.skip(named_anew).last() {
         let (node, pool, disk) = (node.name.clone(), pool.clone(), (*disk).clone());
         return Err(Refusal::DiskNeeded { node, pool, disk, volumes });

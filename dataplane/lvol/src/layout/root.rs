@@ -38,7 +38,7 @@ struct RawRoot {
     name_bytes: U16,
     taken_shift: u8,
     layout: u8,
-    reserved_0: [u8; 4],
+    openings: U32,
     name: [u8; POOL_NAME_BYTES_MAX],
     reserved_1: [u8; 320],
     disk_records: [RawDisk; DISKS_MAX],
@@ -58,7 +58,7 @@ struct RawDisk {
     data_offset: U64,
     extents: U64,
     metadata_pages: U32,
-    reserved: [u8; 4],
+    opening: U32,
 }
 
 const _: () = assert!(size_of::<RawDisk>() == 48);
@@ -149,6 +149,8 @@ pub struct DiskRecord {
     pub extents: u64,
     /// Pages of its metadata area.
     pub metadata_pages: u32,
+    /// The last opening of the pool that it took part in; 0: not known, and of the lead.
+    pub opening: u32,
 }
 
 /// What the root says.
@@ -158,6 +160,8 @@ pub struct Root {
     pub name: String,
     /// Where its next extents come from.
     pub layout: DiskLayout,
+    /// How often it was opened with more disks than its lead; 0: an older program wrote it, and that is not known.
+    pub openings: u32,
     /// Highest desired state that the node had seen.
     pub revision: Revision,
     /// Disks of the pool; the first is the lead.
@@ -222,7 +226,7 @@ impl Root {
                 DiskLayout::Concatenated => 0,
                 DiskLayout::Striped => LAYOUT_STRIPED,
             },
-            reserved_0: [0; 4],
+            openings: self.openings.into(),
             name: padded(self.name.as_bytes()),
             reserved_1: [0; 320],
             disk_records: [RawDisk::of(None); DISKS_MAX],
@@ -251,6 +255,7 @@ impl Root {
             name: text(&raw.name, raw.name_bytes, POOL_NAME_BYTES_MAX).ok_or(RootError::Field("name"))?,
             // One that is not known: as before there was a choice, and nothing is wrong with that.
             layout: if raw.layout == LAYOUT_STRIPED { DiskLayout::Striped } else { DiskLayout::Concatenated },
+            openings: raw.openings.get(),
             revision: Revision { incarnation: raw.incarnation.get(), index: raw.revision.get() },
             disks,
             volumes: raw.volumes.get(),
@@ -270,7 +275,7 @@ impl RawDisk {
                 data_offset: U64::ZERO,
                 extents: U64::ZERO,
                 metadata_pages: U32::ZERO,
-                reserved: [0; 4],
+                opening: U32::ZERO,
             },
             Some(disk) => Self {
                 id: disk.id.to_bytes(),
@@ -278,7 +283,7 @@ impl RawDisk {
                 data_offset: disk.data_offset.into(),
                 extents: disk.extents.into(),
                 metadata_pages: disk.metadata_pages.into(),
-                reserved: [0; 4],
+                opening: disk.opening.into(),
             },
         }
     }
@@ -290,6 +295,7 @@ impl RawDisk {
             data_offset: self.data_offset.get(),
             extents: self.extents.get(),
             metadata_pages: self.metadata_pages.get(),
+            opening: self.opening.get(),
         }
     }
 }
@@ -382,10 +388,12 @@ mod tests {
             data_offset: 6 << 20,
             extents: 1018,
             metadata_pages: 1024,
+            opening: u32::from(id) - 1,
         };
         Root {
             name: "nvme".into(),
             layout: DiskLayout::Striped,
+            openings: 4,
             revision: Revision { incarnation: 3, index: 42 },
             disks: vec![disk(1), disk(2)],
             volumes: 1,

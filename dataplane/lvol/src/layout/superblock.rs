@@ -61,7 +61,8 @@ struct Raw {
     metadata_bytes: U64,
     root: RawTwin,
     exported: U32,
-    reserved: [u8; 260],
+    opening: U32,
+    reserved: [u8; 256],
     checksum: U64,
 }
 
@@ -214,6 +215,8 @@ pub struct Superblock {
     pub root: Option<TwinPointer>,
     /// The pool was exported: all is in the checkpoint, and its journals are empty.
     pub exported: bool,
+    /// The last opening of the pool that this member took part in; 0: not known, and on a lead.
+    pub opening: u32,
     /// An ro-compat feature is set that this code does not know: the pool may be read and not changed.
     pub read_only: bool,
 }
@@ -300,6 +303,7 @@ impl Superblock {
             geometry: raw.geometry(role)?,
             root: raw.root(role)?,
             exported: raw.exported.get() != 0,
+            opening: raw.opening.get(),
             read_only: raw.ro_compat.get() & !KNOWN_RO_COMPAT != 0,
         })
     }
@@ -341,7 +345,8 @@ impl Superblock {
             metadata_bytes: geometry.metadata_bytes.into(),
             root: RawTwin::of(self.root),
             exported: U32::new(u32::from(self.exported)),
-            reserved: [0; 260],
+            opening: self.opening.into(),
+            reserved: [0; 256],
             checksum: U64::ZERO,
         };
         raw.checksum = checksum(&raw.as_bytes()[..CHECKSUM_OFFSET]).into();
@@ -400,6 +405,7 @@ mod tests {
                 checksum: 0x1234_5678_9abc_def0,
             }),
             exported: false,
+            opening: 0,
             read_only: false,
         }
     }
@@ -423,6 +429,7 @@ mod tests {
             disk_index: 5,
             root: None,
             exported: true,
+            opening: 9,
             geometry: DiskGeometry::member(100 << 20, 4096, 64 << 10).unwrap(),
             ..lead()
         };

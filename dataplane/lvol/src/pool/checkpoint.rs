@@ -174,6 +174,7 @@ impl Inner {
         let root = Root {
             name: self.name.clone(),
             layout: state.space.layout(),
+            openings: state.openings,
             revision: state.revision,
             disks,
             volumes: u32::try_from(volumes.len()).expect("bounded by the metadata areas"),

@@ -140,6 +140,7 @@ async fn write_pool(new: &NewPool, pool: PoolId, disks: &[Prepared]) -> Result<(
     let root = Root {
         name: new.name.clone(),
         layout: new.layout,
+        openings: 0,
         revision: new.revision,
         disks: disks.iter().map(Prepared::record).collect(),
         volumes: 0,
@@ -174,6 +175,7 @@ pub(super) fn superblock_of(
         geometry: disk.geometry,
         root: None,
         exported: false,
+        opening: 0,
         read_only: false,
     }
 }
@@ -186,6 +188,7 @@ impl Prepared {
             data_offset: self.geometry.data_offset,
             extents: self.geometry.extents,
             metadata_pages: self.geometry.metadata_pages(),
+            opening: 0,
         }
     }
 }

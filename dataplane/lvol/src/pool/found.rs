@@ -56,8 +56,17 @@ impl FoundDisk {
     }
 }
 
-/// All disks belong to one pool, and each is there once.
-pub(super) fn check_together(found: &[FoundDisk]) -> Result<(), ImportError> {
+/// All disks belong to one pool, and each is there once. Of a member and a copy of it from before a later opening, the copy is left out.
+pub(super) fn check_together(found: &mut Vec<FoundDisk>) -> Result<(), ImportError> {
+    let later = |disk: &FoundDisk, found: &[FoundDisk]| {
+        found.iter().any(|other| {
+            other.superblock.disk == disk.superblock.disk
+                && other.superblock.opening > disk.superblock.opening
+        })
+    };
+    let old: Vec<bool> = found.iter().map(|disk| later(disk, found)).collect();
+    let mut old = old.into_iter();
+    found.retain(|_| !old.next().unwrap_or(false));
     for (index, disk) in found.iter().enumerate() {
         let pool = found[0].superblock.pool;
         if disk.superblock.pool != pool {

@@ -9,7 +9,7 @@ use super::create::{NewPoolDisk, prepare, superblock_of};
 use super::journal::Until;
 use super::{Inner, Pool};
 use crate::error::{DiskRefusal, GrowError};
-use crate::layout::{DISKS_MAX, Role, Superblock};
+use crate::layout::{DISKS_MAX, DiskRecord, Role, Superblock};
 use crate::volume::{MappedDisk, PoolShared};
 
 impl Pool {
@@ -49,9 +49,11 @@ impl Pool {
         inner.settle_maps(Until::Durable).await?;
         let place = u32::try_from(index).unwrap_or(u32::MAX);
         // In creation, until the pool knows it for certain: a disk that no pool knows can be used again.
+        let opening = inner.state.borrow().openings;
         let superblock = superblock_of(inner.cluster, inner.id, &disk, place, Role::MemberInCreation);
+        let superblock = Superblock { opening, ..superblock };
         disk.io.write_superblock(&superblock).await?;
-        let record = disk.record();
+        let record = DiskRecord { opening, ..disk.record() };
         let mapped = MappedDisk { device: Arc::clone(&disk.io.device), data_offset: record.data_offset };
         let io = Rc::new(disk.io);
         inner.disks.borrow_mut().push(Some(Rc::clone(&io)));

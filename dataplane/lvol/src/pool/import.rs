@@ -14,13 +14,14 @@ use super::found::{FoundDisk, assign, check_together};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
 use super::obstacles::{Obstacles, judge};
+use super::openings::check_current;
 use super::remains::Kept;
 use super::{Inner, Journal, Pool, State, Volume, VolumeData, owner};
 use crate::disk::PoolDisk;
 use crate::error::{ImportError, ReadOnlyReason};
-use crate::id::{ClusterId, Revision, VolumeId};
+use crate::id::{ClusterId, VolumeId};
 use crate::layout::{
-    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, MapRoot, Pieces, Place, Role,
+    DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, MapRoot, Pieces, Place, Role, Root,
     Superblock, TakenMap,
 };
 use crate::port::port;
@@ -48,12 +49,19 @@ impl Pool {
             return Ok(pool);
         }
         pool.inner.complete_members().await?;
+        let counted = pool.inner.begin_opening();
         if must_write {
             mark!("lvol-journal-replayed");
+        }
+        if must_write || counted {
             // If this fails the pool is read-only, which its health says.
             if pool.inner.checkpoint().await.is_err() {
                 mark!("lvol-catch-up-failed");
+                return Ok(pool);
             }
+        }
+        if counted {
+            pool.inner.note_opening().await;
         }
         Ok(pool)
     }
@@ -88,7 +96,7 @@ impl Image {
         for disk in &disks {
             found.push(FoundDisk::read(handle, disk, cluster).await?);
         }
-        check_together(&found)?;
+        check_together(&mut found)?;
         let Some(lead) = found.iter().find(|disk| disk.superblock.role == Role::Lead) else {
             return Err(ImportError::LeadMissing);
         };
@@ -100,6 +108,7 @@ impl Image {
             known || disk.superblock.role != Role::MemberInCreation
         });
         let present = assign(found, &root.disks)?;
+        check_current(&present, &root)?;
         let disks: Vec<_> =
             present.iter().map(|disk| disk.as_ref().map(|disk| Rc::clone(&disk.io))).collect();
         let loader = Loader::new(superblock.pool, disks, root.disks.clone(), superblock.sequence);
@@ -259,6 +268,7 @@ impl Image {
                 data_offset: record.data_offset,
                 extents: record.extents,
                 metadata_pages: record.metadata_pages,
+                opening: record.opening,
             })
             .collect();
         let there = disks.iter().filter(|disk| disk.name.is_some());
@@ -269,6 +279,7 @@ impl Image {
             pool: self.superblock.pool,
             name: self.top.root.name.clone(),
             checkpoint: self.superblock.sequence,
+            openings: self.top.root.openings,
             exported: self.superblock.exported,
             revision: self.top.root.revision,
             extent_bytes: self.superblock.geometry.extent_bytes,
@@ -335,7 +346,7 @@ impl Image {
             checkpoint: superblock.sequence,
             first: top.root.first_group,
         };
-        let mut state = empty(superblock.clone(), top.root.revision, space, journal, read_only.clone());
+        let mut state = empty(superblock.clone(), &top.root, space, journal, read_only.clone());
         // What only the journal says is not for good before the next checkpoint: groups may count only while the caches live on.
         state.map_changes = u64::from(!replay.records.is_empty());
         state.map_written = state.map_changes;
@@ -371,14 +382,15 @@ impl Image {
 /// The state of a pool that has no volumes yet.
 fn empty(
     superblock: Superblock,
-    revision: Revision,
+    root: &Root,
     space: Space,
     journal: Journal,
     read_only: Option<ReadOnlyReason>,
 ) -> State {
     State {
         superblock,
-        revision,
+        openings: root.openings,
+        revision: root.revision,
         space,
         withheld: Vec::new(),
         refs: Refs::default(),

@@ -26,6 +26,8 @@ pub struct Inspection {
     pub name: String,
     /// Sequence number of its last checkpoint.
     pub checkpoint: u64,
+    /// How often it was opened with more disks than its lead, as far as that was counted.
+    pub openings: u32,
     /// It was exported.
     pub exported: bool,
     /// Highest desired state that the node had seen.
@@ -69,6 +71,8 @@ pub struct InspectedDisk {
     pub extents: u64,
     /// Pages of its metadata area.
     pub metadata_pages: u32,
+    /// The last opening of the pool that it is known to have taken part in; 0: not known, and of the lead.
+    pub opening: u32,
 }
 
 /// A volume of an inspected pool.
