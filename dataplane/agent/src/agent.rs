@@ -164,12 +164,14 @@ impl Agent {
                 return Err(Refused::OtherCluster { given: desired.cluster, own: current.cluster });
             }
             inner.items.borrow().note_former_disks(current, &mut desired);
+            keep_checkpoints(current, &mut desired);
             if *current == desired {
                 inner.note_kept(Ok(()));
                 return Ok(());
             }
         }
         inner.check_revision(&desired)?;
+        inner.items.borrow().note_checkpoints(&mut desired);
         if let Err(error) = inner.ports.store.save(&desired).await {
             inner.note_kept(Err((desired.revision, &error)));
             return Err(error.into());
@@ -219,6 +221,7 @@ impl Agent {
                 );
             }
         }
+        self.inner.keep_checkpoints().await;
     }
 
     /// Begins no more work. What is exported stays exported.
@@ -240,6 +243,17 @@ impl Inner {
                 Err(Refused::Stale { given, seen })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Keeps which checkpoints the disks of pools hold, for the next start. If that does not work, older ones are known then.
+    pub(crate) async fn keep_checkpoints(&self) {
+        let _applying = self.applying.lock().await;
+        let Some(current) = self.desired.borrow().clone() else { return };
+        let mut desired = (*current).clone();
+        self.items.borrow().note_checkpoints(&mut desired);
+        if desired != *current && self.ports.store.save(&desired).await.is_ok() {
+            *self.desired.borrow_mut() = Some(Rc::new(desired));
         }
     }
 
@@ -344,6 +358,14 @@ async fn reconcile(inner: Rc<Inner>) {
         if let Some(key) = done {
             inner.items.borrow_mut().ended(&key);
         }
+    }
+}
+
+/// What was noted of pools that stay.
+fn keep_checkpoints(current: &DesiredNode, desired: &mut DesiredNode) {
+    for pool in desired.pools.iter_mut().filter(|pool| pool.id.is_some()) {
+        let same = current.pools.iter().find(|before| before.name == pool.name && before.id == pool.id);
+        pool.checkpoint = same.map_or(0, |before| before.checkpoint);
     }
 }
 

@@ -52,6 +52,9 @@ pub struct DesiredPool {
     /// Paths of disks that were named before, and under which the pool may still be; empty in what is ordered, the agent notes them.
     #[serde(default)]
     pub former: Vec<String>,
+    /// The last checkpoint that its disks were seen to hold, so that an old copy of them is told; 0 in what is ordered, the agent notes it.
+    #[serde(default)]
+    pub checkpoint: u64,
 }
 
 const fn default_extent_bytes() -> u64 {

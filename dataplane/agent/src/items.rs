@@ -248,6 +248,14 @@ impl Items {
         }
     }
 
+    /// Notes in a desired state what the disks of open pools hold.
+    pub(crate) fn note_checkpoints(&self, desired: &mut DesiredNode) {
+        for wanted in &mut desired.pools {
+            let open = self.pool(&wanted.name).filter(|open| wanted.id == Some(open.id()));
+            wanted.checkpoint = open.map_or(wanted.checkpoint, Pool::last_checkpoint);
+        }
+    }
+
     /// A pool is closed when no work is under way that may be about one of its volumes.
     fn is_too_early(&self, key: &Key, desired: &DesiredNode) -> bool {
         let Key::Pool(pool) = key else { return false };

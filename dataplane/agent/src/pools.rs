@@ -6,7 +6,7 @@ use std::sync::Arc;
 use basalt_bdev::BlockDevice;
 use basalt_clock::mark;
 use basalt_lvol::id::{ClusterId, PoolId};
-use basalt_lvol::layout::{DamageReason, Role};
+use basalt_lvol::layout::{DamageReason, Role, Superblock};
 use basalt_lvol::{
     CreateError, DiskContent, DiskFault, DiskRefusal, Finding, ImportError, NewPool, NewPoolDisk, Pool,
     PoolDisk, Remedy, examine,
@@ -85,6 +85,7 @@ impl Inner {
             }
         }
         self.items.borrow_mut().pools.entry(name.to_owned()).or_default().disks = reports;
+        self.keep_checkpoints().await;
     }
 
     /// Lets the pool be looked over from now on.
@@ -149,7 +150,7 @@ impl Inner {
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
         let pool = match wanted.id {
-            Some(id) => self.import_known(id, desired.cluster, devices).await?,
+            Some(id) => self.import_known(id, wanted.checkpoint, desired.cluster, devices).await?,
             None => self.import_or_create(wanted, desired, devices).await?,
         };
         let twin = self.items.borrow().pools.iter().find_map(|(name, item)| {
@@ -168,10 +169,17 @@ impl Inner {
     async fn import_known(
         &self,
         id: PoolId,
+        checkpoint: u64,
         cluster: ClusterId,
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
         let found = self.pools_on(&devices).await?;
+        let leads = devices.iter().zip(&found).filter_map(|(device, found)| Some((device, found.as_ref()?)));
+        let mut leads = leads.filter(|(_, found)| found.pool == id && found.role == Role::Lead);
+        if let Some((device, found)) = leads.find(|(_, found)| found.sequence < checkpoint) {
+            mark!("agent-old-copy-refused");
+            return Err(Obstacle::of_old_copy(&device.name, found.sequence, checkpoint));
+        }
         let devices = without_newcomers(id, devices, &found);
         let pool = Pool::import(&self.handle, cluster, devices).await.map_err(Obstacle::of_import)?;
         if pool.id() == id {
@@ -183,12 +191,12 @@ impl Inner {
     }
 
     /// Of which pool each disk says that it is, and as what.
-    async fn pools_on(&self, devices: &[PoolDisk]) -> Result<Vec<Option<(PoolId, Role)>>, Obstacle> {
+    async fn pools_on(&self, devices: &[PoolDisk]) -> Result<Vec<Option<Box<Superblock>>>, Obstacle> {
         let mut pools = Vec::with_capacity(devices.len());
         for device in devices {
             let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
             pools.push(match content {
-                DiskContent::Pool(found) => Some((found.pool, found.role)),
+                DiskContent::Pool(found) => Some(found),
                 _ => None,
             });
         }
@@ -204,8 +212,8 @@ impl Inner {
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
         let found = self.pools_on(&devices).await?;
-        if let Some((id, _)) = found.iter().flatten().find(|(_, role)| *role != Role::MemberInCreation) {
-            let devices = without_newcomers(*id, devices, &found);
+        if let Some(known) = found.iter().flatten().find(|disk| disk.role != Role::MemberInCreation) {
+            let devices = without_newcomers(known.pool, devices, &found);
             let pool = Pool::import(&self.handle, desired.cluster, devices).await;
             let pool = pool.map_err(Obstacle::of_import)?;
             if pool.name() != wanted.name {
@@ -239,8 +247,8 @@ impl Inner {
 
 /// The disks that say that they are of this pool, the others being named for it to grow by; all if none does, so that what is wrong
 /// with them is said.
-fn without_newcomers(id: PoolId, devices: Vec<PoolDisk>, found: &[Option<(PoolId, Role)>]) -> Vec<PoolDisk> {
-    let own = |found: &Option<(PoolId, Role)>| found.is_some_and(|(pool, _)| pool == id);
+fn without_newcomers(id: PoolId, devices: Vec<PoolDisk>, found: &[Option<Box<Superblock>>]) -> Vec<PoolDisk> {
+    let own = |found: &Option<Box<Superblock>>| found.as_ref().is_some_and(|found| found.pool == id);
     if !found.iter().any(own) {
         return devices;
     }
@@ -311,6 +319,15 @@ impl Obstacle {
 
     pub(crate) fn of_fault(fault: DiskFault) -> Self {
         Self { problem: Problem::new(Reason::DiskFailed, &fault), disks: vec![fault.disk], lost: false }
+    }
+
+    /// The lead of a pool is older than it was.
+    fn of_old_copy(disk: &str, holds: u64, held: u64) -> Self {
+        let message = format!(
+            "{disk} is an old copy: it holds checkpoint {holds} of the pool, and this daemon has seen {held}. Put the right disk back, or name \
+             the path that it has now; docs/node-operations.md says how to go on with the old one"
+        );
+        Self { disks: vec![disk.to_owned()], ..Self::of(Problem::new(Reason::DiskOutdated, message)) }
     }
 
     fn of_import(error: ImportError) -> Self {

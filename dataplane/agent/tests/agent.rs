@@ -145,6 +145,7 @@ fn desired(index: u64) -> DesiredNode {
             disks: vec![disk],
             extent_bytes: MIB,
             former: Vec::new(),
+            checkpoint: 0,
         }],
         volumes: Vec::new(),
         tombstones: Vec::new(),
@@ -692,6 +693,47 @@ fn a_copy_of_a_disk_is_told_from_it_or_a_person_asked() {
         let agent = node.start(&handle).await;
         let report = settled(&handle, &agent).await;
         assert_eq!((&report.volumes[0].health, reasons(&report)), (&VolumeHealth::Online, vec![None, None]));
+    });
+}
+
+#[test]
+fn an_old_copy_of_a_pools_only_disk_is_refused() {
+    run(47, |handle| async move {
+        let (node, agent, id) = with_one_volume(&handle).await;
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write_durably(0, &[1; 4096]).await.unwrap();
+        agent.prepare_for_end().await;
+        let copy = copied(&handle, &node, "/disk").await;
+        let agent = node.start(&handle).await;
+        settled(&handle, &agent).await;
+        // The copy is as good as the disk as long as nothing has changed.
+        let mut orders = with_volume(2, id, &["/disk"]);
+        orders.volumes.push(DesiredVolume { thin: true, ..wanted(2, 4 * MIB) });
+        agent.apply(orders.clone()).await.unwrap();
+        assert_eq!(health_of(&settled(&handle, &agent).await, 2), VolumeHealth::Online);
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write_durably(0, &[2; 4096]).await.unwrap();
+        agent.prepare_for_end().await;
+        let disk = node.disks.borrow_mut().insert("/disk".into(), Ok(copy)).unwrap();
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!(pool_reason(&report), Some(Reason::DiskOutdated));
+        assert_eq!(report.pools[0].disks[0].problem.as_ref().unwrap().reason, Reason::DiskOutdated);
+        for number in [1, 2] {
+            let health = health_of(&report, number);
+            assert!(matches!(health, VolumeHealth::Unavailable(_)), "nothing is lost: {health:?}");
+        }
+        // Also when it is ordered once more, or something else is.
+        orders.revision.index += 1;
+        agent.apply(orders.clone()).await.unwrap();
+        assert_eq!(pool_reason(&settled(&handle, &agent).await), Some(Reason::DiskOutdated));
+        agent.stop();
+        node.disks.borrow_mut().insert("/disk".into(), disk);
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!((pool_reason(&report), health_of(&report, 1)), (None, VolumeHealth::Online));
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        assert_eq!(bytes.read(0, 4096).await.unwrap(), [2; 4096]);
     });
 }
 

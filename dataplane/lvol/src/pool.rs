@@ -251,6 +251,12 @@ impl Pool {
         self.inner.state.borrow().space.layout()
     }
 
+    /// The last checkpoint that is on its disks: a copy of them that knows a lower one is older.
+    #[must_use]
+    pub fn last_checkpoint(&self) -> u64 {
+        self.inner.state.borrow().superblock.sequence
+    }
+
     /// Bytes for data on the disks that are present, used or free.
     #[must_use]
     pub fn capacity(&self) -> u64 {

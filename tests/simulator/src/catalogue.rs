@@ -4,6 +4,10 @@ include!(concat!(env!("OUT_DIR"), "/catalogue.rs"));
 
 /// Marks that no run of the simulator can reach, each with the reason.
 pub const UNREACHABLE: &[(&str, &str)] = &[
+    (
+        "agent-old-copy-refused",
+        "no disk of the simulation is exchanged for a copy; the tests of dataplane/agent reach it",
+    ),
     ("agent-volume-protected", "hosts of the simulation always write; the tests of dataplane/agent reach it"),
     (
         "joint-consensus-ended-by-another-leader",

@@ -105,7 +105,15 @@ fn pool(pool: &node::DesiredPool) -> Result<DesiredPool, ConvertError> {
         bytes => bytes,
     };
     let disks = pool.disks.iter().map(disk).collect();
-    Ok(DesiredPool { name: pool.name.clone(), id, layout, extent_bytes, disks, former: Vec::new() })
+    Ok(DesiredPool {
+        name: pool.name.clone(),
+        id,
+        layout,
+        extent_bytes,
+        disks,
+        former: Vec::new(),
+        checkpoint: 0,
+    })
 }
 
 fn volume(volume: &node::DesiredVolume) -> Result<DesiredVolume, ConvertError> {

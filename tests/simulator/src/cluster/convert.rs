@@ -46,6 +46,7 @@ fn pool(pool: &model::DesiredPool) -> agent::DesiredPool {
         extent_bytes: pool.allocation_unit.0,
         disks: pool.disks.iter().map(disk).collect(),
         former: Vec::new(),
+        checkpoint: 0,
     }
 }
 

@@ -37,6 +37,7 @@ impl Script {
             disks: disks.iter().map(disk).collect(),
             extent_bytes: EXTENT_BYTES,
             former: Vec::new(),
+            checkpoint: 0,
         };
         let desired = DesiredNode {
             cluster: ClusterId(Uuid::from_u128(u128::from(random.next_u64()))),
