@@ -82,8 +82,8 @@ pub enum DiskError {
     Exists,
     /// Another process, or another pool of this one, holds the disk's exclusive lock.
     #[error(
-        "the disk is in use: by another process, by another pool of this one, or by writes of a killed process that the disk has \
-         not ended yet; stop it, wait for them, or name another disk"
+        "the disk is in use: by another process, by another pool of this one, either of them perhaps under another name (a loop device over it, \
+         or the file below it), or by writes of a killed process that the disk has not ended yet; stop it, wait for them, or name another disk"
     )]
     InUse,
     /// The process may not open it.
@@ -219,11 +219,21 @@ pub struct DiskLock {
     claim: Claim,
 }
 
+/// A disk of the machine that is claimed.
+#[derive(Debug)]
+pub(crate) struct FileClaim {
+    /// The one that is read and written.
+    pub(crate) file: File,
+    /// Held for what a loop device shows.
+    #[allow(dead_code, reason = "held for its drop")]
+    pub(crate) below: Vec<File>,
+}
+
 /// What holds a claim.
 #[derive(Clone)]
 pub(crate) enum Claim {
-    /// The machine's: this open file, which is the one that is read and written.
-    File(Arc<File>),
+    /// The machine's.
+    File(Arc<FileClaim>),
     /// A simulated disk's: whose process it is.
     Simulated(Arc<u64>),
 }

@@ -11,7 +11,7 @@ use super::epoll::EventFd;
 use super::open;
 use crate::driver::{
     Claim, DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOperation, DiskOptions, DiskRequest,
-    Errno, Progress,
+    Errno, FileClaim, Progress,
 };
 
 /// Operations under way on one driver. Beyond it `submit` hands requests back.
@@ -45,6 +45,8 @@ struct Slot {
     generation: u32,
     /// Kept until the last operation is done, also after closing.
     open: Option<(File, DiskInfo)>,
+    /// What it was opened through: it holds as long.
+    claim: Option<Arc<FileClaim>>,
     in_flight: usize,
     closing: bool,
     /// It is asked for its completions.
@@ -94,25 +96,27 @@ impl Disks {
     }
 
     pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<DiskLock, DiskError> {
-        let file = open::lock(path, options)?;
+        let claim = open::lock(path, options)?;
         // The descriptor's own name leads to the file that is open, also when it has another path by now, or none.
-        let again = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        Ok(DiskLock::new(path, &again, options.read_only, Claim::File(Arc::new(file))))
+        let again = PathBuf::from(format!("/proc/self/fd/{}", claim.file.as_raw_fd()));
+        Ok(DiskLock::new(path, &again, options.read_only, Claim::File(Arc::new(claim))))
     }
 
     pub(super) fn open(&mut self, path: &Path, options: &DiskOptions) -> Result<DiskInfo, DiskError> {
-        self.open_with(options.read_only, || open::open(path, options))
+        self.open_with(options.read_only, None, || open::open(path, options))
     }
 
     /// The kernel holds what is being written, and so the open file that holds the claim.
     pub(super) fn open_locked(&mut self, lock: &DiskLock) -> Result<DiskInfo, DiskError> {
-        let Claim::File(file) = lock.claim() else { return Err(DiskError::NotADisk) };
-        self.open_with(lock.read_only(), || file.try_clone().map_err(|error| open::cause(&error)))
+        let Claim::File(claim) = lock.claim() else { return Err(DiskError::NotADisk) };
+        let again = || claim.file.try_clone().map_err(|error| open::cause(&error));
+        self.open_with(lock.read_only(), Some(Arc::clone(claim)), again)
     }
 
     fn open_with(
         &mut self,
         read_only: bool,
+        claim: Option<Arc<FileClaim>>,
         open: impl FnOnce() -> Result<File, DiskError>,
     ) -> Result<DiskInfo, DiskError> {
         let index = match self.free_slots.pop() {
@@ -122,6 +126,7 @@ impl Disks {
                 let slot = Slot {
                     generation: 0,
                     open: None,
+                    claim: None,
                     in_flight: 0,
                     closing: false,
                     polled: false,
@@ -141,6 +146,7 @@ impl Disks {
                 slot.polled = info.polled;
                 slot.generation = id.generation;
                 slot.open = Some((file, info.clone()));
+                slot.claim = claim;
                 slot.closing = false;
                 slot.sync_failed = None;
                 Ok(info)
@@ -168,6 +174,7 @@ impl Disks {
             slot.closing = false;
             self.engine.forget_file(index);
             slot.open = None;
+            slot.claim = None;
             self.free_slots.push(index);
         }
     }

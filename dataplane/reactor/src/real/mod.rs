@@ -4,6 +4,7 @@ mod clock;
 mod disks;
 mod engine;
 mod epoll;
+mod loops;
 mod open;
 mod sockets;
 mod threads;

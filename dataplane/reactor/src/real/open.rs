@@ -6,7 +6,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::disks::error_of;
-use crate::driver::{DiskError, DiskId, DiskInfo, DiskKind, DiskOptions, Errno};
+use super::loops;
+use crate::driver::{DiskError, DiskId, DiskInfo, DiskKind, DiskOptions, Errno, FileClaim};
 
 /// Smallest block of a file in bytes.
 const FILE_BLOCK_BYTES: u32 = 512;
@@ -25,7 +26,8 @@ pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<File, DiskError
 
 /// Opens a disk and claims it: by a lock on the open file, and for block devices by exclusive use, which also keeps file systems
 /// away. Both end when nothing refers to this open file any more: no descriptor of any process, and no request that the kernel has.
-pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<File, DiskError> {
+/// What a loop device shows is claimed with it, until the claim is dropped.
+pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<FileClaim, DiskError> {
     let exclusive = match fs::metadata(path) {
         Ok(metadata) if kind_of(&metadata)? == DiskKind::BlockDevice => libc::O_EXCL,
         Ok(_) => 0,
@@ -39,8 +41,9 @@ pub(super) fn lock(path: &Path, options: &DiskOptions) -> Result<File, DiskError
         Err(TryLockError::WouldBlock) => return Err(DiskError::InUse),
         Err(TryLockError::Error(error)) => return Err(cause(&error)),
     }
+    let below = loops::claim_below(&file)?;
     make_length(&file, options)?;
-    Ok(file)
+    Ok(FileClaim { file, below })
 }
 
 /// Finds out what an open disk is; with `poll` it is asked for its completions if it can be.
