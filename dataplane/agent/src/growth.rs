@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use basalt_lvol::id::DiskId;
 use basalt_lvol::layout::Role;
 use basalt_lvol::{DiskContent, GrowError, NewPoolDisk, Pool, PoolDisk, PoolHealth, examine};
 
@@ -82,10 +83,7 @@ impl Inner {
             && found.pool == pool.id()
             && found.role != Role::MemberInCreation
         {
-            let message = format!(
-                "{path} is a disk of the pool that was not there when the daemon started: restart the daemon"
-            );
-            return Err(Problem::new(Reason::DiskAwaitsRestart, message));
+            return Err(of_the_pool(pool, &path, found.disk));
         }
         if let Some(missing) = pool.disks().iter().find(|disk| disk.name.is_none()) {
             let message = format!(
@@ -96,6 +94,36 @@ impl Inner {
         }
         let added = pool.add_disk(NewPoolDisk { disk, overwrite_foreign_data: overwrite }).await;
         added.map_err(|error| Problem::new(Reason::DiskNotInUse, format!("{path} is not added: {error}")))
+    }
+}
+
+/// What a disk is that says that it is of the pool, and that the pool does not run on.
+fn of_the_pool(pool: &Pool, path: &str, id: DiskId) -> Problem {
+    let known = pool.disks().into_iter().find(|disk| disk.record.id == id);
+    match known.map(|disk| disk.name) {
+        Some(None) => {
+            let message = format!(
+                "{path} is a disk of the pool that was not there when the daemon started: restart the daemon"
+            );
+            Problem::new(Reason::DiskAwaitsRestart, message)
+        }
+        // A restart would find two that say the same, and could not tell which one is the later.
+        Some(Some(original)) => {
+            let message = format!(
+                "{path} is a copy of {original}, which the pool runs on, or another path to it: take {path} out of spec.pools[].disks before the \
+                 daemon starts anew; if it is a disk of its own that is to be used otherwise, wipe it then: basaltd pool wipe {path} \
+                 --destroy-pool {}",
+                pool.id()
+            );
+            Problem::new(Reason::DiskNotInUse, message)
+        }
+        None => {
+            let message = format!(
+                "{path} says that it is a disk of the pool, and the pool does not know it: it is of an earlier or later state of the pool, or \
+                 of a copy of it. Take {path} out of spec.pools[].disks before the daemon starts anew"
+            );
+            Problem::new(Reason::DiskNotInUse, message)
+        }
     }
 }
 

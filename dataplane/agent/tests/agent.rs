@@ -1121,6 +1121,36 @@ fn a_pool_takes_no_other_disk_in_the_place_of_one_that_is_missing() {
 }
 
 #[test]
+fn a_copy_of_a_disk_that_the_pool_runs_on_is_told_from_one_that_came_back() {
+    run(43, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, MIB)], ..desired(1) }).await.unwrap();
+        let before = settled(&handle, &agent).await;
+        let copy = ram(64 * MIB);
+        let disk = node.disks.borrow()["/disk"].clone().unwrap();
+        let (from, to) = (Bytes::open(&handle, &*disk), Bytes::open(&handle, &*copy));
+        for at in (0..64).map(|mib| mib * MIB) {
+            to.write(at, &from.read(at, 1 << 20).await.unwrap()).await.unwrap();
+        }
+        node.disks.borrow_mut().insert("/copy".into(), Ok(copy));
+        let id = before.pools[0].id;
+        agent.apply(with_volume(2, id, &["/disk", "/copy"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let problem = report.pools[0].disks[1].problem.as_ref().unwrap();
+        assert_eq!(problem.reason, Reason::DiskNotInUse, "it may be taken out again");
+        let words = &problem.message;
+        assert!(words.starts_with("/copy is a copy of /disk") && !words.contains("restart"), "{words}");
+        assert!(words.contains("take /copy out of spec.pools[].disks"), "{words}");
+        assert_eq!(pool_reason(&report), Some(Reason::DiskNotAdded));
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online, "what runs goes on");
+        agent.apply(with_volume(3, id, &["/disk"])).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!((&report.pools[0].problem, report.pools[0].disks.len()), (&None, 1));
+    });
+}
+
+#[test]
 fn disks_of_others_are_left_alone() {
     run(8, |handle| async move {
         let node = Node::with_disk("/disk", 64 * MIB);
