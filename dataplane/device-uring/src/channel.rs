@@ -355,7 +355,9 @@ fn error_of(error: DiskError) -> IoError {
     match error {
         DiskError::NoSpace => IoError::CapacityExceeded,
         DiskError::ReadOnly | DiskError::PermissionDenied => IoError::ReadOnly,
-        DiskError::Gone | DiskError::NotFound | DiskError::NotADisk => IoError::DeviceGone,
+        DiskError::Gone | DiskError::NotFound | DiskError::NotADisk | DiskError::TooSmall { .. } => {
+            IoError::DeviceGone
+        }
         DiskError::Unsupported => IoError::Unsupported,
         // The request was checked against the device, so the disk must have shrunk, or the memory is not aligned for it.
         DiskError::OutOfRange => IoError::Medium,

@@ -22,14 +22,6 @@ pub enum UringError {
         /// The cause.
         source: DiskError,
     },
-    /// The disk holds less than one block.
-    #[error("{path}: smaller than one block of {block_size}: lengthen it, or name another one")]
-    TooSmall {
-        /// The disk.
-        path: PathBuf,
-        /// Bytes per block.
-        block_size: BlockSize,
-    },
     /// The disk cannot be read or written in blocks of this size.
     #[error(
         "{path}: its blocks of {disk_bytes} bytes do not fit into blocks of {block_size}; choose a larger block size"
@@ -87,7 +79,7 @@ impl UringDevice {
         }
         let blocks = block_size.blocks_in(found.length);
         if blocks == BlockCount(0) {
-            return Err(UringError::TooSmall { path: path.to_owned(), block_size });
+            return Err(failed(DiskError::TooSmall { block_bytes: block_size.bytes() }));
         }
         let unmap = if found.discard { Capabilities::UNMAP } else { Capabilities::NONE };
         let optimal = block_size.blocks_in(u64::from(found.optimal_bytes));

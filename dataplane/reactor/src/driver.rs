@@ -95,6 +95,12 @@ pub enum DiskError {
     /// The path is neither a regular file nor a block device.
     #[error("neither a regular file nor a block device: name one of these")]
     NotADisk,
+    /// The disk holds less than one block, such as a file without any bytes.
+    #[error("smaller than one block of {block_bytes} bytes: lengthen it, or name another one")]
+    TooSmall {
+        /// Bytes per block.
+        block_bytes: u32,
+    },
     /// The file system below a file has no room left.
     #[error("no space left on the file system")]
     NoSpace,

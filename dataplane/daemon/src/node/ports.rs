@@ -43,7 +43,8 @@ impl DiskOpener for MachineDisks {
             match claims::open_later(&handle, Path::new(&path), &options).await {
                 Ok(device) => Ok(meters.metered(&path, Arc::new(device))),
                 Err(UringError::Disk { source, .. }) => Err(source),
-                Err(UringError::TooSmall { .. } | UringError::BlockSize { .. }) => Err(DiskError::NotADisk),
+                // No block size was asked for, so that none is too small.
+                Err(UringError::BlockSize { .. }) => Err(DiskError::Unsupported),
             }
         })
     }
@@ -115,5 +116,34 @@ impl ReportSender {
 impl Reporter for ReportSender {
     fn report(&self, report: &NodeReport) {
         self.reports.send_replace(Some(report.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use basalt_reactor::real::RealDriver;
+    use basalt_reactor::{Reactor, ReactorOptions};
+
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_called_too_small() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("empty").display().to_string();
+        std::fs::write(&path, []).unwrap();
+        let mut reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
+        let disks = MachineDisks::new(reactor.handle(), Arc::default());
+        let (handle, opening) = (reactor.handle(), disks.open(&path));
+        let mut task = reactor.handle().spawn(async move {
+            let opened = opening.await;
+            handle.stop();
+            opened
+        });
+        reactor.run();
+        let error = task.take_output().unwrap().err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "smaller than one block of 512 bytes: lengthen it, or name another one"
+        );
     }
 }

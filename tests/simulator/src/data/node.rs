@@ -176,7 +176,8 @@ impl DiskOpener for Disks {
             match opened {
                 Ok(device) => Ok(Arc::new(device) as Arc<dyn BlockDevice>),
                 Err(UringError::Disk { source, .. }) => Err(source),
-                Err(UringError::TooSmall { .. } | UringError::BlockSize { .. }) => Err(DiskError::NotADisk),
+                // No block size was asked for, so that none is too small.
+                Err(UringError::BlockSize { .. }) => Err(DiskError::Unsupported),
             }
         })
     }
