@@ -10,6 +10,18 @@ pub(crate) const PROBE_BYTES: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignContent(&'static str);
 
+/// What remains of a pool of ours.
+const DAMAGED_POOL: ForeignContent = ForeignContent("a damaged Basalt pool");
+/// Nothing that we know.
+const UNKNOWN: ForeignContent = ForeignContent("unknown data");
+
+impl ForeignContent {
+    /// It is plain that another system has put it there: no damage looks like this.
+    pub(crate) fn is_somebodys(self) -> bool {
+        self != DAMAGED_POOL && self != UNKNOWN
+    }
+}
+
 impl fmt::Display for ForeignContent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
@@ -18,8 +30,8 @@ impl fmt::Display for ForeignContent {
 
 /// Marks at fixed places from the start of a disk: offset, bytes, name. The first that fits names the content.
 const MARKS: &[(usize, &[u8], &str)] = &[
-    (0, b"BASALT-POOL-DISK", "a damaged Basalt pool"),
-    (512 << 10, b"BASALT-POOL-DISK", "a damaged Basalt pool"),
+    (0, b"BASALT-POOL-DISK", DAMAGED_POOL.0),
+    (512 << 10, b"BASALT-POOL-DISK", DAMAGED_POOL.0),
     (512, b"EFI PART", "a GPT partition table"),
     (4096, b"EFI PART", "a GPT partition table"),
     (0, b"SPDKBLOB", "an SPDK blobstore"),
@@ -54,7 +66,7 @@ pub(crate) fn recognise(first: &[u8], last: &[u8]) -> Option<ForeignContent> {
         return Some(ForeignContent("the backup of a GPT partition table"));
     }
     let blank = is_zero(first) && is_zero(last);
-    (!blank).then_some(ForeignContent("unknown data"))
+    (!blank).then_some(UNKNOWN)
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

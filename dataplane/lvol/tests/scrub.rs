@@ -195,18 +195,96 @@ fn superblocks_and_the_journal_are_made_good() {
 }
 
 #[test]
-fn a_member_without_a_superblock_is_told_of() {
+fn both_slots_of_a_disk_are_written_anew_from_memory() {
     run(4, |handle| async move {
         let disks = [ram(24 * MIB), ram(8 * MIB)];
         let pool = sample(&handle, &disks).await;
-        for slot in SLOT_OFFSETS {
-            flip(&handle, &*disks[1], slot + 140).await;
+        for disk in [0, 1] {
+            let bytes = Bytes::open(&handle, &*disks[disk]);
+            // Of the magic, of what it says, and without a trace.
+            for damage in [Some(3), Some(140), None] {
+                for slot in SLOT_OFFSETS {
+                    match damage {
+                        Some(at) => flip(&handle, &*disks[disk], slot + at).await,
+                        None => bytes.write(slot, &[0; 4096]).await.unwrap(),
+                    }
+                }
+                let found = pool.scrub(FAST).await.unwrap();
+                let subject = format!("disk-{disk}");
+                assert_eq!(subjects(&found), [subject.as_str(), &subject], "{damage:?}: {found:?}");
+                for (slot, finding) in found.iter().enumerate() {
+                    assert!(finding.explanation.contains(&format!("slot {slot}")), "{finding:?}");
+                    assert_eq!(finding.remedy, Remedy::Rewrite, "{finding:?}");
+                }
+                assert_eq!(pool.scrub(FAST).await.unwrap(), []);
+            }
         }
-        for _ in 0..2 {
+        assert_eq!(pool.scrub_status().repaired, 12);
+        is_whole(&handle, pool, &disks).await;
+    });
+}
+
+#[test]
+fn a_disk_that_somebody_else_has_taken_is_told_of_and_left_alone() {
+    run(14, |handle| async move {
+        let other = [ram(24 * MIB), ram(8 * MIB)];
+        drop(sample(&handle, &other).await);
+        for (disk, of_another_pool) in [(0, false), (0, true), (1, false), (1, true)] {
+            let disks = [ram(24 * MIB), ram(8 * MIB)];
+            let pool = sample(&handle, &disks).await;
+            let bytes = Bytes::open(&handle, &*disks[disk]);
+            let theirs = Bytes::open(&handle, &*other[disk]);
+            for slot in SLOT_OFFSETS {
+                let content = match of_another_pool {
+                    true => theirs.read(slot, 4096).await.unwrap(),
+                    false => vec![0; 4096],
+                };
+                bytes.write(slot, &content).await.unwrap();
+            }
+            if !of_another_pool {
+                let mut content = vec![0; 4096];
+                content[..4].copy_from_slice(b"XFSB");
+                bytes.write(0, &content).await.unwrap();
+            }
+            let before = bytes.read(0, 1 << 20).await.unwrap();
+            for _ in 0..2 {
+                let found = pool.scrub(FAST).await.unwrap();
+                assert_eq!((found.len(), found[0].remedy), (1, Remedy::ByHand), "{found:?}");
+                let words = &found[0].explanation;
+                let whose = if of_another_pool { "another pool" } else { "an XFS file system" };
+                assert!(words.contains(whose) && words.contains("refuse"), "{words}");
+                assert_eq!(pool.scrub_status().open, found);
+            }
+            assert!(bytes.read(0, 1 << 20).await.unwrap() == before, "nothing was written");
+        }
+    });
+}
+
+#[test]
+fn copies_below_a_root_that_is_lost_are_found_and_counted() {
+    run(15, |handle| async move {
+        let disks = [ram(24 * MIB)];
+        let mut pool = sample(&handle, &disks).await;
+        for imported in [false, true] {
+            if imported {
+                pool = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap();
+            }
+            for kind in [ROOT, DIRECTORY] {
+                for (offset, _) in pages_of(&handle, &*disks[0], kind).await {
+                    flip(&handle, &*disks[0], offset + 90).await;
+                }
+            }
+            let before = pool.scrub_status().repaired;
             let found = pool.scrub(FAST).await.unwrap();
-            assert_eq!((subjects(&found), found[0].remedy), (vec!["disk-1"], Remedy::ByHand));
-            assert_eq!(pool.scrub_status().open, found);
+            assert_eq!(subjects(&found), ["pool"; 4], "{found:?}");
+            for (what, count) in [("a copy of the root", 2), ("a copy of the directory", 2)] {
+                let told = found.iter().filter(|finding| finding.explanation.contains(what));
+                assert_eq!(told.count(), count, "{found:?}");
+            }
+            assert_eq!(pool.scrub_status().repaired, before + 4);
+            assert_eq!(pool.scrub(FAST).await.unwrap(), []);
         }
+        is_whole(&handle, pool, &disks).await;
     });
 }
 

@@ -62,9 +62,17 @@ struct Prepared {
 pub(super) struct Written {
     /// In the order of their ids.
     pub(super) volumes: Vec<WrittenVolume>,
-    pub(super) top: Vec<PageHold>,
+    pub(super) top: TopPages,
     /// Volumes that are damaged.
     pub(super) damaged: Vec<Rc<Kept>>,
+}
+
+/// The pages of the root and of the directory.
+#[derive(Default)]
+pub(super) struct TopPages {
+    pub(super) holds: Vec<PageHold>,
+    /// Both copies of each part of the directory.
+    pub(super) directory: Vec<TwinPointer>,
 }
 
 /// What the state on disk says of a volume.
@@ -286,11 +294,10 @@ impl Inner {
             let volume = WrittenVolume { id: record.id, page: Some(page), tree: tree.clone() };
             written.volumes.push(volume);
         }
-        let (first, holds) = maker.directory(&directory)?;
-        checkpoint.root.directory = first;
-        written.top = holds;
+        written.top = maker.directory(&directory)?;
+        checkpoint.root.directory = written.top.directory.last().copied();
         let (root, holds) = maker.root(&checkpoint.root)?;
-        written.top.extend(holds);
+        written.top.holds.extend(holds);
         Some(Prepared { pages: std::mem::take(&mut maker.made), written, volume_pages, root })
     }
 
@@ -463,16 +470,17 @@ impl PageMaker<'_> {
         self.made.extend(twin.numbers.into_iter().zip(pages));
     }
 
-    fn directory(&mut self, records: &[DirectoryRecord]) -> Option<(Option<TwinPointer>, Vec<PageHold>)> {
-        let (mut next, mut all) = (None, Vec::new());
+    /// The last part is the first one of the chain.
+    fn directory(&mut self, records: &[DirectoryRecord]) -> Option<TopPages> {
+        let mut top = TopPages::default();
         for part in records.chunks(DIRECTORY_RECORDS).rev() {
             let (headers, holds) = self.twin(PageKind::Directory)?;
-            let (twin, pages) = encode_directory(&headers, part, next);
+            let (twin, pages) = encode_directory(&headers, part, top.directory.last().copied());
             self.push_twin(&twin, pages);
-            next = Some(twin);
-            all.extend(holds);
+            top.directory.push(twin);
+            top.holds.extend(holds);
         }
-        Some((next, all))
+        Some(top)
     }
 
     pub(super) fn root(&mut self, root: &Root) -> Option<(TwinPointer, [PageHold; 2])> {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use basalt_clock::{mark, planted};
 use basalt_reactor::Handle;
 
-use super::checkpoint::{Written, WrittenVolume};
+use super::checkpoint::{TopPages, Written, WrittenVolume};
 use super::found::{FoundDisk, assign, check_together};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
@@ -372,7 +372,7 @@ impl Image {
             relieving: Cell::new(false),
             growing: Cell::new(false),
         });
-        inner.adopt(volumes, top.holds, &obstacles, read_only.is_some());
+        inner.adopt(volumes, top.pages, &obstacles, read_only.is_some());
         inner.withhold(top.root.taken.as_ref().filter(|_| believed), &replay.records);
         drop(handle.spawn(owner::serve(Rc::downgrade(&inner), messages)));
         Pool { inner }
@@ -473,13 +473,7 @@ async fn keep_remains(
 
 impl Inner {
     /// Takes volumes as they were found.
-    fn adopt(
-        &self,
-        volumes: Vec<FoundVolume>,
-        top: Vec<crate::pages::PageHold>,
-        obstacles: &Obstacles,
-        read_only: bool,
-    ) {
+    fn adopt(&self, volumes: Vec<FoundVolume>, top: TopPages, obstacles: &Obstacles, read_only: bool) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let mut seen = Seen::new();

@@ -10,6 +10,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::StoredPage;
+use super::checkpoint::TopPages;
 use super::checkpoint::page_offset;
 use crate::disk::DiskIo;
 use crate::error::{DiskFault, FaultCause, ImportError};
@@ -69,7 +70,7 @@ pub(super) struct Loader {
 pub(super) struct Top {
     pub(super) root: Root,
     pub(super) directory: Vec<DirectoryRecord>,
-    pub(super) holds: Vec<PageHold>,
+    pub(super) pages: TopPages,
     /// A copy of something was damaged, and the other one was not.
     pub(super) healed: bool,
 }
@@ -171,12 +172,13 @@ impl Loader {
         mut healed: bool,
     ) -> Result<Top, ImportError> {
         let damaged = |reason| ImportError::Damaged(RootError::Field(reason));
-        let mut holds = self.claim_twin(twin)?;
+        let mut pages = TopPages { holds: self.claim_twin(twin)?, directory: Vec::new() };
         let mut directory: Vec<DirectoryRecord> = Vec::new();
         let mut next = root.directory;
         for _ in 0..DIRECTORY_PAGES_MAX {
             let Some(twin) = next else { break };
-            holds.extend(self.claim_twin(&twin)?);
+            pages.holds.extend(self.claim_twin(&twin)?);
+            pages.directory.push(twin);
             let header = header_of(self.pool, self.sequence, PageKind::Directory, &twin);
             let mut found = None;
             for (copy, number) in twin.numbers.into_iter().enumerate() {
@@ -201,7 +203,7 @@ impl Loader {
         if directory.len() != root.volumes as usize || !directory.is_sorted_by(|a, b| a.volume < b.volume) {
             return Err(damaged("order or number of volumes"));
         }
-        Ok(Top { root, directory, holds, healed })
+        Ok(Top { root, directory, pages, healed })
     }
 
     fn claim_twin(&self, twin: &TwinPointer) -> Result<Vec<PageHold>, ImportError> {

@@ -6,6 +6,7 @@
 
 mod pages;
 mod references;
+mod slots;
 
 use std::fmt;
 use std::rc::{Rc, Weak};

@@ -1,4 +1,4 @@
-//! What the disks hold: superblocks, pages, groups of the journal.
+//! What the disks hold: pages, groups of the journal.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,11 +10,10 @@ use super::{Run, ScrubError};
 use crate::error::FaultCause;
 use crate::id::VolumeId;
 use crate::layout::{
-    DamageReason, GroupId, Leaf, PAGE_BYTES, PageHeader, PageKind, PageNumber, PagePointer, Root, Superblock,
-    TwinPointer, copies_of_group, decode_directory, decode_node,
+    DamageReason, GroupId, Leaf, PAGE_BYTES, PageHeader, PageKind, PageNumber, PagePointer, TwinPointer,
+    copies_of_group, decode_node,
 };
 use crate::pool::checkpoint::{Written, WrittenVolume};
-use crate::pool::grow::Growing;
 use crate::pool::inspect::Remedy;
 use crate::pool::load::{header_of, read_page};
 use crate::pool::{Inner, StoredPage, Volume};
@@ -27,102 +26,17 @@ const JOURNAL_READ_BYTES: u64 = 64 << 10;
 type Looked = Result<(), DamageReason>;
 
 impl Run {
-    /// Both slots of the lead say what was written last.
-    pub(super) async fn lead(&mut self) -> Result<(), ScrubError> {
-        let pool = self.pool()?;
-        let lead = pool.lead();
-        let mut wrong = Vec::new();
-        let written = {
-            // No checkpoint writes them meanwhile; two pages are quickly read.
-            let _quiet = pool.committing.take().await;
-            pool.may_be_scrubbed()?;
-            let written = pool.state.borrow().superblock.clone();
-            for slot in 0..2 {
-                let found = lead.read_slot(slot).await?;
-                let same = |found: &Superblock| {
-                    (found.sequence, found.root, found.pool, found.disk)
-                        == (written.sequence, written.root, written.pool, written.disk)
-                };
-                if !found.as_ref().is_ok_and(same) {
-                    wrong.push((slot, found));
-                }
-            }
-            written
-        };
-        drop(pool);
-        for (slot, found) in wrong {
-            self.rewrites = true;
-            let older = |found: &Superblock| (found.pool, found.disk) == (written.pool, written.disk);
-            match found {
-                // Power failed between the two, and nothing was written since.
-                Ok(found) if older(&found) && found.sequence < written.sequence => {}
-                Ok(_) => self.found(&lead.name, words_of_slot(slot, &"not of this disk"), Remedy::Rewrite),
-                Err(error) => self.found(&lead.name, words_of_slot(slot, &error), Remedy::Rewrite),
-            }
-        }
-        self.spent(2 * PAGE_BYTES as u64).await;
-        Ok(())
-    }
-
-    /// Both slots of each member are intact and say the same. One that is not is written anew from the other one.
-    pub(super) async fn members(&mut self) -> Result<(), ScrubError> {
-        let count = self.pool()?.records.borrow().len();
-        for index in 1..count {
-            let pool = self.pool()?;
-            let Some(disk) = pool.disk(index) else { continue };
-            // Nobody else writes them meanwhile; where somebody does, the next run looks.
-            let Ok(growing) = Growing::begin(&pool) else { continue };
-            let id = pool.records.borrow()[index].id;
-            let mut slots = Vec::new();
-            for slot in 0..2 {
-                slots.push(disk.read_slot(slot).await?);
-            }
-            let own = |found: &&Superblock| (found.pool, found.disk) == (pool.id, id);
-            let good = slots.iter().flatten().filter(own).max_by_key(|found| found.sequence).cloned();
-            let mut wrong = Vec::new();
-            for (slot, found) in (0..).zip(slots) {
-                if found.is_ok() && found.as_ref().ok() == good.as_ref() {
-                    continue;
-                }
-                let written = match good.as_ref().filter(|good| !good.read_only) {
-                    Some(good) => disk.write_slot(slot, good).await.is_ok(),
-                    None => false,
-                };
-                let words = match found {
-                    // As for the lead.
-                    Ok(found) if own(&&found) && written => continue,
-                    Ok(_) => words_of_slot(slot, &"not of this disk"),
-                    Err(error) => words_of_slot(slot, &error),
-                };
-                wrong.push((words, if written { Remedy::Rewrite } else { Remedy::ByHand }));
-            }
-            drop(growing);
-            drop(pool);
-            // Both at once are one thing to do something about.
-            wrong.truncate(1);
-            for (words, remedy) in wrong {
-                self.found(&disk.name, words, remedy);
-            }
-            self.spent(2 * PAGE_BYTES as u64).await;
-        }
-        Ok(())
-    }
-
-    /// Both copies of the root and of the directory.
+    /// Both copies of the root and of each part of the directory, which is looked at whatever the root's copies hold.
     pub(super) async fn top(&mut self) -> Result<(), ScrubError> {
-        let (written, mut next, sequence) = {
+        let (written, root, sequence) = {
             let pool = self.pool()?;
             let state = pool.state.borrow();
             (state.on_disk.clone(), state.superblock.root, state.superblock.sequence)
         };
-        let mut kind = PageKind::Root;
-        while let Some(twin) = next.take() {
-            let Some(page) = self.twin(&twin, kind, sequence).await? else { break };
-            next = match kind {
-                PageKind::Root => Root::decode(&page).ok().and_then(|root| root.directory),
-                _ => decode_directory(&page).ok().and_then(|(_, next)| next),
-            };
-            kind = PageKind::Directory;
+        let directory = written.iter().flat_map(|written| &written.top.directory);
+        let directory = directory.map(|twin| (*twin, PageKind::Directory));
+        for (twin, kind) in root.map(|twin| (twin, PageKind::Root)).into_iter().chain(directory) {
+            self.twin(&twin, kind, sequence).await?;
             self.spent(2 * PAGE_BYTES as u64).await;
         }
         // Until here nothing took the place of these pages.
@@ -130,22 +44,15 @@ impl Run {
         Ok(())
     }
 
-    /// Looks at both copies of a page; an intact one, if there is any.
-    async fn twin(
-        &mut self,
-        twin: &TwinPointer,
-        kind: PageKind,
-        sequence: u64,
-    ) -> Result<Option<Vec<u8>>, ScrubError> {
+    /// Looks at both copies of a page.
+    async fn twin(&mut self, twin: &TwinPointer, kind: PageKind, sequence: u64) -> Result<(), ScrubError> {
         let pool = self.pool()?;
         let header = header_of(pool.id, sequence, kind, twin);
-        let mut intact = None;
         let mut wrong = Vec::new();
         for (copy, number) in twin.numbers.into_iter().enumerate() {
             let page = read(&pool, number).await?.unwrap_or_default();
-            match twin.is_intact(&page, copy, &header) {
-                true => intact = Some(page),
-                false => wrong.push(number),
+            if !twin.is_intact(&page, copy, &header) {
+                wrong.push(number);
             }
         }
         drop(pool);
@@ -158,7 +65,7 @@ impl Run {
                 Remedy::Rewrite,
             );
         }
-        Ok(intact)
+        Ok(())
     }
 
     /// The page of each volume and its map. What volumes share is looked at once.
@@ -308,10 +215,6 @@ impl Inner {
         }
         true
     }
-}
-
-fn words_of_slot(slot: u32, what: &dyn fmt::Display) -> String {
-    format!("superblock slot {slot} is unusable: {what}")
 }
 
 fn words_of_page(what: &str, number: PageNumber, reason: DamageReason) -> impl fmt::Display {
