@@ -128,6 +128,31 @@ fn a_damaged_copy_of_a_group_is_found_and_written_anew() {
     });
 }
 
+#[test]
+fn a_repair_writes_nothing_where_there_is_nothing_to_repair() {
+    run(6, |handle| async move {
+        for exported in [false, true] {
+            let device = Arc::new(ImageDevice::new(Arc::new(vec![0; 12 << 20]), BlockSize::B512, true));
+            let disks = [Arc::<ImageDevice>::clone(&device) as Arc<dyn BlockDevice>];
+            let pool = create(&handle, &disks).await.unwrap();
+            let volume = pool.create_volume(thin(1, 8 * MIB)).await.unwrap();
+            Bytes::open(&handle, &*volume).write(0, &[7; 512]).await.unwrap();
+            if exported {
+                pool.export().await.unwrap();
+            }
+            drop((volume, pool));
+            let before = device.to_vec();
+            let after = repair(&handle, named_all(&disks)).await.unwrap();
+            assert_eq!((after.findings, after.exported), (Vec::new(), exported));
+            assert!(device.to_vec() == before, "exported: {exported}");
+            // Where something is, the pool stays as it was otherwise.
+            flip(&handle, &*disks[0], SLOT_OFFSETS[0] + 50).await;
+            let after = repair(&handle, named_all(&disks)).await.unwrap();
+            assert_eq!((after.findings, after.exported), (Vec::new(), exported));
+        }
+    });
+}
+
 async fn small_extents(handle: &Handle, disks: &[Arc<dyn BlockDevice>]) -> Pool {
     let disks = named_all(disks).into_iter();
     let disks = disks.map(|disk| NewPoolDisk { disk, overwrite_foreign_data: false }).collect();

@@ -202,18 +202,18 @@ pub async fn difference(
 }
 
 /// Puts right what can be: damaged copies are written anew from the others, and a pool whose journal is damaged goes on without what
-/// is missing. A pool with features that this program does not know is left alone. Answers what is still wrong afterwards.
+/// is missing. A pool without such findings is left alone, and so is one with features that this program does not know. Answers what is
+/// still wrong afterwards.
 ///
 /// # Errors
 /// As for [`inspect`], or a write failed.
 pub async fn repair(handle: &Handle, disks: Vec<PoolDisk>) -> Result<Inspection, ImportError> {
-    let cluster = cluster_of(handle, &disks).await?;
-    // Nothing is written before all disks are understood.
-    let image = Image::read(handle, cluster, disks.clone()).await?;
-    if image.unknown_features().next().is_some() {
-        return inspect(handle, disks).await;
+    // Nothing is written before all disks are understood, and nothing at all where nothing comes of it.
+    let before = inspect(handle, disks.clone()).await?;
+    if before.findings.iter().all(|finding| finding.remedy == Remedy::ByHand) {
+        return Ok(before);
     }
-    drop(image);
+    let cluster = cluster_of(handle, &disks).await?;
     for disk in &disks {
         let io = DiskIo::open(handle, disk).map_err(DiskRefusal::Fault)?;
         // Both slots anew from the one that counts. For the lead a checkpoint does the same, if there is one.
@@ -229,7 +229,10 @@ pub async fn repair(handle: &Handle, disks: Vec<PoolDisk>) -> Result<Inspection,
     }
     if let PoolHealth::Online = pool.health() {
         // If this fails, what is found afterwards says so.
-        drop(pool.inner.checkpoint().await);
+        match before.exported {
+            true => drop(pool.export().await),
+            false => drop(pool.inner.checkpoint().await),
+        }
     }
     drop(pool);
     inspect(handle, disks).await
