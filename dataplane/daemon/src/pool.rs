@@ -169,17 +169,17 @@ fn may_wipe(
     destroyed: Option<Uuid>,
 ) -> Result<(), String> {
     let name = &disk.name;
-    let force = |content: &dyn Display| match named {
+    let force = |content: &dyn Display, remedy: &str| match named {
         true => Ok(()),
-        false => Err(format!(
-            "{name} holds {content}; if that may be lost: basaltd pool wipe {name} --force {name}"
-        )),
+        false => Err(format!("{name} holds {content}{remedy}")),
     };
     match content {
         DiskContent::Blank => Ok(()),
-        DiskContent::Foreign(content) => force(content),
+        DiskContent::Foreign(content) => force(content, &content.remedy(name)),
         DiskContent::Unusable(error) => {
-            force(&format_args!("a disk of a pool that cannot be used ({error})"))
+            let remedy =
+                format!("; if all of the pool may be lost, wipe it: basaltd pool wipe {name} --force {name}");
+            force(&format_args!("a disk of a pool that cannot be used ({error})"), &remedy)
         }
         DiskContent::Pool(found) if destroyed == Some(found.pool.0) => Ok(()),
         DiskContent::Pool(found) => Err(format!(

@@ -39,9 +39,7 @@ pub enum DiskRefusal {
     #[error(transparent)]
     Fault(#[from] DiskFault),
     /// It holds somebody else's data.
-    #[error(
-        "disk {disk} holds {content}; if that may be lost, wipe it: basaltd pool wipe {disk} --force {disk}"
-    )]
+    #[error("disk {disk} holds {content}{}", .content.remedy(.disk))]
     Foreign {
         /// The disk as the caller named it.
         disk: String,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::layout::{SLOT_OFFSETS, SUPERBLOCK_BYTES, checksum};
+
 /// Bytes at the start and at the end of a disk that must be zero for it to count as blank. All partition tables, file systems
 /// and volume managers that we know of leave a trace in one of them.
 pub(crate) const PROBE_BYTES: usize = 1 << 20;
@@ -9,6 +11,10 @@ pub(crate) const PROBE_BYTES: usize = 1 << 20;
 /// Something that was on a disk before us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignContent(&'static str);
+
+/// The magic of a superblock, and how many of its bits may have rotted. Of other content that many fit by chance once in 10^18 disks.
+const POOL_MAGIC: [u8; 16] = *b"BASALT-POOL-DISK";
+const ROTTEN_BITS_MAX: u32 = 16;
 
 /// What remains of a pool of ours.
 const DAMAGED_POOL: ForeignContent = ForeignContent("a damaged Basalt pool");
@@ -20,6 +26,20 @@ impl ForeignContent {
     pub(crate) fn is_somebodys(self) -> bool {
         self != DAMAGED_POOL && self != UNKNOWN
     }
+
+    /// What to do about it on a disk of this name, to be said behind what the disk holds.
+    #[must_use]
+    pub fn remedy(self, disk: &str) -> String {
+        let wipe = format!("wipe it: basaltd pool wipe {disk} --force {disk}");
+        match self == DAMAGED_POOL {
+            false => format!("; if that may be lost, {wipe}"),
+            true => format!(
+                ": both of its superblocks are unusable, and what the pool held may still be there. Nothing is written on it. If there is a copy \
+                 of the disk that was made after the pool was in service last, write the first MiB of that back; only if all that the pool held \
+                 may be lost, {wipe}"
+            ),
+        }
+    }
 }
 
 impl fmt::Display for ForeignContent {
@@ -30,8 +50,6 @@ impl fmt::Display for ForeignContent {
 
 /// Marks at fixed places from the start of a disk: offset, bytes, name. The first that fits names the content.
 const MARKS: &[(usize, &[u8], &str)] = &[
-    (0, b"BASALT-POOL-DISK", DAMAGED_POOL.0),
-    (512 << 10, b"BASALT-POOL-DISK", DAMAGED_POOL.0),
     (512, b"EFI PART", "a GPT partition table"),
     (4096, b"EFI PART", "a GPT partition table"),
     (0, b"SPDKBLOB", "an SPDK blobstore"),
@@ -56,6 +74,9 @@ const MARKS: &[(usize, &[u8], &str)] = &[
 
 /// Names what is in the first and last bytes of a disk, each up to [`PROBE_BYTES`] long; `None` if all of it is zero.
 pub(crate) fn recognise(first: &[u8], last: &[u8]) -> Option<ForeignContent> {
+    if SLOT_OFFSETS.into_iter().any(|offset| was_superblock(first, offset)) {
+        return Some(DAMAGED_POOL);
+    }
     let named =
         MARKS.iter().find(|(offset, mark, _)| first.get(*offset..).is_some_and(|at| at.starts_with(mark)));
     if let Some((_, _, name)) = named {
@@ -67,6 +88,16 @@ pub(crate) fn recognise(first: &[u8], last: &[u8]) -> Option<ForeignContent> {
     }
     let blank = is_zero(first) && is_zero(last);
     (!blank).then_some(UNKNOWN)
+}
+
+/// Whether there is a superblock of ours, or what rot has left of one: it has the magic but for some bits, or its checksum is right with it.
+fn was_superblock(first: &[u8], offset: u64) -> bool {
+    let slot = usize::try_from(offset).ok().and_then(|offset| first.get(offset..offset + SUPERBLOCK_BYTES));
+    let Some((magic, rest)) = slot.and_then(|slot| slot.split_first_chunk::<16>()) else { return false };
+    let differing: u32 = magic.iter().zip(POOL_MAGIC).map(|(is, ought)| (is ^ ought).count_ones()).sum();
+    let Some((rest, sum)) = rest.split_last_chunk::<8>() else { return false };
+    differing <= ROTTEN_BITS_MAX
+        || u64::from_le_bytes(*sum) == checksum(&[POOL_MAGIC.as_slice(), rest].concat())
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -83,6 +114,36 @@ mod tests {
             let mut first = vec![0; PROBE_BYTES];
             first[*offset..offset + mark.len()].copy_from_slice(mark);
             assert_eq!(recognise(&first, &[0; 4096]), Some(ForeignContent(name)));
+        }
+    }
+
+    #[test]
+    fn a_pool_is_recognised_by_what_rot_has_left_of_its_superblocks() {
+        let damaged = Some(ForeignContent("a damaged Basalt pool"));
+        let sector = |magic: &[u8; 16]| {
+            let mut sector = [7; 512];
+            sector[..16].copy_from_slice(b"BASALT-POOL-DISK");
+            let sum = crate::layout::checksum(&sector[..504]);
+            sector[504..].copy_from_slice(&sum.to_le_bytes());
+            sector[..16].copy_from_slice(magic);
+            sector
+        };
+        for at in [0, 512 << 10] {
+            let look = |magic: &[u8; 16], rotten: usize| {
+                let mut first = vec![0; PROBE_BYTES];
+                first[at..at + 512].copy_from_slice(&sector(magic));
+                first[at + 100..at + 100 + rotten].fill(8);
+                recognise(&first, &[0; 4096])
+            };
+            for bit in 0..128 {
+                let mut magic = *b"BASALT-POOL-DISK";
+                magic[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(look(&magic, 0), damaged, "bit {bit}");
+                assert_eq!(look(&magic, 20), damaged, "bit {bit}, and others");
+            }
+            // All of the magic is gone, and nothing else.
+            assert_eq!(look(&[0; 16], 0), damaged);
+            assert_eq!(look(b"another system's", 1).unwrap().to_string(), "unknown data");
         }
     }
 

@@ -343,11 +343,22 @@ fn a_rotten_superblock_is_made_good_by_the_other_one() {
         for slot in SLOT_OFFSETS {
             flip(&handle, &*disks[0], slot + 90).await;
         }
-        let refused = Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "disk disk-0 holds a damaged Basalt pool; if that may be lost, wipe it: basaltd pool wipe disk-0 --force disk-0"
+        let refused =
+            || async { Pool::import(&handle, CLUSTER, named_all(&disks)).await.unwrap_err().to_string() };
+        let words = refused().await;
+        assert!(
+            words
+                .starts_with("disk disk-0 holds a damaged Basalt pool: both of its superblocks are unusable"),
+            "{words}"
         );
+        let (keeps, wipes) =
+            (words.find("may still be there"), words.find("basaltd pool wipe disk-0 --force disk-0"));
+        assert!(keeps.is_some() && keeps < wipes, "a wipe is the last resort: {words}");
+        // What recognises it has rotted as well.
+        for slot in SLOT_OFFSETS {
+            flip(&handle, &*disks[0], slot + 3).await;
+        }
+        assert_eq!(refused().await, words);
     });
 }
 
