@@ -15,7 +15,7 @@ mod reservation_files;
 mod serve;
 mod signals;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use basalt_telemetry::LogFormat;
@@ -43,15 +43,19 @@ enum Command {
         config: Option<PathBuf>,
     },
     /// Look at the disks of a pool that is not in service
-    #[command(subcommand)]
+    #[command(subcommand, after_help = pool::EXIT_CODES)]
     Pool(pool::Command),
 }
 
 fn main() -> ExitCode {
     raise_file_limit();
-    match run(Cli::parse().command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    let ended = match Cli::parse().command {
+        Command::Serve(options) => serve(&options),
+        Command::Node { settings, config } => node(*settings, config.as_deref()),
+        Command::Pool(command) => return pool::run(&command),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("basaltd: {}", basalt_telemetry::sentence(&*error));
             ExitCode::FAILURE
@@ -69,22 +73,17 @@ fn raise_file_limit() {
     }
 }
 
-/// False: what was to be checked is not in order, and that was said.
-fn run(command: Command) -> anyhow::Result<bool> {
-    match command {
-        Command::Pool(command) => pool::run(&command),
-        Command::Serve(options) => {
-            basalt_telemetry::init_logs(LogFormat::Text, "info")?;
-            serve::run(&options).map(|()| true)
-        }
-        Command::Node { settings, config } => {
-            let settings = match config {
-                Some(path) => settings.or_file(&path)?,
-                None => *settings,
-            };
-            let config = settings.into_config()?;
-            basalt_telemetry::init_logs(config.log_format, &config.log_filter)?;
-            node::run(config).map(|()| true)
-        }
-    }
+fn serve(options: &serve::Options) -> anyhow::Result<()> {
+    basalt_telemetry::init_logs(LogFormat::Text, "info")?;
+    serve::run(options)
+}
+
+fn node(settings: node::config::Settings, file: Option<&Path>) -> anyhow::Result<()> {
+    let settings = match file {
+        Some(path) => settings.or_file(path)?,
+        None => settings,
+    };
+    let config = settings.into_config()?;
+    basalt_telemetry::init_logs(config.log_format, &config.log_filter)?;
+    node::run(config)
 }

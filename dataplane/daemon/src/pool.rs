@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,6 +16,7 @@ use basalt_lvol::{
 use basalt_reactor::real::RealDriver;
 use basalt_reactor::{DiskOptions, Handle, Reactor, ReactorOptions};
 use clap::{Args, Subcommand};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::claims;
@@ -23,11 +25,23 @@ use crate::device::named_uuid;
 /// Memory for reading metadata in bytes.
 const BUFFER_BYTES: usize = 32 << 20;
 
+/// Said at the end of each help.
+pub(crate) const EXIT_CODES: &str = "Exit code:
+  0  it is done; of `check`: nothing is wrong, or nothing any more
+  1  of `check`: something is wrong, and was said
+  2  it could not be done: a disk is missing, in use or not of the pool, the pool is damaged beyond reading, or what was asked for makes no
+     sense. With `--json` standard output is {\"error\": \"...\"} then";
+
+const WRONG: u8 = 1;
+const NOT_DONE: u8 = 2;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show what the disks of a pool say: disks, volumes, snapshots, what is used, what is wrong; writes nothing
+    #[command(after_help = EXIT_CODES)]
     Inspect(Disks),
     /// Check all metadata of a pool and explain each finding; exits with 1 if there is one. Writes nothing without `--repair`
+    #[command(after_help = EXIT_CODES)]
     Check {
         #[command(flatten)]
         disks: Disks,
@@ -36,6 +50,7 @@ pub(crate) enum Command {
         repair: bool,
     },
     /// List where the data of two snapshots, or of a volume and a snapshot of it, lies apart: what a backup has to copy. Writes nothing
+    #[command(after_help = EXIT_CODES)]
     Changes {
         /// The earlier one: its UUID, or its name if no other volume or snapshot of the pool has that
         #[arg(long, value_name = "SNAPSHOT")]
@@ -47,6 +62,7 @@ pub(crate) enum Command {
         disks: Disks,
     },
     /// Make a disk blank, so that a pool can be made of it. What it held is lost
+    #[command(after_help = EXIT_CODES)]
     Wipe {
         /// The device or file
         disk: PathBuf,
@@ -70,7 +86,25 @@ pub(crate) struct Disks {
 }
 
 /// Runs a command. The disks are locked meanwhile: a pool that is in service is refused.
-pub(crate) fn run(command: &Command) -> anyhow::Result<bool> {
+pub(crate) fn run(command: &Command) -> ExitCode {
+    let error = match attempt(command) {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => return ExitCode::from(WRONG),
+        Err(error) => basalt_telemetry::sentence(&*error),
+    };
+    let json = match command {
+        Command::Inspect(disks) | Command::Check { disks, .. } | Command::Changes { disks, .. } => disks.json,
+        Command::Wipe { .. } => false,
+    };
+    eprintln!("basaltd: {error}");
+    if json && let Err(error) = print(&json!({ "error": error }), true, "") {
+        eprintln!("basaltd: {}", basalt_telemetry::sentence(&*error));
+    }
+    ExitCode::from(NOT_DONE)
+}
+
+/// False: what was to be checked is not in order, and that was said.
+fn attempt(command: &Command) -> anyhow::Result<bool> {
     match command {
         Command::Inspect(disks) => {
             let found =
@@ -412,7 +446,7 @@ mod tests {
         written.unwrap();
         let changes = |from: &str, to: &str| {
             let disks = Disks { paths: paths.to_vec(), json: false };
-            run(&Command::Changes { from: from.into(), to: to.into(), disks })
+            attempt(&Command::Changes { from: from.into(), to: to.into(), disks })
         };
         assert!(changes("monday", "db").unwrap());
         let look = |handle: Handle, disks| async move { inspect(&handle, disks).await };
@@ -439,7 +473,7 @@ mod tests {
         let path = directory.path().join("disk");
         let wipe = |force: Option<&Path>, destroy_pool| {
             let force = force.map(Path::to_owned);
-            run(&Command::Wipe { disk: path.clone(), force, destroy_pool })
+            attempt(&Command::Wipe { disk: path.clone(), force, destroy_pool })
         };
         pool_in(&path);
         let look = || {
@@ -494,13 +528,13 @@ mod tests {
         bytes[100] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         let disks = Disks { paths: vec![path.clone()], json: false };
-        assert!(!run(&Command::Check { disks, repair: false }).unwrap());
+        assert!(!attempt(&Command::Check { disks, repair: false }).unwrap());
         let text = explain(&look().findings);
         assert!(text.contains("superblock slot 0 is unusable") && text.contains("writes it anew"), "{text}");
         let disks = Disks { paths: vec![path.clone()], json: true };
-        assert!(run(&Command::Check { disks, repair: true }).unwrap());
+        assert!(attempt(&Command::Check { disks, repair: true }).unwrap());
         assert!(look().findings.is_empty());
         let missing = Disks { paths: vec![directory.path().join("nothing")], json: false };
-        assert!(run(&Command::Inspect(missing)).is_err());
+        assert!(attempt(&Command::Inspect(missing)).is_err());
     }
 }
