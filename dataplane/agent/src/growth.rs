@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use basalt_lvol::id::DiskId;
 use basalt_lvol::layout::Role;
-use basalt_lvol::{DiskContent, GrowError, NewPoolDisk, Pool, PoolDisk, PoolHealth, examine};
+use basalt_lvol::{DiskContent, DiskRefusal, GrowError, NewPoolDisk, Pool, PoolDisk, PoolHealth, examine};
 
 use crate::agent::Inner;
 use crate::desired::{DesiredDisk, DesiredPool};
@@ -79,13 +79,18 @@ impl Inner {
         let path = disk.name.clone();
         let content =
             examine(&self.handle, &disk).await.map_err(|fault| Obstacle::of_fault(fault).problem)?;
-        if let DiskContent::Pool(found) = content
+        if let DiskContent::Pool(found) = &content
             && found.pool == pool.id()
             && found.role != Role::MemberInCreation
         {
             return Err(of_the_pool(pool, &path, found.disk));
         }
         if let Some(missing) = pool.disks().iter().find(|disk| disk.name.is_none()) {
+            if let Some(damage) = damage_of(&path, content) {
+                let message =
+                    format!("{damage}; it may be disk {} of the pool, which is missing", missing.record.id);
+                return Err(Problem::new(Reason::PoolDamaged, message));
+            }
             let message = format!(
                 "{path} is not added while disk {} of the pool is missing: bring that back first",
                 missing.record.id
@@ -94,6 +99,18 @@ impl Inner {
         }
         let added = pool.add_disk(NewPoolDisk { disk, overwrite_foreign_data: overwrite }).await;
         added.map_err(|error| Problem::new(Reason::DiskNotInUse, format!("{path} is not added: {error}")))
+    }
+}
+
+/// What is wrong with a disk that held a pool of ours and cannot be read.
+fn damage_of(path: &str, content: DiskContent) -> Option<DiskRefusal> {
+    let disk = path.to_owned();
+    match content {
+        DiskContent::Foreign(content) if content.is_damaged_pool() => {
+            Some(DiskRefusal::Foreign { disk, content })
+        }
+        DiskContent::Unusable(source) => Some(DiskRefusal::Unusable { disk, source }),
+        DiskContent::Blank | DiskContent::Foreign(_) | DiskContent::Pool(_) => None,
     }
 }
 

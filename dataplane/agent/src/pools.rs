@@ -308,6 +308,7 @@ fn reason_of(error: DiskError) -> Reason {
     match error {
         DiskError::NotFound | DiskError::Gone => Reason::DiskMissing,
         DiskError::InUse => Reason::DiskInUse,
+        DiskError::TooSmall { .. } => Reason::DiskTooSmall,
         _ => Reason::DiskFailed,
     }
 }
@@ -349,6 +350,9 @@ impl Obstacle {
         let (reason, disk) = match refusal {
             DiskRefusal::Fault(fault) => (Reason::DiskFailed, &fault.disk),
             DiskRefusal::BlocksTooLarge { disk, .. } => (Reason::DiskFailed, disk),
+            DiskRefusal::Foreign { disk, content } if content.is_damaged_pool() => {
+                (Reason::PoolDamaged, disk)
+            }
             DiskRefusal::Foreign { disk, .. } => (Reason::DiskHoldsForeignData, disk),
             DiskRefusal::Unusable { disk, .. } => (Reason::PoolDamaged, disk),
             DiskRefusal::OtherCluster { disk, .. } => (Reason::DiskOfAnotherCluster, disk),

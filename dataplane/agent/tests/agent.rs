@@ -1083,6 +1083,33 @@ fn metadata_that_rots_under_a_pool_is_made_good_or_told_of() {
 }
 
 #[test]
+fn a_disk_of_the_pool_whose_superblocks_have_rotted_is_not_taken_for_somebody_elses() {
+    run(48, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks.borrow_mut().insert("/second".into(), Ok(ram(32 * MIB)));
+        let agent = node.start(&handle).await;
+        agent.apply(on_disks(1, None, &["/disk", "/second"])).await.unwrap();
+        let id = settled(&handle, &agent).await.pools[0].id;
+        agent.apply(on_disks(2, id, &["/disk", "/second"])).await.unwrap();
+        settled(&handle, &agent).await;
+        agent.stop();
+        for slot in SLOT_OFFSETS {
+            rot(&handle, &node, "/second", slot + 140).await;
+        }
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        // With this reason it can be taken out of the pool no more than one that is missing.
+        assert_eq!(report.pools[0].disks[1].problem.as_ref().unwrap().reason, Reason::PoolDamaged);
+        for slot in SLOT_OFFSETS {
+            rot(&handle, &node, "/second", slot + 140).await;
+        }
+        agent.stop();
+        let agent = node.start(&handle).await;
+        assert_eq!(settled(&handle, &agent).await.pools[0].problem, None);
+    });
+}
+
+#[test]
 fn a_pool_takes_no_other_disk_in_the_place_of_one_that_is_missing() {
     run(31, |handle| async move {
         let node = Node::with_disk("/disk", 64 * MIB);

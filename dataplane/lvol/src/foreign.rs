@@ -22,6 +22,12 @@ const DAMAGED_POOL: ForeignContent = ForeignContent("a damaged Basalt pool");
 const UNKNOWN: ForeignContent = ForeignContent("unknown data");
 
 impl ForeignContent {
+    /// It was a pool of ours: nothing that may be given to another one, nor done without.
+    #[must_use]
+    pub fn is_damaged_pool(self) -> bool {
+        self == DAMAGED_POOL
+    }
+
     /// It is plain that another system has put it there: no damage looks like this.
     pub(crate) fn is_somebodys(self) -> bool {
         self != DAMAGED_POOL && self != UNKNOWN
