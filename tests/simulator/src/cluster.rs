@@ -236,11 +236,10 @@ impl Cluster {
         for number in 0..self.data.nodes.len() {
             self.data.later(Duration::ZERO, Later::StartNode(number));
         }
-        for used in &self.data.volumes {
-            used.hosts.stop.set(true);
-        }
         let end = self.control.now() + RECOVERY_MAX;
         loop {
+            // Also those of a volume that comes into service only now.
+            self.data.volumes.iter().for_each(|used| used.hosts.stop.set(true));
             self.beat(Duration::from_millis(20))?;
             let waits = match self.data.volumes.iter().find(|used| used.hosts.hosts.get() > 0) {
                 Some(used) => Some(format!("hosts of volume {} do not end", used.hosts.number)),
