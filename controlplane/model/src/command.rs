@@ -36,6 +36,8 @@ impl FeatureLevel {
     pub const READ_ONLY: FeatureLevel = FeatureLevel(4);
     /// From here on a disk that may be a copy of a pool's can be taken out.
     pub const COPIES: FeatureLevel = FeatureLevel(4);
+    /// From here on a specification that is untrue of what it adopts is refused.
+    pub const ADOPTION: FeatureLevel = FeatureLevel(4);
     /// From here on nodes are told when a snapshot is adopted, for it has another name then.
     pub const NAMES: FeatureLevel = FeatureLevel(4);
     /// The highest level that this program supports.

@@ -1,7 +1,7 @@
 //! Choosing the pool for a new volume. Pure; the leader calls it before it proposes.
 
 use crate::ids::{Bytes, NodeName, PoolName};
-use crate::node::PoolHealth;
+use crate::node::{PoolHealth, PoolSpec};
 use crate::space::{Claim, Room};
 use crate::state::State;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,15 @@ pub struct Selector {
     pub pool: Option<PoolName>,
     /// Only in pools that have all these labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Selector {
+    /// Whether a volume may be in this pool.
+    pub fn chooses(&self, node: &NodeName, pool: &PoolName, spec: &PoolSpec) -> bool {
+        self.node.as_ref().is_none_or(|name| name == node)
+            && self.pool.as_ref().is_none_or(|name| name == pool)
+            && self.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value))
+    }
 }
 
 /// Why no pool fits, by how many pools each reason rules out.
@@ -144,10 +153,7 @@ pub fn place(
     for node in state.nodes().values() {
         for (pool, spec) in &node.spec.pools {
             refused.pools += 1;
-            let selected = selector.node.as_ref().is_none_or(|name| *name == node.name)
-                && selector.pool.as_ref().is_none_or(|name| name == pool)
-                && selector.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value));
-            if !selected {
+            if !selector.chooses(&node.name, pool, spec) {
                 refused.not_selected += 1;
                 continue;
             }

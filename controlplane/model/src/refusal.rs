@@ -88,6 +88,24 @@ pub enum Refusal {
         /// The id.
         id: VolumeId,
     },
+    /// What is to be adopted is another object's.
+    #[error("{id} is {present}, which is in use: delete that object first, with spec.reclaimPolicy Retain")]
+    NotPutAside {
+        /// The id.
+        id: VolumeId,
+        /// The object that stands for it.
+        present: String,
+    },
+    /// What is to be adopted is otherwise than is asked for.
+    #[error("volume {id} is adopted as it is: {field} must be {is}")]
+    AdoptedAsItIs {
+        /// The id.
+        id: VolumeId,
+        /// The field, as in the custom resource.
+        field: Field,
+        /// What it must say.
+        is: String,
+    },
     /// No such member.
     #[error("there is no member {member}")]
     NoSuchMember {
@@ -325,7 +343,7 @@ pub enum Refusal {
         volume: VolumeName,
     },
     /// A volume that is restored holds all of its snapshot.
-    #[error("spec.size is less than the {size} bytes of snapshot {snapshot}")]
+    #[error("spec.size is less than the {0}Mi of snapshot {snapshot}: ask for at least that", .size.0.div_ceil(1 << 20))]
     SmallerThanSnapshot {
         /// The snapshot.
         snapshot: SnapshotName,
@@ -415,6 +433,8 @@ words!(
         Thin => "spec.thin",
         /// `spec.replicas`
         Replicas => "spec.replicas",
+        /// `spec.topology`
+        Topology => "spec.topology",
         /// `spec.allowedHosts`
         AllowedHosts => "spec.allowedHosts",
         /// `spec.listeners`
@@ -505,6 +525,7 @@ impl Refusal {
             Refusal::AlreadyBootstrapped { .. }
             | Refusal::NameTaken { .. }
             | Refusal::Different { .. }
+            | Refusal::NotPutAside { .. }
             | Refusal::OfAnotherVolume { .. }
             | Refusal::VolumeIdTaken { .. }
             | Refusal::AddressTaken { .. }
@@ -512,6 +533,7 @@ impl Refusal {
             Refusal::RequestIdReused
             | Refusal::Unsupported { .. }
             | Refusal::SmallerThanSnapshot { .. }
+            | Refusal::AdoptedAsItIs { .. }
             | Refusal::SnapshotElsewhere { .. }
             | Refusal::OutOfRange { .. } => RefusalKind::Invalid,
             Refusal::NoFit(no_fit) if no_fit.is_waiting() => RefusalKind::NoPool,

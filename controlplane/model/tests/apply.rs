@@ -1034,7 +1034,29 @@ fn a_released_volume_keeps_its_data_and_is_adopted_by_id() {
         apply(&mut state, create(2, 2, 1, 7, 10, true)).result,
         Err(Refusal::NothingToAdopt { .. })
     ));
+    // What is asked for must be true of it.
+    let untrue: [(&str, fn(&mut VolumeSpec)); 5] = [
+        ("spec.size must be at least 10Mi", |spec| spec.size = Bytes(9 << 20)),
+        ("spec.thin must be false", |spec| spec.thin = true),
+        ("spec.topology must be true of pool p of node n1", |spec| spec.selector.node = Some(node(2))),
+        ("spec.topology", |spec| spec.selector.pool = Some(PoolName::new("other").unwrap())),
+        ("spec.topology", |spec| drop(spec.selector.labels.insert("no".into(), "such".into()))),
+    ];
+    for (words, change) in untrue {
+        let mut spec = volume_spec(10);
+        change(&mut spec);
+        let refused =
+            apply(&mut state, create_as(2, 2, 1, 1, spec.clone(), true)).result.unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
+        // Members that do not look at it must not be contradicted.
+        let mut old = ready_at(FeatureLevel::POOLS);
+        apply(&mut old, create(1, 1, 1, 1, 10, false));
+        apply(&mut old, Body::ReleaseVolume { name: name(1), uid: uid(1) });
+        assert!(apply(&mut old, create_as(2, 2, 1, 1, spec, true)).result.is_ok());
+    }
     assert!(apply(&mut state, create(2, 2, 1, 1, 10, true)).result.is_ok());
+    let refused = apply(&mut state, create(3, 3, 1, 1, 10, true)).result.unwrap_err().to_string();
+    assert!(refused.contains("is volume v2, which is in use: delete that object first"), "{refused}");
     let adopted = state.volume_named(&name(2)).unwrap();
     assert_eq!(
         (adopted.id, adopted.uid.clone(), &adopted.lifecycle),

@@ -89,7 +89,7 @@ impl State {
     ) -> Result<Receipt, Refusal> {
         let released = self.snapshots.get(&create.id);
         let Some(snapshot) = released.filter(|snapshot| snapshot.lifecycle == Lifecycle::Released) else {
-            return Err(Refusal::NothingToAdopt { id: create.id });
+            return Err(self.nothing_to_adopt(create.id));
         };
         if snapshot.volume != create.volume {
             return Err(Refusal::OfAnotherVolume { id: create.id, volume: snapshot.volume.clone() });

@@ -124,9 +124,12 @@ impl State {
     fn adopt_volume(&mut self, context: &mut Context<'_>, create: &CreateVolume) -> Result<Receipt, Refusal> {
         let released = self.volumes.get(&create.id).filter(|volume| volume.lifecycle == Lifecycle::Released);
         let Some(volume) = released else {
-            return Err(Refusal::NothingToAdopt { id: create.id });
+            return Err(self.nothing_to_adopt(create.id));
         };
-        // What it is stays what it is, whatever the new object says.
+        if self.level >= FeatureLevel::ADOPTION {
+            self.check_adoption(volume, &create.spec)?;
+        }
+        // What it is stays what it is: older members did not look at what the new object says.
         let spec = VolumeSpec { thin: volume.spec.thin, ..create.spec.clone() };
         let (size, footprint) = self.grown(volume, spec.size)?;
         let node = volume.placement.node.clone();
@@ -142,6 +145,43 @@ impl State {
         });
         context.desired(&node);
         Ok(Receipt::Volume { id: create.id })
+    }
+
+    /// Refuses a specification that is not true of what it adopts, and cannot become so.
+    fn check_adoption(&self, volume: &Volume, spec: &VolumeSpec) -> Result<(), Refusal> {
+        let Placement { node, pool } = &volume.placement;
+        let placed = self.nodes.get(node).and_then(|node| node.spec.pools.get(pool));
+        let differs = match () {
+            () if spec.size < volume.size => {
+                Some((Field::Size, format!("at least {}Mi, for a volume never shrinks", volume.size.0 >> 20)))
+            }
+            () if spec.thin != volume.spec.thin => {
+                Some((Field::Thin, format!("{}; delete this object and create it so", volume.spec.thin)))
+            }
+            () if placed.is_some_and(|placed| !spec.selector.chooses(node, pool, placed)) => {
+                Some((Field::Topology, format!("true of pool {pool} of node {node}, where it is")))
+            }
+            () => None,
+        };
+        match differs {
+            Some((field, is)) => Err(Refusal::AdoptedAsItIs { id: volume.id, field, is }),
+            None => Ok(()),
+        }
+    }
+
+    /// Why nothing of this id can be adopted.
+    pub(super) fn nothing_to_adopt(&self, id: VolumeId) -> Refusal {
+        let volume = self.volumes.get(&id).filter(|volume| volume.lifecycle == Lifecycle::Active);
+        let snapshot = self.snapshots.get(&id).filter(|snapshot| snapshot.lifecycle == Lifecycle::Active);
+        let present = match (volume, snapshot) {
+            (Some(volume), _) => format!("volume {}", volume.name),
+            (None, Some(snapshot)) => format!("snapshot {}", snapshot.name),
+            (None, None) => return Refusal::NothingToAdopt { id },
+        };
+        match self.level >= FeatureLevel::ADOPTION {
+            true => Refusal::NotPutAside { id, present },
+            false => Refusal::NothingToAdopt { id },
+        }
     }
 
     pub(super) fn update_volume(
