@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use basalt_lvol::id::DiskId;
-use basalt_lvol::layout::Role;
+use basalt_lvol::layout::{Role, Superblock};
 use basalt_lvol::{DiskContent, DiskRefusal, GrowError, NewPoolDisk, Pool, PoolDisk, PoolHealth, examine};
 
 use crate::agent::Inner;
@@ -83,7 +82,7 @@ impl Inner {
             && found.pool == pool.id()
             && found.role != Role::MemberInCreation
         {
-            return Err(of_the_pool(pool, &path, found.disk));
+            return Err(of_the_pool(pool, &path, found));
         }
         if let Some(missing) = pool.disks().iter().find(|disk| disk.name.is_none()) {
             if let Some(damage) = damage_of(&path, content) {
@@ -115,9 +114,13 @@ fn damage_of(path: &str, content: DiskContent) -> Option<DiskRefusal> {
 }
 
 /// What a disk is that says that it is of the pool, and that the pool does not run on.
-fn of_the_pool(pool: &Pool, path: &str, id: DiskId) -> Problem {
-    let known = pool.disks().into_iter().find(|disk| disk.record.id == id);
-    match known.map(|disk| disk.name) {
+fn of_the_pool(pool: &Pool, path: &str, found: &Superblock) -> Problem {
+    let known = pool.disks().into_iter().find(|disk| disk.record.id == found.disk);
+    let known = known.map(|disk| disk.name);
+    if let (Some(None), Some(outdated)) = (&known, pool.outdated(path, found)) {
+        return Problem::new(Reason::DiskOutdated, outdated);
+    }
+    match known {
         Some(None) => {
             let message = format!(
                 "{path} is a disk of the pool that was not there when the daemon started: restart the daemon"

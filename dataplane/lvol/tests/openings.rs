@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use basalt_bdev::BlockDevice;
 use basalt_lvol::id::Generation;
-use basalt_lvol::layout::{DiskLayout, EXTENT_BYTES};
+use basalt_lvol::layout::{DamageReason, DiskLayout, EXTENT_BYTES};
 use basalt_lvol::{
     DiskRefusal, ImportError, LogicalVolume, NewPoolDisk, Pool, PoolDisk, VolumeStatus, inspect,
 };
@@ -84,11 +84,26 @@ fn try_old_copies() {
         bytes.flush().await.unwrap();
         pool.export().await.unwrap();
         drop((bytes, pool));
-        assert_eq!(outdated(import(&handle, &[Arc::clone(&disks[0]), Arc::clone(&old[1])]).await), "disk-1");
         assert_eq!(outdated(import(&handle, &[Arc::clone(&old[0]), Arc::clone(&disks[1])]).await), "disk-0");
-        let looked = inspect(&handle, named_all(&[Arc::clone(&disks[0]), Arc::clone(&old[1])])).await;
-        assert!(looked.unwrap_err().to_string().contains("is an old copy"));
-        // Nothing was written, and the right disks are taken again, whatever stands beside them.
+        // An old member is as if it were missing.
+        let exchanged = [Arc::clone(&disks[0]), Arc::clone(&old[1])];
+        let looked = inspect(&handle, named_all(&exchanged)).await.unwrap();
+        assert!(
+            looked
+                .findings
+                .iter()
+                .any(|finding| finding.explanation.starts_with("disk disk-1 is an old copy"))
+        );
+        let pool = import(&handle, &exchanged).await.unwrap();
+        assert_eq!(pool.disks()[1].name, None);
+        for number in [1, 2] {
+            let volume = pool.volume(volume_id(number));
+            let isolated = matches!(volume, Some(VolumeStatus::Isolated(_, DamageReason::DiskMissing(_))));
+            // One has nothing on it any more.
+            assert_eq!(isolated, number == 2, "{volume:?}");
+        }
+        drop(pool);
+        // Nothing was written to it, and the right disks are taken again, whatever stands beside them.
         let beside = vec![
             named("disk-0", &disks[0]),
             PoolDisk { name: "copy".into(), device: Arc::clone(&old[1]) },
@@ -135,7 +150,9 @@ fn a_disk_that_was_away_is_no_old_copy() {
         let pool = reopen(&handle, pool, &disks).await;
         pool.export().await.unwrap();
         drop(pool);
-        assert_eq!(outdated(import(&handle, &[Arc::clone(&disks[0]), copy]).await), "disk-1");
+        let pool = import(&handle, &[Arc::clone(&disks[0]), copy]).await.unwrap();
+        assert!(matches!(pool.volume(volume_id(1)), Some(VolumeStatus::Isolated(..))));
+        drop(pool);
         import(&handle, &disks).await.unwrap();
     });
 }

@@ -21,7 +21,7 @@ pub const UNREACHABLE: &[(&str, &str)] = &[
     ("lvol-journal-damaged", "disks of the simulation do not rot; the tests of dataplane/lvol reach it"),
     ("lvol-journal-full", "pools come to a checkpoint before; the tests of dataplane/lvol reach it"),
     ("lvol-metadata-full", "pools are too small for it; the tests of dataplane/lvol reach it"),
-    ("lvol-old-copy-refused", COPIES),
+    ("lvol-old-copy-left-out", COPIES),
     ("lvol-old-lead-refused", COPIES),
     (
         "lvol-reclaim-later",

@@ -14,11 +14,11 @@ use super::found::{FoundDisk, assign, check_together};
 use super::inspect::{InspectedDisk, Inspection};
 use super::load::{LoadError, Loader, Replay, Top, read_journals, read_root};
 use super::obstacles::{Obstacles, judge};
-use super::openings::check_current;
+use super::openings::leave_out_old;
 use super::remains::Kept;
 use super::{Inner, Journal, Pool, State, Volume, VolumeData, owner};
 use crate::disk::PoolDisk;
-use crate::error::{ImportError, ReadOnlyReason};
+use crate::error::{DiskRefusal, ImportError, ReadOnlyReason};
 use crate::id::{ClusterId, VolumeId};
 use crate::layout::{
     DamageReason, DirectoryRecord, DiskLayout, DiskRecord, JournalRecord, MapRoot, Pieces, Place, Role, Root,
@@ -75,6 +75,8 @@ pub(crate) struct Image {
     top: Top,
     replay: Replay,
     volumes: Vec<FoundVolume>,
+    /// Old copies of disks.
+    left_out: Vec<DiskRefusal>,
 }
 
 /// A volume as it was found.
@@ -107,8 +109,8 @@ impl Image {
             let known = root.disks.iter().any(|record| record.id == disk.superblock.disk);
             known || disk.superblock.role != Role::MemberInCreation
         });
-        let present = assign(found, &root.disks)?;
-        check_current(&present, &root)?;
+        let mut present = assign(found, &root.disks)?;
+        let left_out = leave_out_old(&mut present, &root)?;
         let disks: Vec<_> =
             present.iter().map(|disk| disk.as_ref().map(|disk| Rc::clone(&disk.io))).collect();
         let loader = Loader::new(superblock.pool, disks, root.disks.clone(), superblock.sequence);
@@ -129,7 +131,7 @@ impl Image {
         let replay = read_journals(&lead, &superblock, &top.root, |trust| judge(&devices, trust)).await?;
         keep_remains(&loader, &mut volumes, &replay.records).await?;
         loader.forget_nodes();
-        let mut image = Self { superblock, loader, present, top, replay, volumes };
+        let mut image = Self { superblock, loader, present, top, replay, volumes, left_out };
         if !planted!("lvol-journal-not-replayed") {
             image.replay();
         }
@@ -296,6 +298,11 @@ impl Image {
         }
     }
 
+    /// Old copies of disks, which are missing therefore.
+    pub(super) fn left_out(&self) -> &[DiskRefusal] {
+        &self.left_out
+    }
+
     /// Names of the disks with ro-compat features that this program does not know.
     pub(super) fn unknown_features(&self) -> impl Iterator<Item = &str> {
         let unknown = self.present.iter().flatten().filter(|disk| disk.superblock.read_only);
@@ -325,7 +332,7 @@ impl Image {
         let obstacles = self.obstacles();
         // One that is wrong about the volumes that are understood is not believed about others.
         let believed = self.found().all(|(_, found)| found.is_ok()) || !self.contradicts_its_root();
-        let Self { superblock, loader, present, top, replay, volumes } = self;
+        let Self { superblock, loader, present, top, replay, volumes, left_out: _ } = self;
         let mapped: Vec<Option<MappedDisk>> = present
             .iter()
             .zip(&loader.records)

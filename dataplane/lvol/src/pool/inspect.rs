@@ -324,6 +324,9 @@ impl Image {
             let explanation = "is missing; volumes with data on it are isolated until it is back".to_owned();
             find(format!("disk {index} ({})", disk.id), explanation, Remedy::ByHand);
         }
+        for old in self.left_out() {
+            find("pool".into(), old.to_string(), Remedy::ByHand);
+        }
         for disk in self.unknown_features() {
             let explanation = "has features that this program does not know (ro-compat): the pool can be read and not be changed, and \
                                `--repair` writes nothing, whatever else is found. Use a newer program";

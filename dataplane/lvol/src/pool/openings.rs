@@ -6,41 +6,58 @@
 
 use basalt_clock::{mark, planted};
 
-use super::Inner;
 use super::found::FoundDisk;
+use super::{Inner, Pool};
 use crate::error::DiskRefusal;
-use crate::layout::{Root, Superblock};
+use crate::layout::{DiskRecord, Root, Superblock};
 
-/// Refuses a disk that is older than the others say.
-pub(super) fn check_current(present: &[Option<FoundDisk>], root: &Root) -> Result<(), DiskRefusal> {
-    // An older program wrote the root and counted nothing.
+/// Leaves out members that are older than the root says, as if they were missing; a root that is older than a member is refused.
+/// Answers what is to be said of those that are left out.
+pub(super) fn leave_out_old(
+    present: &mut [Option<FoundDisk>],
+    root: &Root,
+) -> Result<Vec<DiskRefusal>, DiskRefusal> {
+    let mut left_out = Vec::new();
     if root.openings == 0 || planted!("lvol-old-copy-believed") {
-        return Ok(());
+        return Ok(left_out);
     }
-    for (disk, record) in present.iter().zip(&root.disks).skip(1) {
-        let Some(disk) = disk else { continue };
-        let opening = disk.superblock.opening;
-        // It has not been there since the openings are counted, or an older program wrote the root in between.
-        if record.opening == 0 {
+    let lead = present[0].as_ref().map(|lead| lead.io.name.clone());
+    for (disk, record) in present.iter_mut().zip(&root.disks).skip(1) {
+        let Some((name, opening)) = disk.as_ref().map(|disk| (disk.io.name.clone(), disk.superblock.opening))
+        else {
             continue;
-        }
-        if opening < record.opening {
-            mark!("lvol-old-copy-refused");
-            return Err(DiskRefusal::Outdated {
-                disk: disk.io.name.clone(),
-                opening,
-                expected: record.opening,
-            });
-        }
-        if opening > root.openings
-            && let Some(lead) = &present[0]
+        };
+        if is_old(opening, record) {
+            mark!("lvol-old-copy-left-out");
+            left_out.push(DiskRefusal::Outdated { disk: name, opening, expected: record.opening });
+            *disk = None;
+        } else if record.opening != 0
+            && opening > root.openings
+            && let Some(disk) = &lead
         {
             mark!("lvol-old-lead-refused");
-            let (disk, expected) = (lead.io.name.clone(), opening);
+            let (disk, expected) = (disk.clone(), opening);
             return Err(DiskRefusal::Outdated { disk, opening: root.openings, expected });
         }
     }
-    Ok(())
+    Ok(left_out)
+}
+
+/// Whether a member that knows this opening is an old copy of the one that the root knows. Nothing is known of one that was not there since
+/// openings are counted, or of which an older program wrote the root in between.
+fn is_old(opening: u32, record: &DiskRecord) -> bool {
+    record.opening != 0 && opening < record.opening
+}
+
+impl Pool {
+    /// Why a disk that says that it is of this pool is not the one that the pool knows, if it is an old copy of it.
+    #[must_use]
+    pub fn outdated(&self, name: &str, found: &Superblock) -> Option<DiskRefusal> {
+        let records = self.inner.records.borrow();
+        let record = records.iter().find(|record| record.id == found.disk)?;
+        let (disk, opening, expected) = (name.to_owned(), found.opening, record.opening);
+        is_old(opening, record).then_some(DiskRefusal::Outdated { disk, opening, expected })
+    }
 }
 
 impl Inner {
