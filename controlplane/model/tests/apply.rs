@@ -1035,7 +1035,8 @@ fn a_released_volume_keeps_its_data_and_is_adopted_by_id() {
         Err(Refusal::NothingToAdopt { .. })
     ));
     // What is asked for must be true of it.
-    let untrue: [(&str, fn(&mut VolumeSpec)); 5] = [
+    type Change = fn(&mut VolumeSpec);
+    let untrue: [(&str, Change); 5] = [
         ("spec.size must be at least 10Mi", |spec| spec.size = Bytes(9 << 20)),
         ("spec.thin must be false", |spec| spec.thin = true),
         ("spec.topology must be true of pool p of node n1", |spec| spec.selector.node = Some(node(2))),
