@@ -1,9 +1,10 @@
-//! Whether the disks of open pools do what they should: judged by the requests that fail on them. Pure but for the device's counters.
+//! Whether the disks of open pools do what they should: judged by the requests that fail on them, and by what their providers have found.
+//! Pure but for the device's properties.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::{AsyncChannel, BlockDevice, DeviceFaults, FaultCounts, IoError, Lba};
+use basalt_bdev::{AsyncChannel, Backing, BlockDevice, DeviceFaults, FaultCounts, IoError, Lba};
 use basalt_clock::{Instant, mark};
 use basalt_dma::Buffer;
 use basalt_reactor::Handle;
@@ -78,6 +79,8 @@ pub(crate) struct DiskWatch {
     device: Arc<dyn BlockDevice>,
     reads: Trend,
     writes: Trend,
+    /// What had become of its file at the last look.
+    backing: Backing,
 }
 
 impl DiskWatch {
@@ -85,7 +88,8 @@ impl DiskWatch {
     pub(crate) fn new(path: String, device: Arc<dyn BlockDevice>) -> Self {
         let DeviceFaults { reads, writes } = device.info().faults();
         let trend = |seen| Trend { seen, ..Trend::default() };
-        Self { path, device, reads: trend(reads), writes: trend(writes) }
+        let backing = device.info().backing();
+        Self { path, device, reads: trend(reads), writes: trend(writes), backing }
     }
 
     /// The disk's path.
@@ -100,7 +104,8 @@ impl DiskWatch {
 
     /// The disk, if nothing succeeds on it any more: then no host asks it for anything either, and only a probe can find that it works.
     pub(crate) fn to_probe(&self) -> Option<Arc<dyn BlockDevice>> {
-        let faulted = self.reads.verdict.max(self.writes.verdict) == Verdict::Faulted;
+        let for_good = matches!(self.backing, Backing::Shortened { .. });
+        let faulted = self.reads.verdict.max(self.writes.verdict) == Verdict::Faulted && !for_good;
         faulted.then(|| Arc::clone(&self.device))
     }
 
@@ -110,6 +115,7 @@ impl DiskWatch {
         let DeviceFaults { reads, writes } = self.device.info().faults();
         self.reads.look(now, reads);
         self.writes.look(now, writes);
+        self.backing = self.device.info().backing();
         let after = self.judgement();
         if before == after {
             return false;
@@ -129,6 +135,10 @@ impl DiskWatch {
 
     /// What is said of the disk.
     pub(crate) fn judgement(&self) -> (DiskHealth, Option<Problem>) {
+        if let Backing::Shortened { .. } = self.backing {
+            let message = format!("{}: {}", self.path, self.backing);
+            return (DiskHealth::Faulted, Some(Problem::new(Reason::DiskTooSmall, message)));
+        }
         let (what, trend) = if self.reads.verdict > self.writes.verdict {
             ("reads", &self.reads)
         } else {

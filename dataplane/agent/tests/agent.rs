@@ -1417,6 +1417,33 @@ fn a_disk_of_several_takes_only_the_volumes_with_it_that_have_data_there() {
 }
 
 #[test]
+fn a_disk_whose_file_was_cut_is_faulted_for_good() {
+    run(52, |handle| async move {
+        let disk = ram(64 * MIB);
+        let node = Node::with_disk("/disk", MIB);
+        node.disks.borrow_mut().insert("/disk".into(), Ok(Arc::clone(&disk)));
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, 8 * MIB)], ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        disk.info().set_shortened(20 * MIB);
+        let failing = |report: &NodeReport| report.pools[0].disks[0].health == DiskHealth::Faulted;
+        eventually(&handle, &agent, failing).await;
+        handle.sleep(Duration::from_secs(60)).await;
+        let report = agent.report();
+        let problem = report.pools[0].disks[0].problem.clone().unwrap();
+        assert_eq!((problem.reason, report.pools[0].health), (Reason::DiskTooSmall, PoolHealth::ReadOnly));
+        assert!(
+            problem.message.starts_with(
+                "/disk: the file was cut from 67108864 to 20971520 bytes; what was behind is lost"
+            ),
+            "{}",
+            problem.message
+        );
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::DiskTooSmall);
+    });
+}
+
+#[test]
 fn a_pool_whose_disk_is_dead_is_closed_and_a_new_one_takes_its_place() {
     run(43, |handle| async move {
         let (node, agent, faults, bytes) = on_a_faulty_disk(&handle).await;

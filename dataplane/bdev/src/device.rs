@@ -1,10 +1,11 @@
 use std::fmt;
 use std::ops::BitOr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use basalt_reactor::{DiskError, Handle};
 use uuid::Uuid;
 
+use crate::backing::{Backing, Cut};
 use crate::error::IoError;
 use crate::faults::{DeviceFaults, FaultLog};
 use crate::request::{Completion, Operation, Rejected, Request};
@@ -64,7 +65,13 @@ pub enum DeviceState {
     Present,
     /// It was removed: every request fails with [`crate::IoError::DeviceGone`].
     Removed,
+    /// The file that it stands on was cut: every request fails with [`crate::IoError::Shortened`].
+    Shortened,
 }
+
+const PRESENT: u8 = 0;
+const REMOVED: u8 = 1;
+const SHORTENED: u8 = 2;
 
 /// A device's properties, and what failed on it. All but size, state, whether it refuses writes, and faults stay the same for its whole life.
 #[derive(Debug)]
@@ -73,7 +80,9 @@ pub struct DeviceInfo {
     uuid: Uuid,
     block_size: BlockSize,
     blocks: AtomicU64,
-    removed: AtomicBool,
+    /// `PRESENT`, `REMOVED` or `SHORTENED`.
+    state: AtomicU8,
+    cut: Cut,
     generation: AtomicU64,
     volatile_write_cache: bool,
     cache_lifetime: Option<u64>,
@@ -98,7 +107,8 @@ impl DeviceInfo {
             uuid,
             block_size,
             blocks: AtomicU64::new(blocks.0),
-            removed: AtomicBool::new(false),
+            state: AtomicU8::new(PRESENT),
+            cut: Cut::default(),
             generation: AtomicU64::new(0),
             volatile_write_cache: false,
             cache_lifetime: None,
@@ -236,7 +246,20 @@ impl DeviceInfo {
     /// Whether it is still there.
     #[must_use]
     pub fn state(&self) -> DeviceState {
-        if self.removed.load(Ordering::Acquire) { DeviceState::Removed } else { DeviceState::Present }
+        match self.state.load(Ordering::Acquire) {
+            PRESENT => DeviceState::Present,
+            SHORTENED => DeviceState::Shortened,
+            _ => DeviceState::Removed,
+        }
+    }
+
+    /// What has become of the file that the device stands on, as far as its provider has looked.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        match self.state() {
+            DeviceState::Shortened => self.cut.backing(),
+            DeviceState::Present | DeviceState::Removed => Backing::Sound,
+        }
     }
 
     /// Grows with every change of size, state or [`Self::read_only`]: whoever remembers it notices changes by one load.
@@ -278,7 +301,16 @@ impl DeviceInfo {
 
     /// For providers: the device is gone.
     pub fn set_removed(&self) {
-        if !self.removed.swap(true, Ordering::AcqRel) {
+        if self.state.swap(REMOVED, Ordering::AcqRel) != REMOVED {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// For providers: the file below has `is` bytes, which is less than the device. There is no way back.
+    pub fn set_shortened(&self, is: u64) {
+        self.cut.note(self.bytes(), is);
+        let swapped = self.state.compare_exchange(PRESENT, SHORTENED, Ordering::AcqRel, Ordering::Acquire);
+        if swapped.is_ok() {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
     }

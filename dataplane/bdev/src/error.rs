@@ -31,6 +31,9 @@ pub enum IoError {
     /// The device was removed or its backing store is gone.
     #[error("the device is gone")]
     DeviceGone,
+    /// The file below the device was cut. What was behind is lost, so nothing is served until the device is opened anew.
+    #[error("the file was cut while it was in use")]
+    Shortened,
     /// The device belongs to a newer epoch now.
     #[error("fenced: the device belongs to a newer epoch")]
     Fenced,
@@ -54,7 +57,12 @@ impl IoError {
     #[must_use]
     pub fn is_fault(self) -> bool {
         match self {
-            Self::Medium | Self::CapacityExceeded | Self::DeviceGone | Self::Fenced | Self::TimedOut => true,
+            Self::Medium
+            | Self::CapacityExceeded
+            | Self::DeviceGone
+            | Self::Shortened
+            | Self::Fenced
+            | Self::TimedOut => true,
             Self::OutOfRange
             | Self::Malformed
             | Self::TooLarge

@@ -13,6 +13,7 @@
 //! * Unmapped blocks read as zeroes unless the device says otherwise.
 
 mod async_channel;
+mod backing;
 pub mod conformance;
 mod device;
 mod error;
@@ -26,6 +27,7 @@ mod request;
 mod units;
 
 pub use async_channel::AsyncChannel;
+pub use backing::Backing;
 pub use device::{BlockDevice, Capabilities, Channel, DeviceInfo, DeviceState, OpenError};
 pub use error::IoError;
 pub use faults::{DeviceFaults, FaultCounts};

@@ -18,10 +18,12 @@ pub const DEFAULT_QUEUE_DEPTH: usize = 1024;
 /// Checks a request against a device's properties.
 ///
 /// # Errors
-/// The first of: removed, unsupported, read-only, malformed, out of range, too large.
+/// The first of: removed, cut, unsupported, read-only, malformed, out of range, too large.
 pub fn check(info: &DeviceInfo, request: &Request) -> Result<(), IoError> {
-    if info.state() == DeviceState::Removed {
-        return Err(IoError::DeviceGone);
+    match info.state() {
+        DeviceState::Present => {}
+        DeviceState::Removed => return Err(IoError::DeviceGone),
+        DeviceState::Shortened => return Err(IoError::Shortened),
     }
     let needs = match request.operation {
         Operation::Unmap => Capabilities::UNMAP,
@@ -81,6 +83,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::backing::Backing;
     use crate::units::BlockSize;
 
     fn info() -> DeviceInfo {
@@ -126,5 +129,13 @@ mod tests {
         assert_eq!(gone.generation(), 0);
         gone.set_removed();
         assert_eq!((check(&gone, &Request::flush(0)), gone.generation()), (Err(IoError::DeviceGone), 1));
+        let cut = info();
+        for is in [700, 600, 800] {
+            cut.set_shortened(is);
+        }
+        assert_eq!((check(&cut, &read(0, 1, 512)), cut.generation()), (Err(IoError::Shortened), 1));
+        assert_eq!(cut.backing(), Backing::Shortened { was: 51_200, is: 600 });
+        cut.set_removed();
+        assert_eq!(check(&cut, &Request::flush(0)), Err(IoError::DeviceGone));
     }
 }

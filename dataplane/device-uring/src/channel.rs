@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use basalt_bdev::provider::{self, DEFAULT_QUEUE_DEPTH};
-use basalt_bdev::{Channel, Completion, DeviceInfo, IoError, Operation, Rejected, Request};
+use basalt_bdev::{Channel, Completion, DeviceState, IoError, Operation, Rejected, Request};
 use basalt_dma::{Buffer, Payload};
 use basalt_reactor::{ByteOffset, Disk, DiskCompletion, DiskError, DiskOperation, DiskRequest, Handle};
 
+use crate::device::Below;
 use crate::swap_gate::{Member, Stripes};
 
 /// Time until the next look at writes that a compare-and-write waits for, or at one that holds writes off.
@@ -19,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_micros(20);
 pub(crate) struct UringChannel {
     handle: Handle,
     disk: Disk,
-    info: Arc<DeviceInfo>,
+    below: Arc<Below>,
     member: Member,
     /// Bytes that there are, as far as somebody has looked.
     reach: Arc<AtomicU64>,
@@ -78,14 +79,14 @@ impl UringChannel {
     pub(crate) fn new(
         handle: Handle,
         disk: Disk,
-        info: Arc<DeviceInfo>,
+        below: Arc<Below>,
         member: Member,
         reach: Arc<AtomicU64>,
     ) -> Self {
         Self {
             handle,
             disk,
-            info,
+            below,
             member,
             reach,
             pending: Vec::new(),
@@ -193,6 +194,19 @@ impl UringChannel {
         }
     }
 
+    /// How a request ended that the disk has done; what may be the file's fault is looked into.
+    fn result_of(&self, finished: &DiskCompletion) -> Result<(), IoError> {
+        finished.result.map_err(|error| {
+            self.below.suspect(error);
+            match error {
+                DiskError::OutOfRange if self.below.info.state() == DeviceState::Shortened => {
+                    IoError::Shortened
+                }
+                error => error_of(error),
+            }
+        })
+    }
+
     fn finish(&mut self, finished: DiskCompletion) -> Option<Completion> {
         let place = usize::try_from(finished.tag).ok().filter(|place| *place < self.pending.len());
         let Some(place) = place else { panic!("the disk completed a tag that it was never given") };
@@ -208,8 +222,8 @@ impl UringChannel {
         }
         let Pending { tag, operation, stripes, stage } = self.vacate(place);
         self.member.leave(stripes);
-        let result = finished.result.map_err(error_of);
-        self.info.note(operation, result);
+        let result = self.result_of(&finished);
+        self.below.info.note(operation, result);
         Some(match stage {
             Stage::Compare { expected } => {
                 let result = result.and_then(|()| compare(&finished.payload, &expected));
@@ -221,13 +235,16 @@ impl UringChannel {
 
     /// The disk has done one of a compare-and-write's two steps.
     fn finish_swap(&mut self, place: usize, finished: DiskCompletion) -> Option<Completion> {
+        let mut result = self.result_of(&finished);
         let Stage::Swap(swap) = &mut self.pending[place].stage else { unreachable!("it is one") };
-        let mut result = finished.result.map_err(error_of);
         let reads = matches!(swap.step, SwapStep::Reads);
         let step = if reads { Operation::Read } else { Operation::Write { fua: swap.fua } };
-        self.info.note(step, result);
+        self.below.info.note(step, result);
         if reads && result.is_ok() {
             result = compare(&finished.payload, &swap.payload);
+            if self.below.info.state() == DeviceState::Shortened {
+                result = Err(IoError::Shortened);
+            }
             if let (Ok(()), Some(mut buffer)) = (result, finished.payload.into_buffer()) {
                 swap.payload.copy_to(swap.length, &mut buffer);
                 swap.step = SwapStep::Writes(Some(buffer));
@@ -260,7 +277,7 @@ impl UringChannel {
     }
 
     fn range(&self, request: &Request) -> (ByteOffset, u64) {
-        let block_size = self.info.block_size();
+        let block_size = self.below.info.block_size();
         (ByteOffset(block_size.offset_of(request.lba)), block_size.bytes_of(request.blocks))
     }
 }
@@ -270,7 +287,7 @@ impl Channel for UringChannel {
         if self.pending.len() - self.free.len() + self.refused.len() >= DEFAULT_QUEUE_DEPTH {
             return Err(Rejected(request));
         }
-        if let Err(error) = provider::check(&self.info, &request) {
+        if let Err(error) = provider::check(&self.below.info, &request) {
             self.refused.push(request.complete(Err(error)));
             return Ok(());
         }
@@ -359,7 +376,8 @@ fn error_of(error: DiskError) -> IoError {
             IoError::DeviceGone
         }
         DiskError::Unsupported => IoError::Unsupported,
-        // The request was checked against the device, so the disk must have shrunk, or the memory is not aligned for it.
+        DiskError::Shortened { .. } => IoError::Shortened,
+        // The request was checked against the device, so a block device must have shrunk, or the memory is not aligned for it.
         DiskError::OutOfRange => IoError::Medium,
         DiskError::Medium
         | DiskError::Exists

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use basalt_bdev::{
     BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, OpenError,
 };
-use basalt_reactor::{DiskError, DiskInfo, DiskLock, DiskOptions, Handle};
+use basalt_reactor::{DiskError, DiskInfo, DiskKind, DiskLock, DiskOptions, Handle};
 use uuid::Uuid;
 
 use crate::channel::UringChannel;
@@ -55,10 +55,39 @@ pub struct UringDevice {
     info: Arc<DeviceInfo>,
     gate: Arc<SwapGate>,
     disk: DiskInfo,
-    lock: DiskLock,
-    /// Bytes that there are, as far as somebody has looked: what is written beyond would make a file that has shrunk longer again, and
-    /// what was lost between would read as zeroes.
+    below: Arc<Below>,
+    /// Bytes that there are, as far as somebody has looked and noted it.
     reach: Arc<AtomicU64>,
+}
+
+/// What a device stands on, and what is said of it.
+#[derive(Debug)]
+pub(crate) struct Below {
+    pub(crate) info: Arc<DeviceInfo>,
+    lock: DiskLock,
+}
+
+impl Below {
+    /// Asks the file system what has become of the file.
+    pub(crate) fn look(&self) {
+        let Some(found) = self.lock.file_metadata() else { return };
+        if found.len() < self.info.bytes() {
+            self.info.set_shortened(found.len());
+        }
+    }
+
+    /// A request that lies on the device failed in a way that a file causes that was cut. Whoever looks later may find it longer again.
+    #[cold]
+    pub(crate) fn suspect(&self, error: DiskError) {
+        match error {
+            DiskError::Shortened { end } => {
+                self.look();
+                self.info.set_shortened(end);
+            }
+            DiskError::OutOfRange => self.look(),
+            _ => {}
+        }
+    }
 }
 
 impl UringDevice {
@@ -93,20 +122,21 @@ impl UringDevice {
             );
         let (info, disk) = (Arc::new(info), found.clone());
         let reach = Arc::new(AtomicU64::new(u64::MAX));
-        Ok(Self { info, gate: Arc::default(), disk, lock, reach })
+        let below = Arc::new(Below { info: Arc::clone(&info), lock });
+        Ok(Self { info, gate: Arc::default(), disk, below, reach })
     }
 
     /// The disk's path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.lock.path()
+        self.below.lock.path()
     }
 
     /// Where any thread finds the disk itself, whatever is at its path by now: for a look at its length, say, which this crate does not
     /// take on a reactor unless it is told to ([`UringDevice::rescan`]).
     #[must_use]
     pub fn found_at(&self) -> &Path {
-        self.lock.again()
+        self.below.lock.again()
     }
 
     /// How the disk was found when it was opened.
@@ -120,7 +150,7 @@ impl UringDevice {
     /// # Errors
     /// If the disk cannot be opened any more.
     pub fn rescan(&self, handle: &Handle) -> Result<(), DiskError> {
-        let disk = handle.open_locked(&self.lock)?;
+        let disk = handle.open_locked(&self.below.lock)?;
         let blocks = self.info.block_size().blocks_in(disk.info().length);
         if blocks > self.info.blocks() {
             self.info.set_blocks(blocks);
@@ -128,7 +158,13 @@ impl UringDevice {
         Ok(())
     }
 
-    /// Notes how many bytes there are now. Writes beyond them fail, whatever the device's size.
+    /// Looks at the file below. One that is shorter than the device ends its service, see [`Backing::Shortened`]. It may take as long as
+    /// the file system does: not for a reactor.
+    pub fn look(&self) {
+        self.below.look();
+    }
+
+    /// Notes how many bytes there are now, which matters for block devices; files are looked at. Writes beyond them fail, whatever the device's size.
     pub fn note_length(&self, bytes: u64) {
         self.reach.store(bytes, Ordering::Relaxed);
     }
@@ -148,9 +184,12 @@ impl BlockDevice for UringDevice {
         if self.info.state() == DeviceState::Removed {
             return Err(OpenError::DeviceGone);
         }
-        let disk = handle.open_locked(&self.lock)?;
+        let disk = handle.open_locked(&self.below.lock)?;
+        if self.disk.kind == DiskKind::File && disk.info().length < self.info.bytes() {
+            self.below.look();
+        }
         let member = Member::new(Arc::clone(&self.gate));
-        let (info, reach) = (Arc::clone(&self.info), Arc::clone(&self.reach));
-        Ok(Box::new(UringChannel::new(handle.clone(), disk, info, member, reach)))
+        let (below, reach) = (Arc::clone(&self.below), Arc::clone(&self.reach));
+        Ok(Box::new(UringChannel::new(handle.clone(), disk, below, member, reach)))
     }
 }

@@ -275,8 +275,10 @@ pub fn status_of(operation: Operation, result: Result<(), IoError>) -> Status {
         IoError::OutOfRange => Status::LBA_OUT_OF_RANGE.dnr(),
         IoError::Malformed | IoError::TooLarge => Status::INVALID_FIELD.dnr(),
         IoError::Unsupported => Status::INVALID_OPCODE.dnr(),
-        IoError::Medium if operation.modifies() || operation == Operation::Flush => Status::WRITE_FAULT,
-        IoError::Medium => Status::UNRECOVERED_READ,
+        IoError::Medium | IoError::Shortened if operation.modifies() || operation == Operation::Flush => {
+            Status::WRITE_FAULT
+        }
+        IoError::Medium | IoError::Shortened => Status::UNRECOVERED_READ,
         IoError::CapacityExceeded => Status::CAPACITY_EXCEEDED.dnr(),
         IoError::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED.dnr(),
         IoError::Miscompare => Status::COMPARE_FAILURE.dnr(),

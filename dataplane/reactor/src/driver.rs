@@ -1,5 +1,5 @@
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::IoSliceMut;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -104,6 +104,12 @@ pub enum DiskError {
     /// The file system below a file has no room left.
     #[error("no space left on the file system")]
     NoSpace,
+    /// The file is shorter than it was when it was opened.
+    #[error("the file was cut while it was in use: it ends at byte {end}")]
+    Shortened {
+        /// Bytes that there are.
+        end: u64,
+    },
     /// The request lies outside of the disk or is not aligned to its blocks.
     #[error("outside of the disk or not aligned to its blocks")]
     OutOfRange,
@@ -256,6 +262,16 @@ impl DiskLock {
 
     pub(crate) fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// What the file system says of the locked file, whatever is at its path by now; `None` for anything but a regular file of the
+    /// machine, and where it does not say. It may take its time: not for a reactor that has other things to do.
+    #[must_use]
+    pub fn file_metadata(&self) -> Option<Metadata> {
+        match &self.claim {
+            Claim::File(claim) => claim.file.metadata().ok().filter(Metadata::is_file),
+            Claim::Simulated(_) => None,
+        }
     }
 
     /// Where to look at the locked disk: this leads to the very same one when another has taken its path, or none.

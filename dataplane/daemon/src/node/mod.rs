@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 mod convert;
+mod disk_looks;
 mod disk_meters;
 mod follow;
 mod meters;
@@ -28,6 +29,7 @@ use basalt_telemetry::{Collector, Exporter, ExporterConfig, Exposition, Readines
 use tokio::sync::{oneshot, watch};
 
 use self::config::{Config, SecurityConfig};
+use self::disk_looks::DiskLooks;
 use self::disk_meters::DiskMeters;
 use self::meters::{MeteredExporter, VolumeMeters};
 use self::ports::{MachineDisks, ManagementStore, ReportSender};
@@ -128,7 +130,10 @@ async fn serve(
     let target = Target::new(TargetOptions::default());
     let scrub = config.scrub;
     let (end, to_end) = oneshot::channel();
-    let ends = AgentEnds { file, desired: desired_changes, reports, meters: meters.clone(), scrub, to_end };
+    let looks = Arc::<DiskLooks>::default();
+    tokio::spawn(Arc::clone(&looks).keep());
+    let ends =
+        AgentEnds { looks, file, desired: desired_changes, reports, meters: meters.clone(), scrub, to_end };
     let (reactors, started) = start_reactors(start, &target, ends)?;
     let controls =
         started.await.context("the reactor ended while it started")?.context("the agent did not start")?;
@@ -162,6 +167,7 @@ type Started = oneshot::Receiver<Result<Vec<TcpTargetControl>, basalt_agent::Sto
 
 /// What the agent shares with the rest of the daemon.
 struct AgentEnds {
+    looks: Arc<DiskLooks>,
     file: DesiredFile,
     desired: watch::Receiver<Option<DesiredNode>>,
     reports: watch::Sender<Option<NodeReport>>,
@@ -189,7 +195,7 @@ fn start_reactors(
             controls.extend(siblings.iter().cloned());
             let exporter = Rc::new(NvmeTcpExporter::new(&handle, served, listener, siblings));
             let ports = Ports {
-                disks: Rc::new(MachineDisks::new(handle.clone(), ends.meters.disks)),
+                disks: Rc::new(MachineDisks::new(handle.clone(), ends.meters.disks, ends.looks)),
                 exporter: Rc::new(MeteredExporter::new(exporter, ends.meters.volumes)),
                 store: Rc::new(ManagementStore::new(ends.file, management)),
                 reporter: Rc::new(ReportSender::new(ends.reports)),

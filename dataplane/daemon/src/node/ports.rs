@@ -11,6 +11,7 @@ use basalt_reactor::{DiskError, DiskOptions, Handle};
 use tokio::runtime;
 use tokio::sync::{oneshot, watch};
 
+use super::disk_looks::DiskLooks;
 use super::disk_meters::DiskMeters;
 use super::metrics;
 use super::store::DesiredFile;
@@ -21,12 +22,13 @@ use crate::device::named_uuid;
 pub(crate) struct MachineDisks {
     handle: Handle,
     meters: Arc<DiskMeters>,
+    looks: Arc<DiskLooks>,
 }
 
 impl MachineDisks {
-    /// Disks that are opened on the reactor of `handle`; `meters` count what they do.
-    pub(crate) fn new(handle: Handle, meters: Arc<DiskMeters>) -> Self {
-        Self { handle, meters }
+    /// Disks that are opened on the reactor of `handle`; `meters` count what they do, and `looks` tells what becomes of them.
+    pub(crate) fn new(handle: Handle, meters: Arc<DiskMeters>, looks: Arc<DiskLooks>) -> Self {
+        Self { handle, meters, looks }
     }
 }
 
@@ -38,10 +40,15 @@ impl DiskOpener for MachineDisks {
             block_size: None,
             disk: DiskOptions::default(),
         };
-        let (handle, meters, path) = (self.handle.clone(), Arc::clone(&self.meters), path.to_owned());
+        let (handle, path) = (self.handle.clone(), path.to_owned());
+        let (meters, looks) = (Arc::clone(&self.meters), Arc::clone(&self.looks));
         Box::pin(async move {
             match claims::open_later(&handle, Path::new(&path), &options).await {
-                Ok(device) => Ok(meters.metered(&path, Arc::new(device))),
+                Ok(device) => {
+                    let device = Arc::new(device);
+                    looks.add(&device);
+                    Ok(meters.metered(&path, device))
+                }
                 Err(UringError::Disk { source, .. }) => Err(source),
                 // No block size was asked for, so that none is too small.
                 Err(UringError::BlockSize { .. }) => Err(DiskError::Unsupported),
@@ -121,26 +128,50 @@ impl Reporter for ReportSender {
 
 #[cfg(test)]
 mod tests {
+    use basalt_bdev::Backing;
     use basalt_reactor::real::RealDriver;
     use basalt_reactor::{Reactor, ReactorOptions};
 
     use super::*;
+
+    /// Runs `test` on a reactor, with the disks of the machine and who looks at them.
+    fn run<T: 'static>(test: impl AsyncFnOnce(MachineDisks, Handle, Arc<DiskLooks>) -> T + 'static) -> T {
+        let mut reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
+        let (handle, looks) = (reactor.handle(), Arc::<DiskLooks>::default());
+        let disks = MachineDisks::new(handle.clone(), Arc::default(), Arc::clone(&looks));
+        let mut task = reactor.handle().spawn(async move {
+            let output = test(disks, handle.clone(), looks).await;
+            handle.stop();
+            output
+        });
+        reactor.run();
+        task.take_output().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_is_cut_under_a_pool_is_noticed_without_any_request() {
+        let management = tokio::runtime::Runtime::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("disk");
+        std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+        let spawner = management.handle().clone();
+        run(async move |disks, handle, looks| {
+            let device = disks.open(&file.display().to_string()).await.unwrap();
+            std::fs::File::options().write(true).open(&file).unwrap().set_len(1 << 19).unwrap();
+            spawner.spawn(looks.keep());
+            while device.info().backing() == Backing::Sound {
+                handle.sleep(std::time::Duration::from_millis(1)).await;
+            }
+            assert_eq!(device.info().backing(), Backing::Shortened { was: 1 << 20, is: 1 << 19 });
+        });
+    }
 
     #[test]
     fn an_empty_file_is_called_too_small() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("empty").display().to_string();
         std::fs::write(&path, []).unwrap();
-        let mut reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
-        let disks = MachineDisks::new(reactor.handle(), Arc::default());
-        let (handle, opening) = (reactor.handle(), disks.open(&path));
-        let mut task = reactor.handle().spawn(async move {
-            let opened = opening.await;
-            handle.stop();
-            opened
-        });
-        reactor.run();
-        let error = task.take_output().unwrap().err().unwrap();
+        let error = run(async move |disks, _, _| disks.open(&path).await.err().unwrap());
         assert_eq!(
             error.to_string(),
             "smaller than one block of 512 bytes: lengthen it, or name another one"

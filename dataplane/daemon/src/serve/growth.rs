@@ -1,4 +1,4 @@
-//! Files and disks that grow while they are served.
+//! Files and disks that grow while they are served, or are cut.
 //!
 //! A file system tells nobody that a file has grown, so lengths are looked at every now and then, on a thread where that may take its time.
 //! A reactor opens a disk anew only when it has grown.
@@ -8,19 +8,21 @@ use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_bdev::BlockDevice;
+use basalt_bdev::{Backing, BlockDevice};
 use basalt_device_uring::UringDevice;
 use basalt_nvmf_target::Target;
 use basalt_reactor::Remote;
 
 /// Time between looks.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A disk whose length is looked at.
 struct Watched {
     device: Arc<UringDevice>,
     /// The length at the last look, in bytes.
     length: u64,
+    /// What was found of its file.
+    backing: Backing,
 }
 
 /// The disks that are served, and who is to know when one has grown.
@@ -33,7 +35,11 @@ pub(super) struct Growth {
 impl Growth {
     /// Of disks that the reactor behind `remote` can open.
     pub(super) fn new(disks: Vec<Arc<UringDevice>>, remote: Remote, target: Arc<Target>) -> Self {
-        let watched = |device: Arc<UringDevice>| Watched { length: device.disk().length, device };
+        let watched = |device: Arc<UringDevice>| Watched {
+            length: device.disk().length,
+            backing: Backing::Sound,
+            device,
+        };
         Self { disks: disks.into_iter().map(watched).collect(), remote, target }
     }
 
@@ -65,6 +71,14 @@ impl Growth {
     fn look(&mut self) {
         for disk in &mut self.disks {
             let (device, path) = (&disk.device, disk.device.path().display());
+            device.look();
+            let backing = device.info().backing();
+            if backing != std::mem::replace(&mut disk.backing, backing) {
+                tracing::error!("{path}: {backing}");
+            }
+            if matches!(backing, Backing::Shortened { .. }) {
+                continue;
+            }
             let length = match length(device) {
                 Ok(length) => length,
                 Err(error) => {
@@ -168,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_grows_is_noticed_and_one_that_shrinks_keeps_its_size() {
+    fn a_file_that_grows_is_noticed_and_one_that_is_cut_is_not_served_any_more() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk");
         let reactor = reactor();
@@ -190,9 +204,14 @@ mod tests {
         settle(&reactor);
         assert_eq!((device.info().bytes(), version()), (3 * BEGIN, began + 1));
         // What is written behind its end would make it longer, and what was lost before that would read as zeroes.
-        assert_eq!(write(&reactor, &device, 2 * BEGIN), Err(IoError::Medium));
-        assert_eq!(write(&reactor, &device, 0), Ok(()));
+        assert_eq!(write(&reactor, &device, 2 * BEGIN), Err(IoError::Shortened));
+        assert_eq!(write(&reactor, &device, 0), Err(IoError::Shortened));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), BEGIN);
+        resize(&path, 4 * BEGIN);
+        growth.look();
+        settle(&reactor);
+        assert_eq!((device.info().bytes(), version()), (3 * BEGIN, began + 1), "it does not come back");
+        assert_eq!(write(&reactor, &device, 0), Err(IoError::Shortened));
         // Another file at the same path is not the one that is served.
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, vec![0; 4 << 20]).unwrap();

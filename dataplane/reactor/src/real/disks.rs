@@ -10,8 +10,8 @@ use super::engine::{Engine, Finished, Kind, Transfer};
 use super::epoll::EventFd;
 use super::open;
 use crate::driver::{
-    Claim, DiskCompletion, DiskError, DiskId, DiskInfo, DiskLock, DiskOperation, DiskOptions, DiskRequest,
-    Errno, FileClaim, Progress,
+    Claim, DiskCompletion, DiskError, DiskId, DiskInfo, DiskKind, DiskLock, DiskOperation, DiskOptions,
+    DiskRequest, Errno, FileClaim, Progress,
 };
 
 /// Operations under way on one driver. Beyond it `submit` hands requests back.
@@ -283,7 +283,7 @@ impl Disks {
 
     /// Takes the end of a transfer in; the completion if the operation is over.
     fn finish(&mut self, place: usize, result: i32) -> Option<DiskCompletion> {
-        let block = {
+        let (block, kind) = {
             let request = self.operations[place].request.as_ref()?;
             let slot = &mut self.slots[request.disk.index as usize];
             if result == -libc::EOPNOTSUPP && self.operations[place].polled {
@@ -293,9 +293,9 @@ impl Disks {
                 return None;
             }
             let (_, info) = self.slots[request.disk.index as usize].open.as_ref()?;
-            u64::from(info.block_bytes)
+            (u64::from(info.block_bytes), info.kind)
         };
-        let result = match self.operations[place].advance(result, block) {
+        let result = match self.operations[place].advance(result, block, kind) {
             Step::Again => {
                 self.start(place);
                 return None;
@@ -360,7 +360,7 @@ impl Operation {
     }
 
     /// What follows from the result of a transfer: a count of bytes or a negative error number.
-    fn advance(&mut self, result: i32, block: u64) -> Step {
+    fn advance(&mut self, result: i32, block: u64, disk: DiskKind) -> Step {
         let Ok(count) = u64::try_from(result) else {
             return match -result {
                 libc::EAGAIN | libc::EINTR => Step::Again,
@@ -378,7 +378,10 @@ impl Operation {
         }
         // Nothing more, or a part of a block: the file is shorter than it was.
         if count == 0 || !count.is_multiple_of(block) {
-            return Step::Failed(DiskError::Medium);
+            return Step::Failed(match (self.kind, disk) {
+                (Kind::Read, DiskKind::File) => DiskError::Shortened { end: request.offset.0 + self.done },
+                _ => DiskError::Medium,
+            });
         }
         if self.zeroing == Zeroing::Write {
             self.next_zeroes();
