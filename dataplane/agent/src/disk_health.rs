@@ -133,6 +133,11 @@ impl DiskWatch {
         true
     }
 
+    /// Whether the disk is not at its path any more. It serves all the same, as long as the process runs.
+    pub(crate) fn is_displaced(&self) -> bool {
+        matches!(self.backing, Backing::Deleted | Backing::Elsewhere)
+    }
+
     /// What is said of the disk.
     pub(crate) fn judgement(&self) -> (DiskHealth, Option<Problem>) {
         if let Backing::Shortened { .. } = self.backing {
@@ -147,6 +152,10 @@ impl DiskWatch {
         let cause = trend.seen.last.map(|error| error.to_string()).unwrap_or_default();
         let path = &self.path;
         let problem = |message| Some(Problem::new(Reason::DiskErrors, message));
+        if self.is_displaced() && trend.verdict != Verdict::Faulted {
+            let message = format!("{path}: {}", self.backing);
+            return (DiskHealth::Suspected, Some(Problem::new(Reason::DiskMissing, message)));
+        }
         match trend.verdict {
             Verdict::Sound => (DiskHealth::Online, None),
             Verdict::Suspected => {

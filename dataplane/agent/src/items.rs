@@ -78,7 +78,12 @@ impl PoolItem {
         self.watches.iter().find_map(failing)
     }
 
-    /// The same, of a disk that a volume needs.
+    /// What is wrong with a disk of the open pool that is not at its path any more.
+    pub(crate) fn displaced_disk(&self) -> Option<Problem> {
+        self.watches.iter().filter(|watch| watch.is_displaced()).find_map(|watch| watch.judgement().1)
+    }
+
+    /// What is wrong with one whose requests fail and that a volume needs.
     pub(crate) fn failing_disk_of(&self, volume: VolumeId) -> Option<Problem> {
         self.failing_disk()?;
         let pool = self.pool.as_ref()?;

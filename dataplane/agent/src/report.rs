@@ -161,7 +161,7 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A disk is not at its path.
+    /// A disk is not at its path, or not any more.
     DiskMissing,
     /// A disk could not be opened or read.
     DiskFailed,

@@ -172,6 +172,7 @@ fn pool_report(items: &Items, desired: &DesiredPool) -> PoolReport {
         let unnamed = unnamed(item, desired).next().map(|watch| still_in_use(watch.path()));
         unnamed
             .or_else(|| without_disk(item, pool, desired))
+            .or_else(|| item.displaced_disk())
             .or_else(|| failure.map(|failure| failure.problem.clone()))
             .or_else(|| item.problem.clone())
             .or_else(|| made_otherwise(pool, desired))

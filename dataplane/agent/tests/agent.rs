@@ -17,7 +17,7 @@ use basalt_agent::{
     PoolHealth, Ports, Problem, Provision, Reason, Refused, Reporter, StateStore, StoreError, Tombstone,
     VolumeHealth,
 };
-use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, IoError, Lba};
+use basalt_bdev::{AsyncChannel, BlockCount, BlockDevice, IoError, Lba, Place};
 use basalt_device_mem::{Fault, Faults, FaultyDevice, OperationKind};
 use basalt_dma::Buffer;
 use basalt_lvol::ScrubSettings;
@@ -1440,6 +1440,41 @@ fn a_disk_whose_file_was_cut_is_faulted_for_good() {
             problem.message
         );
         assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::DiskTooSmall);
+    });
+}
+
+#[test]
+fn a_disk_that_was_deleted_or_moved_is_told_and_serves_until_it_is_back() {
+    run(53, |handle| async move {
+        let disk = ram(64 * MIB);
+        let node = Node::with_disk("/disk", MIB);
+        node.disks.borrow_mut().insert("/disk".into(), Ok(Arc::clone(&disk)));
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, 8 * MIB)], ..desired(1) }).await.unwrap();
+        settled(&handle, &agent).await;
+        for (place, said) in [(Place::Deleted, "the file was deleted"), (Place::Elsewhere, "this path")] {
+            disk.info().note_place(place);
+            let said = format!("/disk: {said}");
+            let told = |report: &NodeReport| {
+                let problem = report.pools[0].disks[0].problem.as_ref();
+                problem.is_some_and(|problem| problem.message.starts_with(&said))
+            };
+            let report = eventually(&handle, &agent, told).await;
+            let disk = &report.pools[0].disks[0];
+            let problem = disk.problem.clone().unwrap();
+            assert_eq!((disk.health, problem.reason), (DiskHealth::Suspected, Reason::DiskMissing));
+            assert_eq!(
+                (report.pools[0].health, &report.pools[0].problem),
+                (PoolHealth::Online, &Some(problem)),
+                "with this reason nothing new is placed there"
+            );
+            assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+            assert_eq!(node.exports.borrow().len(), 1);
+        }
+        disk.info().note_place(Place::AtItsPath);
+        let sound = |report: &NodeReport| report.pools[0].disks[0].problem.is_none();
+        let report = eventually(&handle, &agent, sound).await;
+        assert_eq!((report.pools[0].health, &report.pools[0].problem), (PoolHealth::Online, &None));
     });
 }
 

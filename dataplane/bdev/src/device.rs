@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use basalt_reactor::{DiskError, Handle};
 use uuid::Uuid;
 
-use crate::backing::{Backing, Cut};
+use crate::backing::{Backing, Cut, Place, PlaceFound};
 use crate::error::IoError;
 use crate::faults::{DeviceFaults, FaultLog};
 use crate::request::{Completion, Operation, Rejected, Request};
@@ -83,6 +83,7 @@ pub struct DeviceInfo {
     /// `PRESENT`, `REMOVED` or `SHORTENED`.
     state: AtomicU8,
     cut: Cut,
+    place: PlaceFound,
     generation: AtomicU64,
     volatile_write_cache: bool,
     cache_lifetime: Option<u64>,
@@ -109,6 +110,7 @@ impl DeviceInfo {
             blocks: AtomicU64::new(blocks.0),
             state: AtomicU8::new(PRESENT),
             cut: Cut::default(),
+            place: PlaceFound::default(),
             generation: AtomicU64::new(0),
             volatile_write_cache: false,
             cache_lifetime: None,
@@ -258,7 +260,7 @@ impl DeviceInfo {
     pub fn backing(&self) -> Backing {
         match self.state() {
             DeviceState::Shortened => self.cut.backing(),
-            DeviceState::Present | DeviceState::Removed => Backing::Sound,
+            DeviceState::Present | DeviceState::Removed => self.place.backing(),
         }
     }
 
@@ -304,6 +306,11 @@ impl DeviceInfo {
         if self.state.swap(REMOVED, Ordering::AcqRel) != REMOVED {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// For providers: where the file below was found. Nothing is served otherwise for it.
+    pub fn note_place(&self, place: Place) {
+        self.place.note(place);
     }
 
     /// For providers: the file below has `is` bytes, which is less than the device. There is no way back.

@@ -27,7 +27,7 @@ mod request;
 mod units;
 
 pub use async_channel::AsyncChannel;
-pub use backing::Backing;
+pub use backing::{Backing, Place};
 pub use device::{BlockDevice, Capabilities, Channel, DeviceInfo, DeviceState, OpenError};
 pub use error::IoError;
 pub use faults::{DeviceFaults, FaultCounts};

@@ -7,6 +7,7 @@
 
 use basalt_dma::Payload;
 
+pub use crate::backing::Place;
 pub use crate::device::{BlockDevice, Capabilities, Channel, DeviceInfo, DeviceState, OpenError};
 use crate::error::IoError;
 pub use crate::request::{Completion, Operation, Rejected, Request};

@@ -1,9 +1,12 @@
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use basalt_bdev::{
-    BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, OpenError,
+    BlockCount, BlockDevice, BlockSize, Capabilities, Channel, DeviceInfo, DeviceState, OpenError, Place,
 };
 use basalt_reactor::{DiskError, DiskInfo, DiskKind, DiskLock, DiskOptions, Handle};
 use uuid::Uuid;
@@ -73,6 +76,24 @@ impl Below {
         let Some(found) = self.lock.file_metadata() else { return };
         if found.len() < self.info.bytes() {
             self.info.set_shortened(found.len());
+        }
+        if let Some(place) = self.place_of(&found) {
+            self.info.note_place(place);
+        }
+    }
+
+    /// Where the file is; `None` if the file system does not say.
+    fn place_of(&self, file: &Metadata) -> Option<Place> {
+        if file.nlink() == 0 {
+            return Some(Place::Deleted);
+        }
+        match fs::metadata(self.lock.path()) {
+            Ok(there) if (there.dev(), there.ino()) == (file.dev(), file.ino()) => Some(Place::AtItsPath),
+            Ok(_) => Some(Place::Elsewhere),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory => Some(Place::Elsewhere),
+                _ => None,
+            },
         }
     }
 
@@ -158,7 +179,8 @@ impl UringDevice {
         Ok(())
     }
 
-    /// Looks at the file below. One that is shorter than the device ends its service, see [`Backing::Shortened`]. It may take as long as
+    /// Looks at the file below, and at its path. One that is shorter than the device ends its service; all that is found is in the device's
+    /// properties ([`DeviceInfo::backing`]). It may take as long as
     /// the file system does: not for a reactor.
     pub fn look(&self) {
         self.below.look();

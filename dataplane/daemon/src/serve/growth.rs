@@ -74,7 +74,10 @@ impl Growth {
             device.look();
             let backing = device.info().backing();
             if backing != std::mem::replace(&mut disk.backing, backing) {
-                tracing::error!("{path}: {backing}");
+                match backing {
+                    Backing::Sound => tracing::info!("{path}: {backing}"),
+                    _ => tracing::error!("{path}: {backing}"),
+                }
             }
             if matches!(backing, Backing::Shortened { .. }) {
                 continue;

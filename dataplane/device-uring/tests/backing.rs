@@ -1,4 +1,5 @@
-//! Files that are cut while they are served: nothing may make them longer again, for what was lost would read as zeroes.
+//! Files that are cut while they are served: nothing may make them longer again, for what was lost would read as zeroes. And files that
+//! are deleted or moved.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::fs::File;
@@ -129,5 +130,35 @@ fn a_file_that_grows_is_as_sound_as_before() {
         assert_eq!(device.info().backing(), Backing::Sound);
         assert_eq!(write(&channel, 6 * MIB).await, Ok(()));
         device.rescan(&handle).unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_is_deleted_or_moved_is_told_until_it_is_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, other) = (directory.path().join("disk"), directory.path().join("other"));
+    run(&path.clone(), async move |handle, device| {
+        let channel = channel(&handle, &device);
+        let found = || {
+            device.look();
+            device.info().backing()
+        };
+        assert_eq!(found(), Backing::Sound);
+        std::fs::rename(&path, &other).unwrap();
+        assert_eq!(found(), Backing::Elsewhere, "nothing is there");
+        std::fs::write(&path, [0; 512]).unwrap();
+        assert_eq!(found(), Backing::Elsewhere, "another file is there");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert_eq!(found(), Backing::Sound, "it is found there");
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(found(), Backing::Sound);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found(), Backing::Deleted);
+        assert_eq!(
+            (write(&channel, 0).await, read(&channel, 0).await),
+            (Ok(()), Ok(())),
+            "it is served all the same"
+        );
     });
 }
