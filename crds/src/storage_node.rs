@@ -232,8 +232,8 @@ pub struct Pool {
     pub layout: PoolLayout,
 
     /// How much space volumes take from the pool at a time. Smaller units waste less on thin volumes that are written here and there, and a
-    /// sixteenth of one is what the first overwrite after a snapshot copies; they take more memory: 48 MiB per TiB that is mapped with
-    /// `1Mi`, 16 times that with `64Ki`. A pool keeps what it was made with.
+    /// sixteenth of one is what the first overwrite after a snapshot copies; they take more memory: 46 MiB per TiB that is mapped with
+    /// `1Mi`, 510 MiB with `64Ki`. A pool keeps what it was made with.
     #[serde(default)]
     pub allocation_unit: AllocationUnit,
 
