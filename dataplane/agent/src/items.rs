@@ -63,6 +63,8 @@ pub(crate) struct PoolItem {
     pub(crate) disks: Vec<DiskReport>,
     /// One for each disk that an open pool runs on.
     pub(crate) watches: Vec<DiskWatch>,
+    /// There was no room in a file system for what the open pool keeps for itself; it is tried again.
+    pub(crate) unallocated: bool,
     /// What is wrong with a pool that is open all the same.
     pub(crate) problem: Option<Problem>,
 }
@@ -189,8 +191,9 @@ impl Items {
             if any_closing && (open.is_none() || self.is_to_close(&pool.name, desired)) {
                 continue;
             }
-            let due = open
-                .is_none_or(|(item, open)| needs_resumption(open) || newcomers(item, pool).next().is_some());
+            let due = open.is_none_or(|(item, open)| {
+                needs_resumption(open) || item.unallocated || newcomers(item, pool).next().is_some()
+            });
             if due {
                 keys.push(Key::Pool(pool.name.clone()));
             }

@@ -16,7 +16,7 @@ use basalt_reactor::DiskError;
 use crate::agent::Inner;
 use crate::desired::{DesiredNode, DesiredPool};
 use crate::disk_health::DiskWatch;
-use crate::growth::grow_disks;
+use crate::growth::{grow_disks, newcomers};
 use crate::items::{Key, needs_resumption};
 use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 
@@ -43,7 +43,7 @@ impl Inner {
         if let Some(pool) = open {
             return match needs_resumption(&pool) {
                 true => self.resume_pool(key, &pool).await,
-                false => self.grow_pool(key, &pool, wanted).await,
+                false => self.complete_pool(key, &pool, wanted).await,
             };
         }
         let (devices, mut reports) = self.open_disks(wanted).await;
@@ -63,12 +63,18 @@ impl Inner {
                 let not_grown = grow_disks(&pool).await;
                 pool.note_revision(desired.revision);
                 self.scrub(name, &pool);
+                let unallocated = self.allocate(&pool).await.err();
                 let mut items = self.items.borrow_mut();
                 let item = items.pools.entry(name.to_owned()).or_default();
                 item.pool = Some(pool);
                 item.problem = not_grown;
                 item.watches = watches;
+                item.unallocated = unallocated.is_some();
                 items.succeeded(&key);
+                drop(items);
+                if let Some(problem) = unallocated {
+                    self.failed(key, problem);
+                }
             }
             Err(Obstacle { problem, disks, lost }) => {
                 for report in reports.iter_mut().filter(|report| disks.contains(&report.path)) {
@@ -86,6 +92,55 @@ impl Inner {
         }
         self.items.borrow_mut().pools.entry(name.to_owned()).or_default().disks = reports;
         self.keep_checkpoints().await;
+    }
+
+    /// Adds to an open pool what it does not have yet: disks, and room for what it keeps for itself.
+    async fn complete_pool(&self, key: Key, pool: &Pool, wanted: &DesiredPool) {
+        let grows = {
+            let items = self.items.borrow();
+            items.pools.get(&wanted.name).is_some_and(|item| newcomers(item, wanted).next().is_some())
+        };
+        if grows {
+            self.grow_pool(key.clone(), pool, wanted).await;
+        }
+        let unallocated = self.allocate(pool).await.err();
+        let mut items = self.items.borrow_mut();
+        if let Some(item) = items.pools.get_mut(&wanted.name) {
+            item.unallocated = unallocated.is_some();
+        }
+        // A disk that cannot be added is the greater problem.
+        let fails = grows && items.failure(&key).is_some();
+        match unallocated {
+            _ if fails => {}
+            None => items.succeeded(&key),
+            Some(problem) => {
+                drop(items);
+                self.failed(key, problem);
+            }
+        }
+    }
+
+    /// Gives what a pool keeps for itself its place in the file systems that its disks lie on: a pool that cannot write that takes no
+    /// change, so that nothing could be trimmed or deleted to make room.
+    async fn allocate(&self, pool: &Pool) -> Result<(), Problem> {
+        for disk in pool.disks() {
+            let Some(path) = disk.name else { continue };
+            match self.ports.disks.allocate(&path, disk.record.data_offset).await {
+                Ok(()) => {}
+                Err(DiskError::NoSpace) => {
+                    let message = format!(
+                        "the file system that {path} lies on has no room for the {} MiB that the pool keeps for itself there; once it is full, nothing can be \
+                         written, trimmed or deleted: make room on it; it is tried again",
+                        disk.record.data_offset >> 20
+                    );
+                    return Err(Problem::new(Reason::FileSystemFull, message));
+                }
+                Err(error) => {
+                    tracing::warn!(disk = path, %error, "the file system does not keep room for the pool")
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lets the pool be looked over from now on.

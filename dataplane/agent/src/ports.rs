@@ -22,6 +22,15 @@ pub trait DiskOpener {
     ///
     /// Fails with the cause. [`DiskError::InUse`] if another process, or another pool of this one, holds it.
     fn open(&self, path: &str) -> LocalFuture<Result<Arc<dyn BlockDevice>, DiskError>>;
+
+    /// Lets the first `bytes` of the disk that was opened at `path` have their place in the file system that it lies on, if it lies on one,
+    /// so that writes there never fail for want of room. Changes nothing of what the disk holds. By default there is nothing to do.
+    ///
+    /// Fails with [`DiskError::NoSpace`] if there is no room.
+    fn allocate(&self, path: &str, bytes: u64) -> LocalFuture<Result<(), DiskError>> {
+        let _: (&str, u64) = (path, bytes);
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// A volume to be served.

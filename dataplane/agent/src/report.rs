@@ -203,6 +203,8 @@ reasons! {
     PoolUnknown,
     /// The pool is not in service.
     PoolNotReady,
+    /// The file system that a disk lies on has no room for what the pool keeps for itself.
+    FileSystemFull,
     /// The pool has too little free space.
     PoolFull,
     /// The volume is not on its pool although it was there once.

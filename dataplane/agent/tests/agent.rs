@@ -38,6 +38,10 @@ struct Node {
     address_in_use: Cell<bool>,
     kept: RefCell<Option<DesiredNode>>,
     store_full: Cell<bool>,
+    /// The file system that disks lie on is full.
+    disks_full: Cell<bool>,
+    /// Bytes at the begin of a disk that have their place.
+    allocated: Cell<u64>,
     reports: RefCell<Vec<NodeReport>>,
 }
 
@@ -47,6 +51,12 @@ impl DiskOpener for Port {
     fn open(&self, path: &str) -> LocalFuture<Result<Arc<dyn BlockDevice>, DiskError>> {
         let found = self.0.disks.borrow().get(path).cloned().unwrap_or(Err(DiskError::NotFound));
         Box::pin(async move { found })
+    }
+
+    fn allocate(&self, _: &str, bytes: u64) -> LocalFuture<Result<(), DiskError>> {
+        let full = self.0.disks_full.get();
+        self.0.allocated.set(if full { 0 } else { bytes });
+        Box::pin(async move { if full { Err(DiskError::NoSpace) } else { Ok(()) } })
     }
 }
 
@@ -1475,6 +1485,27 @@ fn a_disk_that_was_deleted_or_moved_is_told_and_serves_until_it_is_back() {
         let sound = |report: &NodeReport| report.pools[0].disks[0].problem.is_none();
         let report = eventually(&handle, &agent, sound).await;
         assert_eq!((report.pools[0].health, &report.pools[0].problem), (PoolHealth::Online, &None));
+    });
+}
+
+#[test]
+fn a_pool_on_a_full_file_system_says_so_until_there_is_room() {
+    run(54, |handle| async move {
+        let node = Node::with_disk("/disk", 64 * MIB);
+        node.disks_full.set(true);
+        let agent = node.start(&handle).await;
+        agent.apply(DesiredNode { volumes: vec![wanted(1, 8 * MIB)], ..desired(1) }).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        let problem = report.pools[0].problem.clone().unwrap();
+        assert_eq!((report.pools[0].health, problem.reason), (PoolHealth::Online, Reason::FileSystemFull));
+        assert!(problem.message.contains("/disk lies on has no room for the 5 MiB"), "{}", problem.message);
+        assert_eq!(report.volumes[0].health, VolumeHealth::Online);
+        handle.sleep(Duration::from_secs(60)).await;
+        assert_eq!(agent.report().pools[0].problem, Some(problem), "it is tried again");
+        node.disks_full.set(false);
+        let sound = |report: &NodeReport| report.pools[0].problem.is_none();
+        eventually(&handle, &agent, sound).await;
+        assert_eq!(node.allocated.get(), 5 * MIB);
     });
 }
 

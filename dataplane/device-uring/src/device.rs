@@ -186,6 +186,15 @@ impl UringDevice {
         self.below.look();
     }
 
+    /// Lets the first `bytes` of a file have their place in its file system, see [`DiskLock::allocate`]. It may take as long as the file
+    /// system does: not for a reactor.
+    ///
+    /// # Errors
+    /// [`DiskError::NoSpace`] if there is no room, else what the file system said.
+    pub fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
+        self.below.lock.allocate(bytes)
+    }
+
     /// Notes how many bytes there are now, which matters for block devices; files are looked at. Writes beyond them fail, whatever the device's size.
     pub fn note_length(&self, bytes: u64) {
         self.reach.store(bytes, Ordering::Relaxed);

@@ -280,6 +280,19 @@ impl DiskLock {
         &self.again
     }
 
+    /// Lets the first `bytes` of a regular file have their place in the file system, without changing what it holds or its length, so
+    /// that writes there need none. Does nothing for other disks, and where the file system does not do it. It may take its time: not for a
+    /// reactor.
+    ///
+    /// # Errors
+    /// [`DiskError::NoSpace`] if there is no room; a part may have its place then. Else what the file system said.
+    pub fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
+        match &self.claim {
+            Claim::File(claim) if !self.read_only => crate::real::allocate(&claim.file, bytes),
+            Claim::File(_) | Claim::Simulated(_) => Ok(()),
+        }
+    }
+
     /// The disk that is locked.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -1,6 +1,7 @@
 //! Looks at the files that pools lie on: whether they are still whole. Nobody tells that a file was cut under its user, so it is looked at
 //! every now and then, on threads where that may take as long as the file system does. What is found is in the device's properties.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -30,6 +31,12 @@ impl DiskLooks {
     pub(crate) fn add(&self, device: &Arc<UringDevice>) {
         let looked = Looked { device: Arc::downgrade(device), busy: Arc::default() };
         self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(looked);
+    }
+
+    /// The disk that was opened at a path last, if it is open.
+    pub(crate) fn opened_at(&self, path: &Path) -> Option<Arc<UringDevice>> {
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        disks.iter().rev().filter_map(|disk| disk.device.upgrade()).find(|device| device.path() == path)
     }
 
     /// Looks for as long as it is polled.

@@ -194,8 +194,9 @@ fn start_reactors(
             let mut controls = vec![listener.control()];
             controls.extend(siblings.iter().cloned());
             let exporter = Rc::new(NvmeTcpExporter::new(&handle, served, listener, siblings));
+            let disks = MachineDisks::new(handle.clone(), ends.meters.disks, ends.looks, management.clone());
             let ports = Ports {
-                disks: Rc::new(MachineDisks::new(handle.clone(), ends.meters.disks, ends.looks)),
+                disks: Rc::new(disks),
                 exporter: Rc::new(MeteredExporter::new(exporter, ends.meters.volumes)),
                 store: Rc::new(ManagementStore::new(ends.file, management)),
                 reporter: Rc::new(ReportSender::new(ends.reports)),

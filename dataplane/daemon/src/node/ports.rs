@@ -23,12 +23,19 @@ pub(crate) struct MachineDisks {
     handle: Handle,
     meters: Arc<DiskMeters>,
     looks: Arc<DiskLooks>,
+    management: runtime::Handle,
 }
 
 impl MachineDisks {
-    /// Disks that are opened on the reactor of `handle`; `meters` count what they do, and `looks` tells what becomes of them.
-    pub(crate) fn new(handle: Handle, meters: Arc<DiskMeters>, looks: Arc<DiskLooks>) -> Self {
-        Self { handle, meters, looks }
+    /// Disks that are opened on the reactor of `handle`; `meters` count what they do, and `looks` tells what becomes of them. What takes its time is
+    /// done on the threads of `management`.
+    pub(crate) fn new(
+        handle: Handle,
+        meters: Arc<DiskMeters>,
+        looks: Arc<DiskLooks>,
+        management: runtime::Handle,
+    ) -> Self {
+        Self { handle, meters, looks, management }
     }
 }
 
@@ -54,6 +61,20 @@ impl DiskOpener for MachineDisks {
                 Err(UringError::BlockSize { .. }) => Err(DiskError::Unsupported),
             }
         })
+    }
+
+    fn allocate(&self, path: &str, bytes: u64) -> LocalFuture<Result<(), DiskError>> {
+        let (done, result) = oneshot::channel();
+        if let Some(disk) = self.looks.opened_at(Path::new(path)) {
+            self.management.spawn_blocking(move || {
+                // The agent ended meanwhile if nobody listens; what has its place keeps it.
+                if done.send(disk.allocate(bytes)).is_err() {
+                    tracing::debug!("nobody waits for room on a disk any more");
+                }
+            });
+        }
+        // Nobody answers for a disk that was closed meanwhile, or when the daemon ends.
+        Box::pin(async move { result.await.unwrap_or(Err(DiskError::Gone)) })
     }
 }
 
@@ -138,7 +159,9 @@ mod tests {
     fn run<T: 'static>(test: impl AsyncFnOnce(MachineDisks, Handle, Arc<DiskLooks>) -> T + 'static) -> T {
         let mut reactor = Reactor::new(Box::new(RealDriver::new().unwrap()), &ReactorOptions::default());
         let (handle, looks) = (reactor.handle(), Arc::<DiskLooks>::default());
-        let disks = MachineDisks::new(handle.clone(), Arc::default(), Arc::clone(&looks));
+        let management = tokio::runtime::Runtime::new().unwrap();
+        let spawner = management.handle().clone();
+        let disks = MachineDisks::new(handle.clone(), Arc::default(), Arc::clone(&looks), spawner);
         let mut task = reactor.handle().spawn(async move {
             let output = test(disks, handle.clone(), looks).await;
             handle.stop();
@@ -163,6 +186,24 @@ mod tests {
                 handle.sleep(std::time::Duration::from_millis(1)).await;
             }
             assert_eq!(device.info().backing(), Backing::Shortened { was: 1 << 20, is: 1 << 19 });
+        });
+    }
+
+    #[test]
+    fn what_a_pool_keeps_for_itself_has_its_place_in_the_file() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("disk");
+        std::fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
+        run(async move |disks, _, _| {
+            let path = file.display().to_string();
+            assert_eq!(disks.allocate(&path, 1 << 20).await, Err(DiskError::Gone), "it is not open");
+            let device = disks.open(&path).await.unwrap();
+            disks.allocate(&path, 5 << 20).await.unwrap();
+            let found = std::fs::metadata(&file).unwrap();
+            assert_eq!((found.len(), found.blocks() * 512 >= 5 << 20), (64 << 20, true));
+            assert!(found.blocks() * 512 < 8 << 20, "no more than that");
+            drop(device);
         });
     }
 

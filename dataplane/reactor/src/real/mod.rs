@@ -26,6 +26,7 @@ use crate::driver::{
 use disks::Disks;
 use engine::Engine;
 use epoll::{Epoll, EventFd, Readiness};
+pub(crate) use open::allocate;
 use sockets::Sockets;
 
 /// The machine as one reactor sees it.

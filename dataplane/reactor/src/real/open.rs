@@ -85,6 +85,34 @@ pub(super) fn length(mut file: &File, block_bytes: u32) -> Result<u64, DiskError
     Ok(length - length % u64::from(block_bytes))
 }
 
+/// See [`crate::DiskLock::allocate`].
+pub(crate) fn allocate(file: &File, bytes: u64) -> Result<(), DiskError> {
+    let metadata = file.metadata().map_err(|error| cause(&error))?;
+    if kind_of(&metadata)? != DiskKind::File {
+        return Ok(());
+    }
+    let Ok(bytes) = i64::try_from(bytes.min(metadata.len())) else { return Ok(()) };
+    if bytes == 0 {
+        return Ok(());
+    }
+    loop {
+        // SAFETY: takes no pointers.
+        let result = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, bytes) };
+        if result == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EINTR) => {}
+            error => {
+                return match cause(&error) {
+                    DiskError::Unsupported => Ok(()),
+                    error => Err(error),
+                };
+            }
+        }
+    }
+}
+
 /// Opens with more flags, past the page cache if the file system does that.
 fn open_file(path: &Path, options: &DiskOptions, flags: libc::c_int) -> Result<File, DiskError> {
     let mut how = OpenOptions::new();

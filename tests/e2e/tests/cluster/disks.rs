@@ -71,12 +71,15 @@ pub(super) fn a_pool_on_a_read_only_disk_says_so(cluster: &Cluster) {
 
 pub(super) fn a_pool_whose_disk_has_no_room_says_so(cluster: &Cluster) {
     let dir = tempfile::tempdir().unwrap();
-    let mount = Mount::in_memory(&dir.path().join("disk"), 24).unwrap();
-    // It promises more than the file system under it has.
+    // It promises more than the file system under it has, which cannot even keep the 5 MiB that the pool needs for itself.
+    let mount = Mount::in_memory(&dir.path().join("disk"), 4).unwrap();
     let disk = mount.path().join("disk.img");
     sparse(&disk);
     let second = SecondPool::add(cluster, &disk);
-    let node = second.wait("a second pool", |pools| pools["status"] == "True");
+    let node = second.wait("a second pool, and what it lacks", |pools| {
+        pools["status"] == "False"
+            && pools["message"].as_str().is_some_and(|said| said.contains("has no room"))
+    });
     // It has the unit of allocation that is asked for.
     let units: Vec<_> =
         node["status"]["pools"].as_array().unwrap().iter().map(|pool| &pool["allocationUnit"]).collect();
