@@ -73,8 +73,10 @@ pub(crate) struct Below {
 impl Below {
     /// Asks the file system what has become of the file.
     pub(crate) fn look(&self) {
+        // Before the file is asked: one that grows meanwhile, and whose device is told, has not been cut.
+        let bytes = self.info.bytes();
         let Some(found) = self.lock.file_metadata() else { return };
-        if found.len() < self.info.bytes() {
+        if found.len() < bytes {
             self.info.set_shortened(found.len());
         }
         if let Some(place) = self.place_of(&found) {
