@@ -20,6 +20,9 @@ use crate::growth::{grow_disks, newcomers};
 use crate::items::{Key, needs_resumption};
 use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 
+/// What a disk says that it is, if it says that it is a pool's.
+type Found = Option<Box<Superblock>>;
+
 /// Why a pool is not open: the problem of the pool, and of the disk that is the obstacle.
 pub(crate) struct Obstacle {
     pub(crate) problem: Problem,
@@ -229,12 +232,7 @@ impl Inner {
         devices: Vec<PoolDisk>,
     ) -> Result<Pool, Obstacle> {
         let found = self.pools_on(&devices).await?;
-        let leads = devices.iter().zip(&found).filter_map(|(device, found)| Some((device, found.as_ref()?)));
-        let mut leads = leads.filter(|(_, found)| found.pool == id && found.role == Role::Lead);
-        if let Some((device, found)) = leads.find(|(_, found)| found.sequence < checkpoint) {
-            mark!("agent-old-copy-refused");
-            return Err(Obstacle::of_old_copy(&device.name, found.sequence, checkpoint));
-        }
+        let (devices, found) = without_old_leads(id, checkpoint, devices, found)?;
         let devices = without_newcomers(id, devices, &found);
         let pool = Pool::import(&self.handle, cluster, devices).await.map_err(Obstacle::of_import)?;
         if pool.id() == id {
@@ -246,7 +244,7 @@ impl Inner {
     }
 
     /// Of which pool each disk says that it is, and as what.
-    async fn pools_on(&self, devices: &[PoolDisk]) -> Result<Vec<Option<Box<Superblock>>>, Obstacle> {
+    async fn pools_on(&self, devices: &[PoolDisk]) -> Result<Vec<Found>, Obstacle> {
         let mut pools = Vec::with_capacity(devices.len());
         for device in devices {
             let content = examine(&self.handle, device).await.map_err(Obstacle::of_fault)?;
@@ -302,12 +300,37 @@ impl Inner {
 
 /// The disks that say that they are of this pool, the others being named for it to grow by; all if none does, so that what is wrong
 /// with them is said.
-fn without_newcomers(id: PoolId, devices: Vec<PoolDisk>, found: &[Option<Box<Superblock>>]) -> Vec<PoolDisk> {
-    let own = |found: &Option<Box<Superblock>>| found.as_ref().is_some_and(|found| found.pool == id);
+fn without_newcomers(id: PoolId, devices: Vec<PoolDisk>, found: &[Found]) -> Vec<PoolDisk> {
+    let own = |found: &Found| found.as_ref().is_some_and(|found| found.pool == id);
     if !found.iter().any(own) {
         return devices;
     }
     devices.into_iter().zip(found).filter_map(|(device, found)| own(found).then_some(device)).collect()
+}
+
+/// Leaves out leads that are older than the pool was seen. Where there is no other one, that is the obstacle.
+fn without_old_leads(
+    id: PoolId,
+    checkpoint: u64,
+    devices: Vec<PoolDisk>,
+    found: Vec<Found>,
+) -> Result<(Vec<PoolDisk>, Vec<Found>), Obstacle> {
+    let lead = |found: &Found| {
+        found
+            .as_ref()
+            .filter(|found| found.pool == id && found.role == Role::Lead)
+            .map(|found| found.sequence)
+    };
+    let is_old = |found: &Found| lead(found).is_some_and(|sequence| sequence < checkpoint);
+    let old = devices.iter().zip(&found).find(|(_, found)| is_old(found));
+    if let Some((device, disk)) = old {
+        mark!("agent-old-copy-refused");
+        let current = found.iter().any(|found| lead(found).is_some_and(|sequence| sequence >= checkpoint));
+        if !current {
+            return Err(Obstacle::of_old_copy(&device.name, lead(disk).unwrap_or(0), checkpoint));
+        }
+    }
+    Ok(devices.into_iter().zip(found).filter(|(_, found)| !is_old(found)).unzip())
 }
 
 /// A disk as it was opened, and what is reported of it. That of a pool which exists may be somewhere else.

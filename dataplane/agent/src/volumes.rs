@@ -84,9 +84,10 @@ impl Inner {
             .into()),
             None => create(&pool, wanted).await.map(|device| (device, None)),
         };
-        let found = match protect(&pool, wanted).await {
-            Ok(()) => found,
-            Err(problem) => found.and(Err(problem.into())),
+        let found = match found {
+            Ok(found) => protect(&pool, wanted).await.map(|()| found).map_err(Obstacle::from),
+            // What is not in order orders nothing either: it may be fenced.
+            Err(obstacle) => Err(obstacle),
         };
         let (device, shortfall) = match found {
             Ok(found) => found,

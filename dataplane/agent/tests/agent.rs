@@ -733,6 +733,26 @@ fn an_old_copy_of_a_pools_only_disk_is_refused() {
             let health = health_of(&report, number);
             assert!(matches!(health, VolumeHealth::Unavailable(_)), "nothing is lost: {health:?}");
         }
+        // Beside the disk it does no harm.
+        let copy = node.disks.borrow_mut().insert("/disk".into(), disk.clone()).unwrap();
+        node.disks.borrow_mut().insert("/copy".into(), copy.clone());
+        agent.stop();
+        let agent = node.start(&handle).await;
+        let mut beside = orders.clone();
+        beside.revision.index += 1;
+        beside.pools[0].disks.insert(0, DesiredDisk { path: "/copy".into(), overwrite_foreign_data: false });
+        agent.apply(beside).await.unwrap();
+        agent.stop();
+        let agent = node.start(&handle).await;
+        let report = settled(&handle, &agent).await;
+        assert_eq!(health_of(&report, 1), VolumeHealth::Online, "{report:?}");
+        assert_eq!(report.pools[0].disks[0].problem.as_ref().unwrap().reason, Reason::DiskNotInUse);
+        agent.stop();
+        node.disks.borrow_mut().insert("/disk".into(), copy);
+        let agent = node.start(&handle).await;
+        orders.revision.index += 2;
+        agent.apply(orders.clone()).await.unwrap();
+        assert_eq!(pool_reason(&settled(&handle, &agent).await), Some(Reason::DiskOutdated));
         // Also when it is ordered once more, or something else is.
         orders.revision.index += 1;
         agent.apply(orders.clone()).await.unwrap();
@@ -955,6 +975,14 @@ fn hosts_write_to_a_volume_only_while_they_may() {
         let device = node.device(volume_id(1));
         assert!(device.info().read_only());
         assert_eq!(Bytes::open(&handle, &*device).write(0, &[3; 4096]).await, Err(IoError::ReadOnly));
+        // Whoever is fenced changes nothing.
+        let mut fenced = orders(5, false);
+        fenced.volumes[0].size = 8 * MIB;
+        fenced.volumes[0].epoch = Epoch { incarnation: 0, counter: 1 };
+        agent.apply(fenced).await.unwrap();
+        let report = settled(&handle, &agent).await;
+        assert_eq!(problem_of(&report.volumes[0].health).reason, Reason::Fenced);
+        assert!(device.info().read_only());
     });
 }
 
