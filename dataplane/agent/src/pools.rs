@@ -65,6 +65,13 @@ impl Inner {
                 watches.retain(|watch| names.iter().any(|name| name == watch.path()));
                 let not_grown = grow_disks(&pool).await;
                 pool.note_revision(desired.revision);
+                // If that cannot be written, the pool's health says so, and copies are told by what was seen before.
+                if let Err(reason) = pool.outdate_copies().await {
+                    tracing::warn!(
+                        pool = name,
+                        "older copies of the pool's disks cannot be told yet: {reason}"
+                    );
+                }
                 self.scrub(name, &pool);
                 let unallocated = self.allocate(&pool).await.err();
                 let mut items = self.items.borrow_mut();

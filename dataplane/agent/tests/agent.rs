@@ -710,13 +710,25 @@ fn a_copy_of_a_disk_is_told_from_it_or_a_person_asked() {
 fn an_old_copy_of_a_pools_only_disk_is_refused() {
     run(47, |handle| async move {
         let (node, agent, id) = with_one_volume(&handle).await;
+        agent.apply(with_volume(1, id, &["/disk"])).await.unwrap();
+        settled(&handle, &agent).await;
         let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
         bytes.write_durably(0, &[1; 4096]).await.unwrap();
         agent.prepare_for_end().await;
         let copy = copied(&handle, &node, "/disk").await;
         let agent = node.start(&handle).await;
         settled(&handle, &agent).await;
-        // The copy is as good as the disk as long as nothing has changed.
+        let bytes = Bytes::open(&handle, &*node.device(volume_id(1)));
+        bytes.write_durably(0, &[2; 4096]).await.unwrap();
+        // Nothing but data has changed since, and the process is killed.
+        agent.stop();
+        let original = node.disks.borrow_mut().insert("/disk".into(), Ok(Arc::clone(&copy))).unwrap();
+        let agent = node.start(&handle).await;
+        assert_eq!(pool_reason(&settled(&handle, &agent).await), Some(Reason::DiskOutdated));
+        agent.stop();
+        node.disks.borrow_mut().insert("/disk".into(), original);
+        let agent = node.start(&handle).await;
+        settled(&handle, &agent).await;
         let mut orders = with_volume(2, id, &["/disk"]);
         orders.volumes.push(DesiredVolume { thin: true, ..wanted(2, 4 * MIB) });
         agent.apply(orders.clone()).await.unwrap();

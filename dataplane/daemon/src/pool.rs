@@ -29,7 +29,7 @@ const BUFFER_BYTES: usize = 32 << 20;
 pub(crate) const EXIT_CODES: &str = "Exit code:
   0  it is done; of `check`: nothing is wrong, or nothing any more
   1  of `check`: something is wrong, and was said
-  2  it could not be done: a disk is missing, in use or not of the pool, the pool is damaged beyond reading, or what was asked for makes no
+  2  it could not be done: a disk that is named is not there, in use or not of the pool, the pool is damaged beyond reading, or what was asked for makes no
      sense. With `--json` standard output is {\"error\": \"...\"} then";
 
 const WRONG: u8 = 1;
@@ -96,11 +96,16 @@ pub(crate) fn run(command: &Command) -> ExitCode {
         Command::Inspect(disks) | Command::Check { disks, .. } | Command::Changes { disks, .. } => disks.json,
         Command::Wipe { .. } => false,
     };
-    eprintln!("basaltd: {error}");
+    tell(&error);
     if json && let Err(error) = print(&json!({ "error": error }), true, "") {
-        eprintln!("basaltd: {}", basalt_telemetry::sentence(&*error));
+        tell(&basalt_telemetry::sentence(&*error));
     }
     ExitCode::from(NOT_DONE)
+}
+
+/// Says what went wrong. If nobody can hear it, the exit code says that something did.
+fn tell(error: &str) {
+    drop(writeln!(std::io::stderr(), "basaltd: {error}"));
 }
 
 /// False: what was to be checked is not in order, and that was said.
@@ -249,7 +254,10 @@ where
     let mut reactor = Reactor::new(Box::new(RealDriver::new()?), &options);
     let handle = reactor.handle();
     let mut disks = Vec::new();
-    for path in paths {
+    for (index, path) in paths.iter().enumerate() {
+        if paths[..index].contains(path) {
+            anyhow::bail!("{} is named twice: name each disk of the pool once", path.display());
+        }
         disks.push(open(&handle, path, read_only)?);
     }
     let future = work(handle.clone(), disks);
@@ -536,5 +544,7 @@ mod tests {
         assert!(look().findings.is_empty());
         let missing = Disks { paths: vec![directory.path().join("nothing")], json: false };
         assert!(attempt(&Command::Inspect(missing)).is_err());
+        let twice = Disks { paths: vec![path.clone(), path.clone()], json: false };
+        assert!(attempt(&Command::Inspect(twice)).unwrap_err().to_string().contains("is named twice"));
     }
 }

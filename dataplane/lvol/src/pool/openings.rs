@@ -1,5 +1,5 @@
 //! Openings: by their count a disk is told from a copy of it that was made before, such as one of a backup that is put in its place.
-//! A pool of one disk has nothing to compare.
+//! A pool of one disk has nothing to compare: what its node remembers tells it.
 //!
 //! The root counts the openings, and says of each member at which it was there last. So does the member itself. The root is written first
 //! with the new count, then the members, then the root once more with what they say. docs/disk-format.md, "Openings".

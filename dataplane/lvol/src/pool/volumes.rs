@@ -301,6 +301,15 @@ impl Pool {
         self.inner.sync().await
     }
 
+    /// Writes a checkpoint although nothing asks for it: copies of the disks that were made before know a lower number from then on
+    /// (`Pool::last_checkpoint`).
+    ///
+    /// # Errors
+    /// The pool takes no change, or none any more.
+    pub async fn outdate_copies(&self) -> Result<(), ReadOnlyReason> {
+        self.inner.checkpoint().await
+    }
+
     /// Gives the pool away: all is written, its journals are empty, and nothing is changed any more. Every volume is removed.
     ///
     /// # Errors
