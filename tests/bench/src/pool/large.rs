@@ -144,7 +144,8 @@ pub(super) fn snapshot_pause(_: &Effort) -> Result<Vec<Line>> {
         })
         .collect();
     let handle = rig.handle.clone();
-    let mut longest = rig.wait(take_snapshots(handle, pool, Rc::clone(&pauses)))?;
+    // The pool stays until the last writes have ended.
+    let mut longest = rig.wait(take_snapshots(handle, pool.clone(), Rc::clone(&pauses)))?;
     for writer in writers {
         rig.wait(writer)?;
     }
