@@ -163,8 +163,7 @@ impl Agent {
             if current.cluster != desired.cluster {
                 return Err(Refused::OtherCluster { given: desired.cluster, own: current.cluster });
             }
-            inner.items.borrow().note_former_disks(current, &mut desired);
-            keep_checkpoints(current, &mut desired);
+            inner.items.borrow().carry_notes(current, &mut desired);
             if *current == desired {
                 inner.note_kept(Ok(()));
                 return Ok(());
@@ -358,14 +357,6 @@ async fn reconcile(inner: Rc<Inner>) {
         if let Some(key) = done {
             inner.items.borrow_mut().ended(&key);
         }
-    }
-}
-
-/// What was noted of pools that stay.
-fn keep_checkpoints(current: &DesiredNode, desired: &mut DesiredNode) {
-    for pool in desired.pools.iter_mut().filter(|pool| pool.id.is_some()) {
-        let same = current.pools.iter().find(|before| before.name == pool.name && before.id == pool.id);
-        pool.checkpoint = same.map_or(0, |before| before.checkpoint);
     }
 }
 

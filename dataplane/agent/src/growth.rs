@@ -8,7 +8,7 @@ use basalt_lvol::{DiskContent, DiskRefusal, GrowError, NewPoolDisk, Pool, PoolDi
 use crate::agent::Inner;
 use crate::desired::{DesiredDisk, DesiredPool};
 use crate::disk_health::DiskWatch;
-use crate::items::{Key, PoolItem};
+use crate::items::PoolItem;
 use crate::pools::{Obstacle, opened};
 use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 
@@ -24,8 +24,8 @@ pub(crate) fn newcomers<'a>(
 }
 
 impl Inner {
-    /// Adds the disks that the pool does not run on yet, one after the other.
-    pub(crate) async fn grow_pool(&self, key: Key, pool: &Pool, wanted: &DesiredPool) {
+    /// Adds the disks that the pool does not run on yet, one after the other. Answers the first problem.
+    pub(crate) async fn grow_pool(&self, pool: &Pool, wanted: &DesiredPool) -> Option<Problem> {
         let disks: Vec<DesiredDisk> = {
             let items = self.items.borrow();
             items
@@ -52,10 +52,7 @@ impl Inner {
                 None => item.disks.push(report),
             }
         }
-        match obstacle {
-            None => self.items.borrow_mut().succeeded(&key),
-            Some(problem) => self.failed(key, problem),
-        }
+        obstacle
     }
 
     /// Opens a disk and makes it one of the pool's: how it is watched from then on, unless its report has a problem.

@@ -240,13 +240,15 @@ impl Items {
         replaced && !known() && !served()
     }
 
-    /// Notes in a new desired state under which paths a pool may still be: it was named there, and was not found elsewhere since.
-    pub(crate) fn note_former_disks(&self, current: &DesiredNode, desired: &mut DesiredNode) {
+    /// Notes in a new desired state what is known of pools that stay: the last checkpoint that was seen, and under which paths one may still
+    /// be: it was named there, and was not found elsewhere since.
+    pub(crate) fn carry_notes(&self, current: &DesiredNode, desired: &mut DesiredNode) {
         for wanted in desired.pools.iter_mut().filter(|pool| pool.id.is_some()) {
             let Some(before) = current.pools.iter().find(|pool| pool.name == wanted.name) else { continue };
             if before.id.is_some() && before.id != wanted.id {
                 continue;
             }
+            wanted.checkpoint = before.checkpoint;
             let named = |path: &str, pool: &DesiredPool| pool.disks.iter().any(|disk| disk.path == path);
             let item = self.pools.get(&wanted.name).filter(|item| item.pool.is_some());
             let found = item.is_some_and(|item| item.watches.iter().all(|watch| named(watch.path(), before)));

@@ -16,7 +16,7 @@ use basalt_reactor::DiskError;
 use crate::agent::Inner;
 use crate::desired::{DesiredNode, DesiredPool};
 use crate::disk_health::DiskWatch;
-use crate::growth::{grow_disks, newcomers};
+use crate::growth::grow_disks;
 use crate::items::{Key, needs_resumption};
 use crate::report::{DiskHealth, DiskReport, Problem, Reason};
 
@@ -106,27 +106,18 @@ impl Inner {
 
     /// Adds to an open pool what it does not have yet: disks, and room for what it keeps for itself.
     async fn complete_pool(&self, key: Key, pool: &Pool, wanted: &DesiredPool) {
-        let grows = {
-            let items = self.items.borrow();
-            items.pools.get(&wanted.name).is_some_and(|item| newcomers(item, wanted).next().is_some())
-        };
-        if grows {
-            self.grow_pool(key.clone(), pool, wanted).await;
-        }
+        let not_grown = self.grow_pool(pool, wanted).await;
         let unallocated = self.allocate(pool).await.err();
-        let mut items = self.items.borrow_mut();
-        if let Some(item) = items.pools.get_mut(&wanted.name) {
-            item.unallocated = unallocated.is_some();
+        {
+            let mut items = self.items.borrow_mut();
+            if let Some(item) = items.pools.get_mut(&wanted.name) {
+                item.unallocated = unallocated.is_some();
+            }
         }
         // A disk that cannot be added is the greater problem.
-        let fails = grows && items.failure(&key).is_some();
-        match unallocated {
-            _ if fails => {}
-            None => items.succeeded(&key),
-            Some(problem) => {
-                drop(items);
-                self.failed(key, problem);
-            }
+        match not_grown.or(unallocated) {
+            None => self.items.borrow_mut().succeeded(&key),
+            Some(problem) => self.failed(key, problem),
         }
     }
 

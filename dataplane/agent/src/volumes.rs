@@ -137,12 +137,8 @@ impl Inner {
             let (is, wanted) = (record.size, wanted.size);
             return conflict(format!("the volume has {is} bytes, wanted are {wanted}; it never shrinks"));
         }
-        let raised = pool.raise(wanted.id, wanted.generation, wanted.epoch).await;
         // A pool that takes no change still serves its volumes: what it has seen stays lower, which harms nobody.
-        match raised {
-            Ok(()) | Err(VolumeError::ReadOnly(_)) => {}
-            Err(error) => return Err(volume_problem(&error).into()),
-        }
+        if_changeable(pool.raise(wanted.id, wanted.generation, wanted.epoch).await)?;
         let misnamed = rename(pool, wanted, record).await.err();
         // What hosts see counts: a growth whose commit failed is in the record and not there yet.
         if is_snapshot || device.info().bytes() == wanted.size {
@@ -208,14 +204,11 @@ async fn protect(pool: &Pool, wanted: &DesiredVolume) -> Result<(), Problem> {
     if record.flags.read_only == wanted.read_only {
         return Ok(());
     }
-    match pool.set_read_only(wanted.id, wanted.read_only).await {
-        Ok(()) => {
-            mark!("agent-volume-protected");
-            Ok(())
-        }
-        Err(VolumeError::ReadOnly(_)) => Ok(()),
-        Err(error) => Err(volume_problem(&error)),
+    let set = pool.set_read_only(wanted.id, wanted.read_only).await;
+    if set.is_ok() {
+        mark!("agent-volume-protected");
     }
+    if_changeable(set)
 }
 
 /// Lets the records on the disks say what people call a volume. In a pool that takes no change they say what it was called before.
@@ -223,12 +216,17 @@ async fn rename(pool: &Pool, wanted: &DesiredVolume, record: &VolumeRecord) -> R
     if record.name == wanted.name {
         return Ok(());
     }
-    match pool.rename(wanted.id, &wanted.name).await {
-        Ok(()) => {
-            mark!("agent-volume-renamed");
-            Ok(())
-        }
-        Err(VolumeError::ReadOnly(_)) => Ok(()),
+    let renamed = pool.rename(wanted.id, &wanted.name).await;
+    if renamed.is_ok() {
+        mark!("agent-volume-renamed");
+    }
+    if_changeable(renamed)
+}
+
+/// What came of a change that may wait until the pool takes changes again.
+fn if_changeable(result: Result<(), VolumeError>) -> Result<(), Problem> {
+    match result {
+        Ok(()) | Err(VolumeError::ReadOnly(_)) => Ok(()),
         Err(error) => Err(volume_problem(&error)),
     }
 }

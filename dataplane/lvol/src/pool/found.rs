@@ -1,5 +1,6 @@
 //! The disks of a pool that is read: opened, told apart, and put to their places.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use basalt_bdev::BlockSize;
@@ -58,15 +59,12 @@ impl FoundDisk {
 
 /// All disks belong to one pool, and each is there once. Of a member and a copy of it from before a later opening, the copy is left out.
 pub(super) fn check_together(found: &mut Vec<FoundDisk>) -> Result<(), ImportError> {
-    let later = |disk: &FoundDisk, found: &[FoundDisk]| {
-        found.iter().any(|other| {
-            other.superblock.disk == disk.superblock.disk
-                && other.superblock.opening > disk.superblock.opening
-        })
-    };
-    let old: Vec<bool> = found.iter().map(|disk| later(disk, found)).collect();
-    let mut old = old.into_iter();
-    found.retain(|_| !old.next().unwrap_or(false));
+    let mut latest = BTreeMap::new();
+    for FoundDisk { superblock, .. } in found.iter() {
+        let opening = latest.entry(superblock.disk).or_insert(0);
+        *opening = superblock.opening.max(*opening);
+    }
+    found.retain(|FoundDisk { superblock, .. }| latest.get(&superblock.disk) == Some(&superblock.opening));
     for (index, disk) in found.iter().enumerate() {
         let pool = found[0].superblock.pool;
         if disk.superblock.pool != pool {
